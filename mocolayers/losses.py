@@ -1,0 +1,143 @@
+"""The three losses: InfoNCE on embeddings, and two ways to bring the stages of two views together.
+
+Plain functions and modules on tensors; nothing here knows about queues, optimisers or training.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of picking each query's own key out of the key and the queue.
+
+    Args:
+        q: (B, D) queries of unit length.
+        k: (B, D) keys of unit length, row i belonging to query i; no gradient should flow into them.
+        queue: (K, D) keys of earlier images, of unit length; K may be 0.
+        temperature: positive number that divides every similarity.
+    Returns:
+        The mean loss, and the (B, 1 + K) logits with the positive in column 0.
+    Source: He et al. 2020, equation 1 (1911.05722).
+    """
+    positive = (q * k).sum(dim=1, keepdim=True)  # (B, 1)
+    negative = q @ queue.T  # (B, K)
+    logits = torch.cat([positive, negative], dim=1) / temperature  # (B, 1 + K)
+    target = torch.zeros(len(q), dtype=torch.long, device=q.device)
+    return F.cross_entropy(logits, target), logits
+
+
+def pool_stage(stage: Tensor, side: int) -> Tensor:
+    """Average-pool a feature map (B, C, H, W) to (B, C, side, side)."""
+    return F.adaptive_avg_pool2d(stage, side)
+
+
+def stage_distance(u: Tensor, v: Tensor, scale_free: bool = False) -> Tensor:
+    """How far two pooled stages are apart.
+
+    Args:
+        u, v: (B, ...) pooled features of the two views.
+        scale_free: compare directions only: every row is brought to unit length, and the squared distance of two
+            rows, 2 - 2 cos, is averaged over the batch. Multiplying u and v by any gain then changes nothing.
+    Returns:
+        The mean of (u - v)^2 over all elements, or the scale-free distance, in [0, 4].
+    """
+    if not scale_free:
+        return F.mse_loss(u, v)
+    u, v = F.normalize(u.flatten(1), dim=1), F.normalize(v.flatten(1), dim=1)  # (B, C * side * side)
+    return (u - v).square().sum(dim=1).mean()
+
+
+class StageMSE(nn.Module):
+    """Weighted sum over stages of the distance between the pooled stages of two views.
+
+    Args:
+        weights: one lambda per stage.
+        pool: side of the average-pooled map per stage.
+        scale_free: see `stage_distance`; the released loss is not scale-free.
+
+    Source: the MSE variant of Kaku, Upadhya and Razavian 2021 (2110.14805).
+    """
+
+    def __init__(self, weights: Sequence[float], pool: Sequence[int], scale_free: bool = False) -> None:
+        super().__init__()
+        self.weights, self.pool, self.scale_free = tuple(weights), tuple(pool), scale_free
+
+    def forward(self, query_stages: Sequence[Tensor], key_stages: Sequence[Tensor]) -> list[Tensor]:
+        """The weighted loss of each stage; add them up for the loss. The key's stages are targets: no gradient."""
+        return [
+            weight * stage_distance(pool_stage(u, side), pool_stage(v.detach(), side), self.scale_free)
+            for u, v, weight, side in zip(query_stages, key_stages, self.weights, self.pool, strict=True)
+        ]
+
+
+def cross_correlation(z_u: Tensor, z_v: Tensor, eps: float = 1e-5) -> Tensor:
+    """(D, D) correlations over the batch between the features of two views, (B, D) each.
+
+    Source: Zbontar et al. 2021, equation 2 (2103.03230), with batch-norm's biased variance and epsilon.
+    """
+    z_u = F.batch_norm(z_u, None, None, training=True, eps=eps)
+    z_v = F.batch_norm(z_v, None, None, training=True, eps=eps)
+    return z_u.T @ z_v / len(z_u)
+
+
+def barlow_terms(correlation: Tensor) -> tuple[Tensor, Tensor]:
+    """The diagonal part, sum_i (C_ii - 1)^2, and the off-diagonal part, sum_{i != j} C_ij^2, of a (D, D) matrix."""
+    diagonal = correlation.diagonal()
+    on = (diagonal - 1).square().sum()
+    off = correlation.square().sum() - diagonal.square().sum()
+    return on, off
+
+
+class StageBarlow(nn.Module):
+    """Weighted sum over stages of the distance from identity of the cross-correlation of projected stages.
+
+    Each stage is averaged over its map, projected by its own multilayer perceptron, standardised over the batch and
+    correlated with the other view's. The projector learns from both views; the key encoder from neither.
+
+    Args:
+        channels: channels of each stage.
+        weights: one lambda per stage.
+        width: width of the projector, and so the side D of the cross-correlation matrix. The matrix has rank at
+            most B - 1: with D far above the batch size B even identical views pay D^2/(B-1) - D off the diagonal.
+        off_diagonal: weight w of the off-diagonal part; 1 as released, 0.0051 in Barlow Twins.
+        scale: the factor s in front of both parts; 1/32 as released.
+
+    Source: the Barlow variant of Kaku, Upadhya and Razavian 2021 (2110.14805), after Zbontar et al. (2103.03230).
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        weights: Sequence[float],
+        width: int,
+        off_diagonal: float = 1.0,
+        scale: float = 1 / 32,
+    ) -> None:
+        super().__init__()
+        self.weights, self.off_diagonal, self.scale = tuple(weights), off_diagonal, scale
+        self.projectors = nn.ModuleList(projector(count, width) for count in channels)
+
+    def forward(self, query_stages: Sequence[Tensor], key_stages: Sequence[Tensor]) -> list[Tensor]:
+        """The weighted loss of each stage; add them up for the loss."""
+        losses = []
+        for u, v, project, weight in zip(query_stages, key_stages, self.projectors, self.weights, strict=True):
+            u, v = u.mean(dim=(2, 3)), v.detach().mean(dim=(2, 3))  # (B, C_l)
+            on, off = barlow_terms(cross_correlation(project(u), project(v)))
+            losses.append(weight * self.scale * (on + self.off_diagonal * off))
+        return losses
+
+
+def projector(channels: int, width: int) -> nn.Sequential:
+    """Three linear layers without bias, batch-norm and ReLU between them: channels -> width -> width -> width."""
+    return nn.Sequential(
+        nn.Linear(channels, width, bias=False),
+        nn.BatchNorm1d(width),
+        nn.ReLU(inplace=True),
+        nn.Linear(width, width, bias=False),
+        nn.BatchNorm1d(width),
+        nn.ReLU(inplace=True),
+        nn.Linear(width, width, bias=False),
+    )

@@ -1,0 +1,236 @@
+"""The training loop: pretrain an encoder by a recipe, watch it, and resume it exactly after any interruption."""
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mocolayers.datasets import MedicalImages
+from mocolayers.encoder import gather_batch_norm_statistics
+from mocolayers.moco import MoCo, MoCoOutput
+from mocolayers.monitors import contrastive_accuracy, effective_rank, gradient_shares, knn_monitor, stage_statistics
+from mocolayers.recipe import Recipe
+from mocolayers.runs import Run, RunError, atomic_write, load_checkpoint, save_weights
+from mocolayers.views import TwoViews, to_float
+
+CHECKPOINT_SECONDS = 30
+
+
+def pretrain(
+    recipe: Recipe,
+    data: MedicalImages,
+    runs_dir: str | Path = "runs",
+    device: str = "auto",
+    progress: bool = True,
+    should_stop: Callable[[int], bool] | None = None,
+) -> Run:
+    """Train by a recipe, or find that it has been trained already.
+
+    Every random choice of a step follows from the seed and the step's number, so a run that was killed goes on from its
+    checkpoint to bit-identical weights (on a CPU with the same number of threads), and all arms of a seed see the same
+    initial weights, the same batches and the same views.
+
+    Args:
+        recipe: what to train; `recipe.preset` makes one.
+        data: the images the recipe was made for.
+        runs_dir: the run is kept in `runs_dir/KEY`.
+        device: "auto", "cpu" or "cuda".
+        progress: show a progress bar.
+        should_stop: called with the number of finished steps; True ends the call with a checkpoint to resume from.
+    Returns:
+        The run; `run.finished` is False only if `should_stop` ended it.
+    Raises:
+        RunError: data that is not the recipe's, a damaged checkpoint, or a loss that is not finite.
+    """
+    if data.fingerprint != recipe.fingerprint:
+        raise RunError(
+            f"the recipe is for {recipe.dataset} {recipe.fingerprint}, the data is {data.fingerprint}: "
+            "make the recipe again from the data set as it is now"
+        )
+    run = Run(recipe, runs_dir)
+    if run.finished:
+        return run
+    run.open()
+    trainer = Trainer(recipe, data, resolve_device(device))
+    if run.checkpoint_file.is_file():
+        trainer.restore(load_checkpoint(run.checkpoint_file), run.checkpoint_file)
+    if recipe.steps == 0:
+        trainer.calibrate()
+    elif not _train(trainer, run, progress, should_stop):
+        return run
+    _write_history(trainer, run)
+    save_weights(trainer.model.encoder_q, run.encoder_file)
+    return run
+
+
+def _train(trainer: "Trainer", run: Run, progress: bool, should_stop) -> bool:
+    recipe, saved = run.recipe, time.monotonic()
+    title = f"{recipe.arm} on {recipe.dataset}, seed {recipe.seed}"
+    with tqdm(total=recipe.steps, initial=trainer.step, desc=title, disable=not progress, mininterval=1) as bar:
+        while trainer.step < recipe.steps:
+            trainer.train_step()
+            bar.update()
+            stop = should_stop is not None and should_stop(trainer.step)
+            if stop or time.monotonic() - saved > CHECKPOINT_SECONDS or trainer.step == recipe.steps:
+                _write_history(trainer, run)
+                atomic_write(run.checkpoint_file, lambda path: torch.save(trainer.state(), path))
+                saved = time.monotonic()
+            if stop and trainer.step < recipe.steps:
+                return False
+    return True
+
+
+def _write_history(trainer: "Trainer", run: Run) -> None:
+    atomic_write(run.history_file, lambda path: pd.DataFrame(trainer.history).to_csv(path, index=False))
+
+
+class Trainer:
+    """Model, optimiser and history of one run in memory; `train_step` does one step.
+
+    Args:
+        recipe: what to train.
+        data: its images; only train and unlabelled rows are trained on.
+        device: where to compute.
+    """
+
+    def __init__(self, recipe: Recipe, data: MedicalImages, device: torch.device) -> None:
+        self.recipe, self.data, self.device = recipe, data, device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            model = MoCo(recipe)
+        self.model = model.to(device, memory_format=torch.channels_last).train()
+        self.views = TwoViews(recipe.views)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.SGD(
+            trained, lr=recipe.lr, momentum=recipe.sgd_momentum, weight_decay=recipe.weight_decay
+        )
+        self.rows = data.pretraining_rows()
+        self.batch = min(recipe.batch, len(self.rows))
+        self.steps_per_epoch = len(self.rows) // self.batch
+        self.half_precision = use_bf16(recipe.precision, device)
+        self.step, self.history, self._order = 0, [], (-1, None)
+
+    def train_step(self) -> MoCoOutput:
+        """One optimiser step on the next batch."""
+        generator = step_generator(self.recipe.seed, self.step)
+        x_q, x_k = self.views(self._images(self._batch_rows()), generator)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.recipe, self.step)
+        with self.autocast():
+            output = self.model(x_q, x_k, generator)
+        monitor = (self.step + 1) % self.recipe.monitor_every == 0 or self.step + 1 == self.recipe.steps
+        row = self._observe(output, monitor) if monitor or self.step % self.recipe.log_every == 0 else None
+        self.optimiser.zero_grad(set_to_none=True)
+        output.loss.backward()
+        self.optimiser.step()
+        self.step += 1
+        if row is not None:
+            if monitor:
+                row["knn_auc"] = knn_monitor(self._encode, self.data)
+            self.history.append(row)
+        return output
+
+    def calibrate(self) -> None:
+        """Fit the batch-norm statistics of an untrained encoder to at most 2,048 training images."""
+        groups = np.array_split(self.rows[:2048], max(1, len(self.rows[:2048]) // 128))
+        gather_batch_norm_statistics(self.model.encoder_q, (to_float(self._images(rows)) for rows in groups))
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """bf16 where it is used, else nothing."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.half_precision else contextlib.nullcontext()
+
+    def state(self) -> dict:
+        """All that a resumed run needs."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "history": self.history,
+        }
+
+    def restore(self, state: dict, source: Path) -> None:
+        """Go on from a checkpoint's state."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise RunError(
+                f"{source} does not fit this recipe ({first}). To start this run again: rm {source}"
+            ) from None
+        self.step, self.history = state["step"], state["history"]
+
+    def _batch_rows(self) -> np.ndarray:
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng((self.recipe.seed, epoch)).permutation(self.rows))
+        return self._order[1][place * self.batch : (place + 1) * self.batch]
+
+    def _images(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.data.images[rows]).to(self.device)
+
+    @torch.no_grad()
+    def _encode(self, rows: np.ndarray) -> np.ndarray:
+        self.model.encoder_q.eval()
+        groups = np.array_split(rows, max(1, len(rows) // 250))
+        features = [self.model.encoder_q(to_float(self._images(group))).embedding.float().cpu() for group in groups]
+        self.model.encoder_q.train()
+        return torch.cat(features).numpy()
+
+    def _observe(self, output: MoCoOutput, monitor: bool) -> dict[str, float]:
+        if not torch.isfinite(output.loss):
+            raise RunError(
+                f"the loss of {self.recipe.arm} is {output.loss.item()} at step {self.step + 1}: training diverged; "
+                "lower lr or stage_weights in the recipe"
+            )
+        row = {
+            "step": self.step + 1,
+            "epoch": self.step / self.steps_per_epoch,
+            "lr": learning_rate(self.recipe, self.step),
+            "loss": output.loss.item(),
+            **{name: term.item() for name, term in output.terms.items()},
+            "contrastive_accuracy": contrastive_accuracy(output.logits),
+            "embedding_std": output.q.std(dim=0).mean().item(),
+            "effective_rank": effective_rank(output.q),
+            **stage_statistics(output),
+        }
+        if monitor and len(output.terms) > 1:
+            row |= gradient_shares(output, list(self.model.encoder_q.parameters()))
+        return row
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The rate for a step, counted from 0: constant, or half a cosine from `lr` to 0."""
+    if recipe.schedule == "constant":
+        return recipe.lr
+    return recipe.lr * 0.5 * (1 + float(np.cos(np.pi * step / recipe.steps)))
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The source of all randomness of one step; the same for every arm."""
+    entropy = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is the first GPU, else the processor."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise RunError(f"device {name!r} was asked for, but torch finds no GPU here; use --device cpu or auto")
+    return torch.device(name)
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """bf16 pays on GPUs and on processors with AVX512-BF16 or AMX; elsewhere it is emulated, and many times slower."""
+    if precision == "auto":
+        return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"precision {precision!r}: choose 'auto', 'fp32' or 'bf16'")
+    return precision == "bf16"

@@ -1,0 +1,239 @@
+"""`Recipe`: every hyper-parameter of one pretraining, and the presets and arms that fill it in."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+ARMS = ("random", "supervised", "moco", "mse", "barlow", "mse-normalized", "barlow-conditioned")
+PRETRAINED_ARMS = tuple(arm for arm in ARMS if arm not in ("random", "supervised"))
+PRESETS = ("smoke", "lesson", "paper")
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a random view of an image is made; a probability or range of 0 switches an augmentation off.
+
+    Attributes:
+        crop: smallest share of the area that a random crop keeps; 1 switches cropping off.
+        ratio: aspect ratios of the crop lie in [1/ratio, ratio].
+        rotation: degrees; the angle is uniform in [-rotation, rotation].
+        hflip, vflip: probabilities of a mirror image.
+        brightness, contrast, saturation, hue: ranges as in torchvision's ColorJitter.
+        jitter: probability of the four together.
+        gray: probability of dropping colour.
+        blur: probability of a Gaussian blur.
+        sigma: range of the blur's standard deviation in pixels.
+    """
+
+    crop: float = 1.0
+    ratio: float = 4 / 3
+    rotation: float = 0.0
+    hflip: float = 0.0
+    vflip: float = 0.0
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    jitter: float = 0.8
+    gray: float = 0.2
+    blur: float = 0.5
+    sigma: tuple[float, float] = (0.1, 2.0)
+
+
+RELEASED_VIEWS = {
+    "chest": Views(rotation=30),
+    "histology": Views(crop=0.4, hflip=0.5),
+    "retina": Views(rotation=30, hflip=0.5),
+}
+
+# At 28 to 64 px a blur of 2 px wipes the image out, and without crops the views are too easy to tell apart.
+LESSON_VIEWS = {
+    "chest": Views(crop=0.4, rotation=10, gray=0, blur=0.5, sigma=(0.1, 0.8)),
+    "histology": Views(crop=0.4, hflip=0.5, vflip=0.5, blur=0.5, sigma=(0.1, 0.8)),
+    "retina": Views(crop=0.4, rotation=30, hflip=0.5, blur=0.5, sigma=(0.1, 0.8)),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a pretraining ends with.
+
+    Attributes:
+        arm: one of `ARMS`; the fields below `arm` say what it means.
+        dataset, fingerprint, channels, side: which images, see `MedicalImages`.
+        seed: initial weights, order of images and every view follow from it and from the step number.
+        layout, width, stem, zero_init_residual: the encoder, see `StagedResNet`.
+        head: "linear" (as released) or "mlp" (MoCo v2) from the embedding to `dim` numbers.
+        queue, momentum, temperature: MoCo's three, see `MoCo`.
+        bn_splits: groups into which a batch is cut for batch-norm, against the leak between query and key.
+        stage_loss: "none", "mse" or "barlow".
+        stage_weights: lambda for each of the four stages.
+        pool, scale_free: for "mse", see `StageMSE`.
+        projector, off_diagonal, scale: for "barlow", see `StageBarlow`.
+        batch, steps, lr, sgd_momentum, weight_decay, schedule: SGD; "cosine" to zero or "constant".
+        precision: "fp32", "bf16", or "auto": bf16 where the processor has instructions for it.
+        monitor_every, log_every: steps between two monitors with kNN and gradient shares, and two rows of history.
+    """
+
+    arm: str
+    dataset: str
+    fingerprint: str
+    channels: int
+    side: int
+    seed: int = 0
+    layout: str = "resnet10"
+    width: int = 16
+    stem: str = "small"
+    zero_init_residual: bool = False
+    head: str = "mlp"
+    dim: int = 128
+    queue: int = 1024
+    momentum: float = 0.996
+    temperature: float = 0.1
+    bn_splits: int = 2
+    stage_loss: str = "none"
+    stage_weights: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    pool: tuple[int, ...] = ()
+    scale_free: bool = False
+    projector: int = 0
+    off_diagonal: float = 1.0
+    scale: float = 1.0
+    views: Views = field(default_factory=Views)
+    batch: int = 128
+    steps: int = 250
+    lr: float = 0.06
+    sgd_momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: str = "cosine"
+    precision: str = "auto"
+    monitor_every: int = 60
+    log_every: int = 10
+
+    @property
+    def key(self) -> str:
+        """Twelve characters that name the run; two recipes share them only if they are equal in every field."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
+
+
+SMALL = {
+    "smoke": {"width": 8, "batch": 64, "steps": 30, "queue": 256, "monitor_every": 15, "log_every": 5},
+    "lesson": {},
+}
+RELEASED = {
+    "layout": "resnet50",
+    "width": 64,
+    "stem": "imagenet",
+    "head": "linear",
+    "queue": 65_536,
+    "momentum": 0.999,
+    "temperature": 0.07,
+    "bn_splits": 1,
+    "lr": 0.03,
+    "weight_decay": 1e-4,
+    "schedule": "constant",
+    "monitor_every": 2_000,
+    "log_every": 100,
+}
+RELEASED_BATCH = {"chest": 16, "histology": 32, "retina": 8}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How encoders are judged; the same for every arm.
+
+    Attributes:
+        fractions: label fractions.
+        subsets: label subsets per seed for linear evaluation below 100%; fine-tuning uses the first.
+        penalties: candidates for the inverse strength C of the logistic regression, chosen on validation.
+        steps, batch, lr: fine-tuning with Adam; the same number of steps at every label fraction.
+        check_every: steps between two looks at validation; the best one is tested.
+        most_validation_rows: validation images per look.
+        resamples: bootstrap resamples of patients for a 95% interval.
+    """
+
+    fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    subsets: int = 3
+    penalties: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0)
+    steps: int = 100
+    batch: int = 32
+    lr: float = 1e-3
+    check_every: int = 20
+    most_validation_rows: int = 500
+    resamples: int = 500
+
+
+EVALUATIONS = {
+    "smoke": Evaluation(subsets=1, steps=10, check_every=5, most_validation_rows=100, resamples=100),
+    "lesson": Evaluation(),
+    # Steps stand in for the released "at most 100 epochs" at batch 16, which is a different length at every fraction.
+    "paper": Evaluation(subsets=5, steps=20_000, batch=16, check_every=500, most_validation_rows=5_000),
+}
+
+
+def preset(name: str, arm: str, data, seed: int = 0, **changes) -> Recipe:
+    """The recipe of an arm on a data set.
+
+    Args:
+        name: "smoke" (seconds), "lesson" (a minute or so on two cores) or "paper" (the released recipe, for GPUs).
+        arm: one of `ARMS`.
+        data: a `MedicalImages`; its size, channels, modality and fingerprint are taken over.
+        seed: see `Recipe`.
+        changes: any field of `Recipe` to set otherwise, e.g. `temperature=0.2`.
+    Raises:
+        ValueError: an unknown preset, arm or field; the message lists the known ones.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
+    if arm not in ARMS:
+        raise ValueError(f"arm {arm!r} is unknown; choose one of {', '.join(ARMS)}")
+    known = {f.name for f in dataclasses.fields(Recipe)}
+    if unknown := set(changes) - known:
+        raise ValueError(f"a recipe has no field {sorted(unknown)[0]!r}; the fields are {', '.join(sorted(known))}")
+    fields = _released(data) if name == "paper" else SMALL[name] | {"views": _views(LESSON_VIEWS, data)}
+    fields = fields | _stage_loss(arm, name)
+    if arm in ("random", "supervised"):
+        fields["steps"] = 0
+    about = {"dataset": data.name, "fingerprint": data.fingerprint, "channels": data.channels, "side": data.side}
+    return Recipe(**{"arm": arm, "seed": seed} | about | fields | changes)
+
+
+def _released(data) -> dict:
+    batch = RELEASED_BATCH.get(data.modality, 32)
+    # The released code counts epochs; its number of epochs is not known, 100 is our choice.
+    steps = 100 * max(1, len(data.pretraining_rows()) // batch)
+    return RELEASED | {"batch": batch, "steps": steps, "views": _views(RELEASED_VIEWS, data)}
+
+
+def _views(table: dict[str, Views], data) -> Views:
+    views = table.get(data.modality, table["chest"])
+    return views if data.channels == 3 else dataclasses.replace(views, saturation=0.0, hue=0.0, gray=0.0)
+
+
+def _stage_loss(arm: str, name: str) -> dict:
+    """What an arm adds to MoCo. The lesson keeps the released pooling relative to the map, and a projector of four
+    batches' width instead of 64 to 256, which two cores can train."""
+    released = name == "paper"
+    pool = (16, 16, 4, 4) if released else (4, 4, 1, 1)
+    arms = {
+        "mse": {"stage_loss": "mse", "stage_weights": (0.25,) * 4, "pool": pool},
+        "mse-normalized": {"stage_loss": "mse", "stage_weights": (0.25,) * 4, "pool": pool, "scale_free": True},
+        "barlow": {
+            "stage_loss": "barlow",
+            "stage_weights": (5e-5,) * 4,
+            "projector": 2048 if released else 512,
+            "off_diagonal": 1.0,
+            "scale": 1 / 32,
+        },
+        "barlow-conditioned": {
+            "stage_loss": "barlow",
+            "stage_weights": (0.01,) * 4,
+            "projector": 128,
+            "off_diagonal": 0.0051,
+            "scale": 1 / 32,
+        },
+    }
+    return arms.get(arm, {})

@@ -1,0 +1,111 @@
+"""Folders of finished and interrupted runs: `runs/KEY/` with recipe, checkpoint, encoder and history."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mocolayers.encoder import StagedResNet
+from mocolayers.moco import build_encoder
+from mocolayers.recipe import Recipe
+
+
+class RunError(Exception):
+    """A run's folder cannot be used; the message names the file and the remedy."""
+
+
+class Run:
+    """One pretraining on disk.
+
+    Args:
+        recipe: what is or was trained; its key names the folder.
+        runs_dir: the folder that holds all runs.
+    """
+
+    def __init__(self, recipe: Recipe, runs_dir: str | Path = "runs") -> None:
+        self.recipe = recipe
+        self.folder = Path(runs_dir) / recipe.key
+        self.encoder_file = self.folder / "encoder.safetensors"
+        self.checkpoint_file = self.folder / "checkpoint.pt"
+        self.history_file = self.folder / "history.csv"
+
+    @property
+    def finished(self) -> bool:
+        """True once the trained encoder stands under its final name."""
+        return self.encoder_file.is_file()
+
+    def open(self) -> None:
+        """Make the folder and write the recipe into it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.folder / "recipe.json", lambda path: path.write_text(self.recipe.to_json() + "\n"))
+
+    def load_encoder(self) -> StagedResNet:
+        """The pretrained query encoder, in evaluation mode.
+
+        Raises:
+            RunError: the run is not finished, or its file is damaged or of another architecture.
+        """
+        encoder = build_encoder(self.recipe)
+        load_weights(encoder, self.encoder_file)
+        return encoder.eval()
+
+    def history(self) -> pd.DataFrame:
+        """One row per logged step; see `pretrain.History` for the columns."""
+        return pd.read_csv(self.history_file)
+
+
+def load_weights(model: torch.nn.Module, path: Path) -> None:
+    """Fill a model from a safetensors file, or say which file does not fit and what to do."""
+    try:
+        model.load_state_dict(load_file(path))
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist: this run is not finished; run pretrain again to resume it") from None
+    except (SafetensorError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise RunError(f"{path} cannot be used ({first}). Delete it and run again: rm {path}") from None
+
+
+def load_checkpoint(path: Path) -> dict:
+    """Read a checkpoint; only tensors and plain values are accepted, never code.
+
+    Raises:
+        RunError: a truncated or foreign file; it is left as it is.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not {"step", "model", "optimiser", "history"} <= set(state):
+            raise ValueError("it is not a checkpoint of this program")
+        return state
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{path} cannot be read ({first}). To start this run again: rm {path}") from None
+
+
+def save_weights(model: torch.nn.Module, path: Path) -> None:
+    """Write a model's state as safetensors, atomically."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    atomic_write(path, lambda temporary: save_file(state, temporary))
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` on a temporary name beside `path`, then rename: a killed program leaves the old file or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def find_runs(runs_dir: str | Path = "runs") -> pd.DataFrame:
+    """A table of the recipes under a folder, one row per run, with its key and whether it is finished."""
+    rows = []
+    for path in sorted(Path(runs_dir).glob("*/recipe.json")):
+        done = (path.parent / "encoder.safetensors").is_file()
+        rows.append({"key": path.parent.name, "finished": done} | json.loads(path.read_text()))
+    return pd.DataFrame(rows)

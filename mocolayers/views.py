@@ -1,0 +1,134 @@
+"""`TwoViews`: two random views of a whole batch of images at once, on the batch's device."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mocolayers.recipe import Views
+
+# Luma weights of ITU-R BT.601, as PIL and torchvision use them to drop colour.
+LUMA = (0.299, 0.587, 0.114)
+
+
+class TwoViews:
+    """Make two independent random views of every image of a batch.
+
+    All randomness comes from the generator passed in, so a step can be repeated exactly. Crop, rotation and mirror are
+    one bilinear resampling; what falls outside the image is black.
+
+    Args:
+        views: which augmentations, and how strong.
+    """
+
+    def __init__(self, views: Views) -> None:
+        self.views = views
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Two views of a batch.
+
+        Args:
+            images: (B, H, W, C) uint8.
+            generator: a CPU generator.
+        Returns:
+            x_q and x_k, (B, C, H, W) float32 in [0, 1] each, channels last in memory.
+        """
+        x = to_float(images)
+        both = random_view(torch.cat([x, x]), self.views, generator)  # (2B, C, H, W)
+        x_q, x_k = both.chunk(2)
+        return x_q, x_k
+
+
+def to_float(images: Tensor) -> Tensor:
+    """(B, H, W, C) uint8 to (B, C, H, W) float32 in [0, 1]; the memory layout stays channels last."""
+    return images.permute(0, 3, 1, 2).to(torch.float32).div(255)
+
+
+def random_view(x: Tensor, views: Views, generator: torch.Generator) -> Tensor:
+    """One random view of each image of a batch (B, C, H, W) in [0, 1]."""
+    x = _resample(x, _geometry(len(x), views, generator).to(x.device))
+    x = _jitter(x, views, generator)
+    if views.gray and x.shape[1] == 3:
+        x = torch.where(_happens(x, views.gray, generator), luma(x), x)
+    if views.blur:
+        x = torch.where(_happens(x, views.blur, generator), gaussian_blur(x, _uniform(x, *views.sigma, generator)), x)
+    return x
+
+
+def luma(x: Tensor) -> Tensor:
+    """(B, 1, H, W) gray value of (B, 3, H, W) colour, or of (B, 1, H, W) itself."""
+    if x.shape[1] == 1:
+        return x
+    weights = torch.tensor(LUMA, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
+    return (x * weights).sum(dim=1, keepdim=True)
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Blur each image of a batch (B, C, H, W) with its own standard deviation in pixels, (B, 1, 1, 1)."""
+    b, c, h, w = x.shape
+    radius = max(1, min(math.ceil(2.5 * float(sigma.max())), (min(h, w) - 1) // 2))
+    offset = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
+    kernel = torch.exp(-0.5 * (offset / sigma.view(b, 1).clamp_min(1e-3)) ** 2)
+    kernel = kernel / kernel.sum(dim=1, keepdim=True)  # (B, 2r + 1)
+    padded = F.pad(x, (radius,) * 4, mode="reflect")
+    rows = sum(kernel[:, i].view(b, 1, 1, 1) * padded[:, :, i : i + h] for i in range(2 * radius + 1))
+    return sum(kernel[:, i].view(b, 1, 1, 1) * rows[..., i : i + w] for i in range(2 * radius + 1))
+
+
+def _geometry(n: int, views: Views, generator: torch.Generator) -> Tensor:
+    """(n, 2, 3) affine maps from the view's coordinates to the image's, both in [-1, 1]."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(n, generator=generator) * (high - low) + low
+
+    area = uniform(views.crop, 1.0)
+    aspect = torch.exp(uniform(-math.log(views.ratio), math.log(views.ratio))) if views.crop < 1 else torch.ones(n)
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    centre_x, centre_y = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
+    angle = uniform(-views.rotation, views.rotation) * math.pi / 180
+    flip_x = 1 - 2 * (uniform(0, 1) < views.hflip).float()
+    flip_y = 1 - 2 * (uniform(0, 1) < views.vflip).float()
+    cos, sin = angle.cos(), angle.sin()
+    top = torch.stack([cos * width * flip_x, -sin * height * flip_y, centre_x], dim=1)
+    bottom = torch.stack([sin * width * flip_x, cos * height * flip_y, centre_y], dim=1)
+    return torch.stack([top, bottom], dim=1)
+
+
+def _resample(x: Tensor, geometry: Tensor) -> Tensor:
+    grid = F.affine_grid(geometry, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def _jitter(x: Tensor, views: Views, generator: torch.Generator) -> Tensor:
+    """Brightness, contrast, saturation, hue, in this order; the same probability for the four together."""
+    if not views.jitter:
+        return x
+    y = x * _uniform(x, 1 - views.brightness, 1 + views.brightness, generator)
+    mean = luma(y).mean(dim=(2, 3), keepdim=True)
+    y = mean + (y - mean) * _uniform(x, 1 - views.contrast, 1 + views.contrast, generator)
+    if x.shape[1] == 3 and (views.saturation or views.hue):
+        gray = luma(y)
+        y = gray + (y - gray) * _uniform(x, 1 - views.saturation, 1 + views.saturation, generator)
+        y = _turn_hue(y, _uniform(x, -views.hue, views.hue, generator))
+    return torch.where(_happens(x, views.jitter, generator), y.clamp(0, 1), x)
+
+
+def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
+    """Turn colours about the gray axis by a share of the full circle, (B, 1, 1, 1), keeping r + g + b.
+
+    A rotation of the RGB cube, three multiplications a pixel, where torchvision goes through HSV.
+    """
+    angle = 2 * math.pi * turn
+    cos, sin = angle.cos(), angle.sin() / math.sqrt(3)
+    mean = x.mean(dim=1, keepdim=True)
+    return mean + cos * (x - mean) + sin * (x.roll(1, dims=1) - x.roll(-1, dims=1))
+
+
+def _uniform(x: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
+    drawn = torch.rand(len(x), generator=generator).view(-1, 1, 1, 1)
+    return (drawn * (high - low) + low).to(x.device)
+
+
+def _happens(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    return (torch.rand(len(x), generator=generator) < probability).view(-1, 1, 1, 1).to(x.device)
