@@ -1,0 +1,61 @@
+"""Breast histopathology (invasive ductal carcinoma) patches: the publisher's tree to the prepared format."""
+
+import re
+
+import numpy as np
+from common import Picture, arguments, finish, need_source, read_images, run, split_by_patient, to_rgb
+from PIL import Image
+
+from mocolayers.datasets import DatasetError
+
+PATCH = 50
+FILE = re.compile(r"(?P<patient>\d+)_idx\d+_x\d+_y\d+_class(?P<label>[01])\.png$")
+CARD = {
+    "title": "Breast histopathology patches (IDC)",
+    "modality": "histology",
+    "task": "binary",
+    "classes": ["no IDC", "IDC"],
+    "source": "Kaggle paultimothymooney/breast-histopathology-images",
+    "licence": "see the Kaggle page",
+    "citation": "Janowczyk and Madabhushi 2016; Cruz-Roa et al. 2014",
+}
+EXAMPLES = """  python data_scripts/breast_histology.py --source ~/IDC_regular_ps50_idx5
+  python data_scripts/breast_histology.py --source ~/IDC_regular_ps50_idx5 --side 48 --name breast_48"""
+
+
+def find(source) -> list[Picture]:
+    """Every patch as PATIENT/0|1/PATIENT_idx5_xX_yY_classC.png; folder and file name must agree."""
+    pictures = []
+    # The full archive holds a second copy of everything in a folder of the archive's own name.
+    for path in sorted(source.glob("*/[01]/*.png")):
+        match = FILE.search(path.name)
+        if not match or match["label"] != path.parent.name or match["patient"] != path.parent.parent.name:
+            raise DatasetError(f"{path}: name and folder disagree; expected PATIENT/C/PATIENT_idx5_xX_yY_classC.png")
+        pictures.append(Picture(path, match["patient"], int(match["label"])))
+    if not pictures:
+        raise DatasetError(f"{source} holds no PATIENT/0|1/*.png; pass the folder that holds the patients' folders")
+    return pictures
+
+
+def to_square(image: Image.Image) -> tuple[Image.Image, str]:
+    """Patches from a slide's edge are smaller: mirror them to 50 x 50, so that no black border gives them away."""
+    image = to_rgb(image)
+    if image.size == (PATCH, PATCH):
+        return image, ""
+    pixels = np.asarray(image)
+    height, width = pixels.shape[:2]
+    pad = ((0, max(0, PATCH - height)), (0, max(0, PATCH - width)), (0, 0))
+    return Image.fromarray(np.pad(pixels, pad, mode="symmetric")[:PATCH, :PATCH]), "edge patches filled by mirroring"
+
+
+def main(args) -> None:
+    pictures = find(need_source(args.source, "one folder per patient"))
+    images, kept, report = read_images(pictures, to_square, args.side, args.skip_bad, args.workers)
+    labels = np.array([picture.label for picture in kept])
+    patients = np.array([picture.patient for picture in kept])
+    split = split_by_patient(patients, labels, args.seed, (0.6, 0.2, 0.2))
+    finish(args, {"images": images, "labels": labels, "patients": patients, "split": split}, CARD, report)
+
+
+if __name__ == "__main__":
+    run(main, arguments(__doc__, "breast_histology", 32, EXAMPLES))

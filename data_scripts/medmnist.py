@@ -1,0 +1,134 @@
+"""MedMNIST v2 sets: the official download, or a local .npz, to the prepared format."""
+
+import hashlib
+import sys
+import tempfile
+from pathlib import Path
+
+# This file has the package's name: without its folder on the path, `import medmnist` finds the package.
+HERE = str(Path(__file__).resolve().parent)
+sys.path = [place for place in sys.path if str(Path(place or ".").resolve()) != HERE]
+import medmnist  # noqa: E402
+from medmnist import INFO  # noqa: E402
+
+sys.path.insert(0, HERE)
+
+import numpy as np  # noqa: E402
+from common import arguments, finish, pixel_hashes, run  # noqa: E402
+
+from mocolayers.datasets import DatasetError  # noqa: E402
+
+MODALITY = {
+    "chestmnist": "chest",
+    "pneumoniamnist": "chest",
+    "retinamnist": "retina",
+    "pathmnist": "histology",
+    "breastmnist": "ultrasound",
+}
+TASK = {
+    "binary-class": "binary",
+    "multi-label, binary-class": "multilabel",
+    "ordinal-regression": "ordinal",
+    "multi-class": "multiclass",
+}
+CITATION = "Yang et al., MedMNIST v2, Scientific Data 10, 2023"
+EXAMPLES = """  python data_scripts/medmnist.py pneumoniamnist
+  python data_scripts/medmnist.py retinamnist --side 64 --name retinamnist_64
+  python data_scripts/medmnist.py pneumoniamnist --source pneumoniamnist.npz --allow-unverified"""
+
+
+def official_md5(name: str, side: int) -> str:
+    """The md5 that the medmnist package gives for the file of this size."""
+    key = "MD5" if side == 28 else f"MD5_{side}"
+    if key not in INFO[name]:
+        raise DatasetError(f"{name} is published at 28, 64, 128 and 224 px, not at {side}; pass --side 28")
+    return INFO[name][key]
+
+
+def fetch(name: str, side: int, folder: Path) -> Path:
+    """Let the medmnist package download the official file."""
+    try:
+        maker = getattr(medmnist, INFO[name]["python_class"])
+        maker(split="train", download=True, size=side, root=str(folder))
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise DatasetError(
+            f"{name} could not be downloaded ({first}); fetch the .npz elsewhere and pass --source FILE.npz"
+        ) from None
+    return folder / (f"{name}.npz" if side == 28 else f"{name}_{side}.npz")
+
+
+def verified(path: Path, name: str, side: int, allow: bool) -> bool:
+    """True if the file's md5 is the official one; False if it is not and that was allowed."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found == official_md5(name, side):
+        return True
+    if not allow:
+        raise DatasetError(
+            f"{path}: its md5 is {found}, the official {name} has {official_md5(name, side)}; "
+            "download it again, or pass --allow-unverified if you trust this file"
+        )
+    print(f"warning: {path} is not the official file (md5 {found}); the card says so")
+    return False
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Images (N, H, W, C), labels and split codes of the three splits in a row."""
+    try:
+        with np.load(path) as file:
+            images = np.concatenate([file[f"{split}_images"] for split in ("train", "val", "test")])
+            labels = np.concatenate([file[f"{split}_labels"] for split in ("train", "val", "test")])
+            sizes = [len(file[f"{split}_labels"]) for split in ("train", "val", "test")]
+    except (OSError, ValueError, KeyError) as error:
+        raise DatasetError(
+            f"{path}: {error}; it should hold train_images, train_labels, val_... and test_..."
+        ) from None
+    images = images[..., None] if images.ndim == 3 else images
+    return {"images": images, "labels": labels, "split": np.repeat(np.arange(3, dtype=np.uint8), sizes)}
+
+
+def without_copies(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
+    """Leave out training and validation copies of pictures that are held out, and give equal pictures one patient.
+
+    MedMNIST publishes no patients; equal pixels are the one thing that can be known to belong together.
+    """
+    split = arrays["split"]
+    names, member = np.unique(pixel_hashes(arrays["images"]), return_inverse=True)
+    highest = np.zeros(len(names), split.dtype)
+    np.maximum.at(highest, member, split)
+    keep = split == highest[member]
+    return {name: array[keep] for name, array in (arrays | {"patients": member}).items()}, int((~keep).sum())
+
+
+def main(args) -> None:
+    name, info = args.set, INFO[args.set]
+    args.name = args.name or name
+    with tempfile.TemporaryDirectory() as folder:
+        if args.source and not args.source.is_file():
+            raise DatasetError(f"{args.source} does not exist; --source wants the .npz file of {name}")
+        path = args.source or fetch(name, args.side, Path(folder))
+        sure = verified(path, name, args.side, args.allow_unverified)
+        arrays, left_out = without_copies(read(path))
+    if arrays["images"].shape[1] != args.side:
+        raise DatasetError(f"{path} holds images of {arrays['images'].shape[1]} px; pass --side for that size")
+    task = TASK[info["task"]]
+    arrays["labels"] = arrays["labels"].astype(np.uint8) if task == "multilabel" else arrays["labels"].reshape(-1)
+    card = {
+        "title": info["python_class"],
+        "modality": MODALITY[name],
+        "task": task,
+        "classes": [info["label"][key] for key in sorted(info["label"], key=int)],
+        "source": "MedMNIST v2",
+        "licence": info["license"],
+        "citation": CITATION,
+        "verified": sure,
+    }
+    finish(args, arrays, card, {"copies_left_out": left_out})
+
+
+if __name__ == "__main__":
+    parser = arguments(__doc__, "", 28, EXAMPLES)
+    parser.add_argument("set", choices=sorted(MODALITY), help="which MedMNIST set")
+    parser.add_argument("--allow-unverified", action="store_true", help="accept a --source whose md5 is not official")
+    run(main, parser)

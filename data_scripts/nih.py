@@ -1,0 +1,115 @@
+"""NIH ChestX-ray14: the publisher's tree (Data_Entry_2017.csv, images_*/images/*.png) to the prepared format."""
+
+from pathlib import Path
+
+import numpy as np
+from common import (
+    Picture,
+    arguments,
+    finish,
+    inside,
+    need_source,
+    read_images,
+    read_table,
+    run,
+    split_by_patient,
+    to_gray,
+)
+
+from mocolayers.datasets import UNLABELLED, DatasetError
+
+FINDINGS = [
+    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
+    "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
+]  # fmt: skip
+LISTS = ("train_list.txt", "val_list.txt", "test_list.txt")
+CARD = {
+    "title": "NIH ChestX-ray14",
+    "modality": "chest",
+    "source": "Kaggle nih-chest-xrays/data, from the NIH Clinical Center",
+    "licence": "free to use with credit to the NIH Clinical Center",
+    "citation": "Wang et al., ChestX-ray8, CVPR 2017",
+}
+EXAMPLES = """  python data_scripts/nih.py --source ~/nih
+  python data_scripts/nih.py --source ~/nih --task finding --side 128 --name nih_finding
+  python data_scripts/nih.py --source ~/nih_small --unlabelled ~/nih_more      (the second for pretraining only)"""
+
+
+def find(source: Path) -> list[Picture]:
+    """Every image of the table that names its findings and its patient."""
+    table = read_table(source / "Data_Entry_2017.csv", ["Image Index", "Finding Labels", "Patient ID"])
+    files = {path.name: path for path in source.glob("images*/**/*.png")}
+    pictures = []
+    for name, findings, patient in zip(table["Image Index"], table["Finding Labels"], table["Patient ID"], strict=True):
+        inside(source, name)
+        if name not in files:
+            raise DatasetError(f"{source / 'Data_Entry_2017.csv'} names {name}, which is not under {source}/images*/")
+        shown = set(findings.split("|"))
+        if unknown := shown - set(FINDINGS) - {"No Finding"}:
+            raise DatasetError(
+                f"{source / 'Data_Entry_2017.csv'}: {name} has an unknown finding {sorted(unknown)[0]!r}"
+            )
+        pictures.append(Picture(files[name], str(int(patient)), [int(f in shown) for f in FINDINGS]))
+    return pictures
+
+
+def listed_splits(folder: Path, pictures: list[Picture]) -> np.ndarray | None:
+    """Split codes from the three lists in a folder, or None where there are none."""
+    if not all((folder / name).is_file() for name in LISTS):
+        return None
+    code = {}
+    for number, name in enumerate(LISTS):
+        for line in (folder / name).read_text(encoding="utf-8").split("\n"):
+            if line.strip():
+                code[line.split()[0]] = number
+    missing = [picture.path.name for picture in pictures if picture.path.name not in code]
+    if missing:
+        raise DatasetError(f"{folder}: {missing[0]} stands in none of {', '.join(LISTS)}")
+    return np.array([code[picture.path.name] for picture in pictures], np.uint8)
+
+
+def unlabelled(source: Path, known: list[Picture], split: np.ndarray) -> list[Picture]:
+    """Images of a second tree for pretraining: none that the first tree holds, no patient that is judged."""
+    files = {picture.path.name for picture in known}
+    judged = {picture.patient for picture, code in zip(known, split, strict=True) if code in (1, 2)}
+    more = [p for p in find(source) if p.path.name not in files and p.patient not in judged]
+    for picture in more:
+        picture.split = UNLABELLED
+    return more
+
+
+def plain(image):
+    return to_gray(image), f"{image.mode} images turned gray" if image.mode != "L" else ""
+
+
+def main(args) -> None:
+    source = need_source(args.source, "Data_Entry_2017.csv and images_*/")
+    pictures = find(source)
+    patients = np.array([picture.patient for picture in pictures])
+    split = listed_splits(args.splits or source, pictures)
+    if split is None:
+        split = split_by_patient(patients, [any(picture.label) for picture in pictures], args.seed)
+    for picture, code in zip(pictures, split, strict=True):
+        picture.split = int(code)
+    if args.unlabelled:
+        pictures += unlabelled(need_source(args.unlabelled, "a second NIH tree"), pictures, split)
+    images, kept, report = read_images(pictures, plain, args.side, args.skip_bad, args.workers)
+    labels = np.array([picture.label for picture in kept], np.uint8)
+    task = {"task": "multilabel", "classes": FINDINGS}
+    if args.task == "finding":
+        labels, task = labels.any(axis=1).astype(np.uint8), {"task": "binary", "classes": ["no finding", "finding"]}
+    arrays = {
+        "images": images,
+        "labels": labels,
+        "patients": np.array([picture.patient for picture in kept]),
+        "split": np.array([picture.split for picture in kept], np.uint8),
+    }
+    finish(args, arrays, CARD | task, report)
+
+
+if __name__ == "__main__":
+    parser = arguments(__doc__, "nih", 64, EXAMPLES)
+    parser.add_argument("--task", choices=("labels", "finding"), default="labels", help="14 labels, or finding or none")
+    parser.add_argument("--splits", type=Path, help=f"folder with {', '.join(LISTS)}; else the source, else by seed")
+    parser.add_argument("--unlabelled", type=Path, help="a second NIH tree, used for pretraining only")
+    run(main, parser)
