@@ -6,7 +6,7 @@ import numpy as np
 from common import Picture, arguments, finish, need_source, read_images, run, split_by_patient, to_rgb
 from PIL import Image
 
-from mocolayers.datasets import DatasetError
+from mocolayers.errors import DatasetError
 
 PATCH = 50
 FILE = re.compile(r"(?P<patient>\d+)_idx\d+_x\d+_y\d+_class(?P<label>[01])\.png$")

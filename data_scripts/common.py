@@ -13,7 +13,8 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from mocolayers.datasets import SPLITS, DatasetError, data_folder, save_prepared
+from mocolayers.datasets import SPLITS, data_folder, save_prepared
+from mocolayers.errors import DatasetError
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
 

@@ -16,7 +16,7 @@ sys.path.insert(0, HERE)
 import numpy as np  # noqa: E402
 from common import arguments, finish, pixel_hashes, run  # noqa: E402
 
-from mocolayers.datasets import DatasetError  # noqa: E402
+from mocolayers.errors import DatasetError  # noqa: E402
 
 MODALITY = {
     "chestmnist": "chest",

@@ -16,7 +16,8 @@ from common import (
     to_gray,
 )
 
-from mocolayers.datasets import UNLABELLED, DatasetError
+from mocolayers.datasets import UNLABELLED
+from mocolayers.errors import DatasetError
 
 FINDINGS = [
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",

@@ -1,4 +1,4 @@
-"""Diabetic retinopathy: EyePACS (trainLabels.csv, train/ID_left.jpeg) or IDRiD (train/, test/) to the prepared format."""
+"""Diabetic retinopathy, EyePACS (trainLabels.csv, train/) or IDRiD (train/, test/), to the prepared format."""
 
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from common import (
 from PIL import Image
 from scipy import ndimage
 
-from mocolayers.datasets import TEST, DatasetError
+from mocolayers.datasets import TEST
+from mocolayers.errors import DatasetError
 
 REFERABLE = 2
 EYEPACS = {

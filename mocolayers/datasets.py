@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mocolayers.errors import DatasetError
+
 TRAIN, VAL, TEST, UNLABELLED = 0, 1, 2, 3
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST, "unlabelled": UNLABELLED}
 TASKS = ("binary", "multilabel", "ordinal", "multiclass")
@@ -29,10 +31,6 @@ REBUILD = (
     | {name: f"medmnist.py {name}" for name in MEDMNIST}
     | {name: f"{name}.py --source PATH" for name in ("nih", "breast_histology", "retina")}
 )
-
-
-class DatasetError(Exception):
-    """A prepared data set is missing, damaged or unfit for what was asked; the message names the remedy."""
 
 
 @dataclass(frozen=True)

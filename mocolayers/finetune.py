@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from mocolayers.datasets import MedicalImages, class_matrix, label_subset
 from mocolayers.encoder import StagedResNet
+from mocolayers.files import atomic_write
 from mocolayers.metrics import macro_auc, patient_bootstrap, scores
 from mocolayers.pretrain import resolve_device, step_generator
 from mocolayers.recipe import Evaluation, Views
-from mocolayers.runs import Run, atomic_write, save_weights
+from mocolayers.runs import Run, save_weights
 from mocolayers.views import random_view, to_float
 
 MODES = ("linear", "finetune")

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.stats import rankdata
 from sklearn.metrics import cohen_kappa_score, f1_score
 
-from mocolayers.datasets import DatasetError
+from mocolayers.errors import DatasetError
 
 
 def macro_auc(classes: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

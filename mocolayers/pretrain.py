@@ -13,10 +13,12 @@ from tqdm.auto import tqdm
 
 from mocolayers.datasets import MedicalImages
 from mocolayers.encoder import gather_batch_norm_statistics
+from mocolayers.errors import RunError
+from mocolayers.files import atomic_write
 from mocolayers.moco import MoCo, MoCoOutput
 from mocolayers.monitors import contrastive_accuracy, effective_rank, gradient_shares, knn_monitor, stage_statistics
 from mocolayers.recipe import Recipe
-from mocolayers.runs import Run, RunError, atomic_write, load_checkpoint, save_weights
+from mocolayers.runs import Run, load_checkpoint, save_weights
 from mocolayers.views import TwoViews, to_float
 
 CHECKPOINT_SECONDS = 30

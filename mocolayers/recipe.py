@@ -101,13 +101,13 @@ class Recipe:
     scale: float = 1.0
     views: Views = field(default_factory=Views)
     batch: int = 128
-    steps: int = 250
+    steps: int = 200
     lr: float = 0.06
     sgd_momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "cosine"
     precision: str = "auto"
-    monitor_every: int = 60
+    monitor_every: int = 50
     log_every: int = 10
 
     @property
@@ -156,13 +156,13 @@ class Evaluation:
     """
 
     fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
-    subsets: int = 3
+    subsets: int = 5
     penalties: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0)
-    steps: int = 100
+    steps: int = 60
     batch: int = 32
     lr: float = 1e-3
-    check_every: int = 20
-    most_validation_rows: int = 500
+    check_every: int = 15
+    most_validation_rows: int = 300
     resamples: int = 500
 
 

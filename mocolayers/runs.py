@@ -1,8 +1,6 @@
 """Folders of finished and interrupted runs: `runs/KEY/` with recipe, checkpoint, encoder and history."""
 
 import json
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -11,12 +9,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mocolayers.encoder import StagedResNet
+from mocolayers.errors import RunError
+from mocolayers.files import atomic_write
 from mocolayers.moco import build_encoder
 from mocolayers.recipe import Recipe
-
-
-class RunError(Exception):
-    """A run's folder cannot be used; the message names the file and the remedy."""
 
 
 class Run:
@@ -90,16 +86,6 @@ def save_weights(model: torch.nn.Module, path: Path) -> None:
     """Write a model's state as safetensors, atomically."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     atomic_write(path, lambda temporary: save_file(state, temporary))
-
-
-def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a temporary name beside `path`, then rename: a killed program leaves the old file or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def find_runs(runs_dir: str | Path = "runs") -> pd.DataFrame:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from mocolayers.datasets import MedicalImages, load
+from mocolayers.files import atomic_write
 from mocolayers.finetune import encode_splits, evaluate
 from mocolayers.pretrain import pretrain
 from mocolayers.recipe import ARMS, EVALUATIONS, Evaluation, preset
-from mocolayers.runs import Run, atomic_write
+from mocolayers.runs import Run
 
 COLUMNS = ("dataset", "arm", "fraction", "seed", "subset", "mode", "labels", "auc", "low", "high", "f1", "kappa")
 
@@ -49,8 +51,9 @@ def run_cell(dataset: str, arm: str, seed: int, preset_name: str, runs_dir: str,
     if threads:
         torch.set_num_threads(threads)
     data = load(dataset)
-    run = pretrain(preset(preset_name, arm, data, seed), data, runs_dir, progress=False)
-    return judge(run, data, EVALUATIONS[preset_name])
+    with threadpool_limits(threads):
+        run = pretrain(preset(preset_name, arm, data, seed), data, runs_dir, progress=False)
+        return judge(run, data, EVALUATIONS[preset_name])
 
 
 def sweep(

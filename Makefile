@@ -1,0 +1,36 @@
+PYTHON  ?= $(shell command -v python3.11 || command -v python3)
+PRESET  ?= lesson
+DATASET ?= chest_phantom
+SEED    ?= 0
+PY      := .venv/bin/python
+READY   := .venv/.ready
+
+.PHONY: help run lab test bench results
+help: ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  PYTHON=python3.11"
+
+run: $(READY) ## execute the notebook series; pages in executed/index.html
+	$(PY) -m mocolayers series --preset $(PRESET) --dataset $(DATASET) --seed $(SEED)
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	$(PY) -m jupyterlab notebooks
+
+test: $(READY) ## style, unit tests, and every notebook at the smoke preset
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest
+
+bench: $(READY) ## speed, side by side, into results/bench.md
+	$(PY) tests/benchmarks/bench.py
+
+results: $(READY) ## train and judge all arms on the prepared real data sets; table and figure of the README
+	$(PY) -m mocolayers results --preset $(PRESET)
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up .venv (PyTorch is large: some minutes the first time) ..."
+	@$(PYTHON) -m venv .venv
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $(READY)

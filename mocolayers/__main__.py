@@ -1,0 +1,139 @@
+"""The command line: `python -m mocolayers pretrain | finetune | series | results`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mocolayers import series
+from mocolayers.errors import DatasetError, RunError
+from mocolayers.recipe import ARMS, EVALUATIONS, PRESETS, preset
+
+EXAMPLES = {
+    "pretrain": """  python -m mocolayers pretrain --dataset pneumoniamnist --arm mse
+  python -m mocolayers pretrain --dataset nih --arm barlow --seed 3 --set lr=0.03 steps=1000""",
+    "finetune": """  python -m mocolayers finetune --dataset pneumoniamnist --arm mse --fraction 0.01 0.1
+  python -m mocolayers finetune --dataset pneumoniamnist --arm mse --mode linear""",
+    "results": """  python -m mocolayers results
+  python -m mocolayers results --dataset pneumoniamnist --seed 0 1 2 3 4 --jobs 2
+  python -m mocolayers results --only-write""",
+}
+REAL = ["pneumoniamnist", "breast_histology", "nih", "retina"]
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one command; an error a person can mend becomes one line and exit code 1."""
+    args = build_parser().parse_args(words)
+    try:
+        return args.run(args)
+    except (DatasetError, RunError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with its four commands."""
+    parser = argparse.ArgumentParser(prog="python -m mocolayers", description="MoCo with intermediate-layer losses")
+    commands = parser.add_subparsers(dest="command", required=True)
+    series_text = "execute the notebook series with papermill"
+    command = commands.add_parser("series", help=series_text, description=series_text)
+    series.add_arguments(command)
+    command.set_defaults(run=series.main)
+
+    command = _add(commands, "pretrain", "pretrain one arm on one data set; a killed run is resumed", run_pretrain)
+    _about_a_run(command)
+
+    command = _add(commands, "finetune", "judge a pretrained arm at label fractions", run_finetune)
+    _about_a_run(command)
+    command.add_argument(
+        "--mode", choices=("linear", "finetune"), default="finetune", help="what is trained (finetune)"
+    )
+    command.add_argument("--fraction", nargs="+", type=float, help="label fractions in (0, 1]; default: the preset's")
+
+    command = _add(commands, "results", "run the whole grid, then write results/ and the README's table", run_results)
+    command.add_argument("--dataset", nargs="+", default=REAL, help=f"prepared data sets ({' '.join(REAL)})")
+    command.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2], help="seeds (0 1 2)")
+    command.add_argument("--arm", nargs="+", choices=ARMS, default=list(ARMS), help="arms (all)")
+    command.add_argument("--preset", choices=PRESETS, default="lesson", help="size of the runs (lesson)")
+    command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (runs)")
+    command.add_argument("--jobs", type=int, help="processes (one per core)")
+    command.add_argument("--only-write", action="store_true", help="train nothing: README from results/*.csv as it is")
+    return parser
+
+
+def _add(commands, name: str, text: str, run) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"examples:\n{EXAMPLES[name]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _about_a_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dataset", default="auto", help="prepared data set (auto)")
+    command.add_argument("--arm", choices=ARMS, default="moco", help="what is trained (moco)")
+    command.add_argument("--preset", choices=PRESETS, default="lesson", help="size of the run (lesson)")
+    command.add_argument("--seed", type=int, default=0, help="seed (0)")
+    command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (runs)")
+    command.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    command.add_argument("--set", nargs="+", default=[], metavar="FIELD=NUMBER", help="change fields of the recipe")
+
+
+def run_pretrain(args: argparse.Namespace) -> int:
+    """Pretrain, or find that it is done, and say where the run is."""
+    run, _ = _pretrained(args)
+    print(f"{run.folder}: {run.recipe.arm} on {run.recipe.dataset}, seed {run.recipe.seed}")
+    return 0
+
+
+def run_finetune(args: argparse.Namespace) -> int:
+    """Pretrain if need be, judge, and print one line per label fraction."""
+    from mocolayers.finetune import evaluate
+
+    run, data = _pretrained(args)
+    plan = EVALUATIONS[args.preset]
+    for fraction in args.fraction or plan.fractions:
+        row = evaluate(run, data, args.mode, fraction, 0, plan, args.device)
+        interval = f"{row['low']:.3f} to {row['high']:.3f}"
+        print(f"{args.mode} {fraction:g} ({row['labels']} labels): AUC {row['auc']:.3f}, 95% interval {interval}")
+    return 0
+
+
+def run_results(args: argparse.Namespace) -> int:
+    """The grid behind the README, and the README's section made from its table."""
+    from mocolayers import report
+    from mocolayers.sweep import sweep, write_table
+
+    path = series.HOME / "results" / "low_label.csv"
+    if not args.only_write:
+        write_table(sweep(args.dataset, args.seed, args.preset, tuple(args.arm), args.runs_dir, args.jobs), path)
+    report.write_readme(path, series.HOME / "README.md")
+    print(f"{path}, results/low_label.png and the table in README.md are written")
+    return 0
+
+
+def _pretrained(args: argparse.Namespace):
+    from mocolayers.datasets import load
+    from mocolayers.pretrain import pretrain
+
+    data = load(args.dataset)
+    recipe = preset(args.preset, args.arm, data, args.seed, **_changes(args.set))
+    return pretrain(recipe, data, args.runs_dir, args.device), data
+
+
+def _changes(words: list[str]) -> dict[str, float]:
+    changes = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            changes[name] = float(value) if "." in value or "e" in value else int(value)
+        except ValueError:
+            raise ValueError(f"--set {word}: write FIELD=NUMBER, for example lr=0.03") from None
+    return changes
+
+
+if __name__ == "__main__":
+    sys.exit(main())
