@@ -226,7 +226,7 @@ def _patient_order(classes: np.ndarray, patients: np.ndarray, seed: int) -> tupl
 def _choose(root: Path) -> str:
     for name in AUTO_ORDER:
         if (root / name / "card.json").is_file():
-            print(f'load("auto"): {name}, the first real data set prepared in {root}')
+            print(f'load("auto"): {name}, the first real data set that is prepared')
             return name
     try:
         _make("pneumoniamnist", root)

@@ -88,10 +88,10 @@ def numbered_notebooks(prefixes: list[str] | None = None, folder: Path = HOME / 
 
 def _run_cell(cell: Cell, notebook: Path, values: dict, folder: Path, force: bool) -> Cell:
     target, stamp = folder / notebook.name, folder / f"{notebook.stem}.json"
-    wanted = fingerprint(notebook, values)
+    code = code_fingerprint(notebook, values)
     if not force and target.is_file() and stamp.is_file():
         before = json.loads(stamp.read_text())
-        if before["fingerprint"] == wanted:
+        if before["fingerprint"] == code + data_fingerprint(values["DATASET"]):
             return Cell(**before["cell"] | {"status": "skipped"})
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{cell.dataset} {cell.preset} seed {cell.seed}: {cell.notebook} ...", flush=True)
@@ -101,8 +101,9 @@ def _run_cell(cell: Cell, notebook: Path, values: dict, folder: Path, force: boo
     cell.seconds, cell.megabytes = round(time.perf_counter() - started, 1), memory.megabytes
     cell.status = "failed" if cell.error else "done"
     print(f"  {cell.status} in {cell.seconds:.0f} s, {cell.megabytes} MB  {cell.error}".rstrip(), flush=True)
-    # The notebook may have made its data set, and the fingerprint covers the data.
-    record = {"fingerprint": "" if cell.error else fingerprint(notebook, values), "cell": asdict(cell)}
+    # The code as it was when the notebook started; the data as they are now, for the notebook may have made them.
+    done = code + data_fingerprint(values["DATASET"])
+    record = {"fingerprint": "" if cell.error else done, "cell": asdict(cell)}
     atomic_write(stamp, lambda path: path.write_text(json.dumps(record, indent=1)))
     return cell
 
@@ -116,16 +117,23 @@ def _execute(notebook: Path, target: Path, values: dict) -> str:
     failed.unlink(missing_ok=True)
     try:
         papermill.execute_notebook(
-            notebook, work, values, kernel_name="python3", cwd=HOME, progress_bar=False, log_output=False
+            notebook,
+            work,
+            values,
+            kernel_name="python3",
+            cwd=notebook.parent,
+            progress_bar=False,
+            log_output=False,
+            extra_arguments=["--log-level=ERROR"],
         )
+        os.replace(work, target)
+        write_html(target)
     except Exception as error:
         if work.is_file():
             os.replace(work, failed)
         if isinstance(error, papermill.PapermillExecutionError):
             return f"{error.ename}: {error.evalue}".splitlines()[0]
         return f"{type(error).__name__}: {error}".splitlines()[0]
-    os.replace(work, target)
-    write_html(target)
     return ""
 
 
@@ -141,12 +149,21 @@ def write_html(notebook: Path) -> Path:
 
 def fingerprint(notebook: Path, values: dict) -> str:
     """Changes with the notebook's source cells, its parameters, the module's code and the prepared data."""
+    return code_fingerprint(notebook, values) + data_fingerprint(values["DATASET"])
+
+
+def code_fingerprint(notebook: Path, values: dict) -> str:
+    """The part that a notebook cannot change while it runs."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     parts = [json.dumps([[cell["cell_type"], cell["source"]] for cell in cells]), json.dumps(values, sort_keys=True)]
     parts += [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]
-    card = data_folder() / values["DATASET"] / "card.json"
-    parts.append(card.read_text(encoding="utf-8") if card.is_file() else "")
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def data_fingerprint(dataset: str) -> str:
+    """Changes with the prepared data set; for "auto" with any of them, since another one may be chosen."""
+    cards = sorted(data_folder().glob("*/card.json" if dataset == "auto" else f"{dataset}/card.json"))
+    return hashlib.sha256("\0".join(card.read_text(encoding="utf-8") for card in cards).encode()).hexdigest()[:16]
 
 
 class PeakMemory:

@@ -1,0 +1,165 @@
+"""From the raw rows of the results to what is said of them: means, intervals, paired differences, the README."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from mocolayers.files import atomic_write
+from mocolayers.plots import forest
+from mocolayers.recipe import ARMS
+
+BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
+CELL = ["dataset", "mode", "fraction"]
+
+
+def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
+    """One AUC per data set, mode, fraction, arm and seed: the mean over that seed's label subsets."""
+    return rows.groupby([*CELL, "arm", "seed"], as_index=False).agg(auc=("auc", "mean"), labels=("labels", "mean"))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95% Student-t interval of the mean over seeds; NaN below two seeds."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Mean AUC and interval per data set, mode, fraction and arm.
+
+    With several seeds the interval is over seeds, each with its own initial weights and label subsets. With one seed
+    it is the mean of that seed's patient-bootstrap intervals, which know nothing of either.
+    """
+    found = []
+    for key, group in by_seed(rows).groupby([*CELL, "arm"]):
+        low, high = interval(group["auc"])
+        if len(group) < 2:
+            same = rows[(rows[[*CELL, "arm"]] == list(key)).all(axis=1)]
+            low, high = same["low"].mean(), same["high"].mean()
+        about = dict(zip([*CELL, "arm"], key, strict=True))
+        found.append(about | {"auc": group["auc"].mean(), "low": low, "high": high, "seeds": len(group)})
+    table = pd.DataFrame(found)
+    return table.sort_values([*CELL, "arm"], key=lambda c: c.map(ARMS.index) if c.name == "arm" else c)
+
+
+def paired_differences(rows: pd.DataFrame, base: str = "moco") -> pd.DataFrame:
+    """AUC of each arm minus that of `base` on the same seeds and label subsets: mean, interval over seeds, wins."""
+    wide = by_seed(rows).pivot_table(index=[*CELL, "seed"], columns="arm", values="auc")
+    found = []
+    for key, group in wide.groupby(CELL):
+        for arm in group.columns.drop(base, errors="ignore"):
+            gain = (group[arm] - group[base]).dropna().to_numpy() if base in group else np.array([])
+            if not len(gain):
+                continue
+            low, high = interval(gain)
+            about = dict(zip(CELL, key, strict=True)) | {
+                "arm": arm,
+                "difference": gain.mean(),
+                "low": low,
+                "high": high,
+            }
+            found.append(about | {"wins": int((gain > 0).sum()), "seeds": len(gain)})
+    return pd.DataFrame(found)
+
+
+def across_datasets(rows: pd.DataFrame, base: str = "moco") -> pd.DataFrame:
+    """Paired differences averaged over data sets first, then over seeds: one row per mode, fraction and arm.
+
+    Only seeds that an arm has on every data set count, so that no data set weighs more than another.
+    """
+    wide = by_seed(rows).pivot_table(index=["mode", "fraction", "arm", "seed"], columns="dataset", values="auc")
+    mean = wide.dropna().mean(axis=1).rename("auc").reset_index()
+    return paired_differences(mean.assign(dataset="all", labels=0), base)
+
+
+def auc_table(rows: pd.DataFrame, mode: str) -> str:
+    """A Markdown table: one line per arm, one column per data set and label fraction, mean and half of the interval."""
+    part = summarise(rows[rows["mode"] == mode])
+    datasets, fractions = sorted(part["dataset"].unique()), sorted(part["fraction"].unique())
+    head = [f"{name} {fraction:.0%}" for name in datasets for fraction in fractions]
+    lines = ["| arm | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
+    best = part.groupby(["dataset", "fraction"])["auc"].max()
+    for arm in [arm for arm in ARMS if arm in set(part["arm"])]:
+        texts = []
+        for name, fraction in itertools.product(datasets, fractions):
+            row = part[(part["dataset"] == name) & (part["fraction"] == fraction) & (part["arm"] == arm)]
+            texts.append(_auc_text(row, best[name, fraction]))
+        lines.append(f"| {arm} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def _auc_text(row: pd.DataFrame, best: float) -> str:
+    if row.empty:
+        return "-"
+    mean, half = row["auc"].iloc[0], (row["high"] - row["low"]).iloc[0] / 2
+    text = f"{mean:.3f}"
+    return (f"**{text}**" if mean == best else text) + f" ± {half:.3f}"
+
+
+def difference_figure(rows: pd.DataFrame):
+    """Forest plot of every stage-loss arm against MoCo at the smallest label fraction."""
+    table = paired_differences(rows)
+    smallest = table["fraction"].min()
+    table = table[(table["fraction"] == smallest) & ~table["arm"].isin(["random", "supervised"])]
+    names = {"linear": "linear evaluation", "finetune": "fine-tuning"}
+    table = table.assign(name=table["dataset"], panel=table["mode"].map(names)).sort_values("panel", ascending=False)
+    return forest(table, f"Do intermediate layers help at {smallest:.0%} of the labels?", "AUC minus MoCo's")
+
+
+def findings(rows: pd.DataFrame) -> str:
+    """What the numbers say, in sentences made from them."""
+    every, seeds = across_datasets(rows), rows["seed"].nunique()
+    smallest = every["fraction"].min()
+    lines = []
+    for mode, name in (("linear", "Linear evaluation"), ("finetune", "Fine-tuning")):
+        part = every[(every["mode"] == mode) & (every["fraction"] == smallest)]
+        part = part[~part["arm"].isin(["random", "supervised"])].sort_values("difference", ascending=False)
+        said = [f"{row.arm} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in part.itertuples()]
+        clear = [row.arm for row in part.itertuples() if row.low > 0 or row.high < 0]
+        verdict = f"clear of zero: {', '.join(clear)}" if clear else "none is clear of zero"
+        title = f"{name} at {smallest:.0%} of the labels, AUC minus MoCo's, mean over data sets"
+        lines.append(f"- {title}: {'; '.join(said)}; {verdict}.")
+    lift = paired_differences(rows, "random")
+    lift = lift[(lift["mode"] == "linear") & (lift["fraction"] == smallest) & (lift["arm"] == "moco")]
+    said = [f"{row.dataset} {row.difference:+.3f} ({row.wins} of {row.seeds} seeds up)" for row in lift.itertuples()]
+    lines.append(f"- MoCo over the untrained encoder, linear, {smallest:.0%}: {'; '.join(said)}.")
+    lines.append(f"- Intervals are 95% Student-t intervals over {seeds} seeds; few seeds make them wide, and honest.")
+    return "\n".join(lines)
+
+
+def results_section(rows: pd.DataFrame) -> str:
+    """The README's results: findings, the figure and both tables."""
+    return "\n\n".join(
+        [
+            findings(rows),
+            "![Paired AUC differences to MoCo at the smallest label fraction, one panel for linear evaluation and one "
+            "for fine-tuning, one line per data set, whiskers are 95% intervals](results/low_label.png)",
+            "Linear evaluation, test AUC (mean ± half the 95% interval over seeds; best mean in bold):",
+            auc_table(rows, "linear"),
+            "Fine-tuning, test AUC:",
+            auc_table(rows, "finetune"),
+        ]
+    )
+
+
+def write_readme(csv: Path, readme: Path) -> None:
+    """Draw the figure beside the CSV, and put the results between the README's two markers.
+
+    Raises:
+        ValueError: the README lacks the markers.
+    """
+    rows = pd.read_csv(csv)
+    text = readme.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{readme} lacks the lines {BEGIN!r} and {END!r}; put them where the results belong")
+    figure = difference_figure(rows)
+    atomic_write(csv.with_suffix(".png"), lambda path: figure.savefig(path, format="png", dpi=110))
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    new = f"{before}{BEGIN}\n\n{results_section(rows)}\n\n{END}{after}"
+    atomic_write(readme, lambda path: path.write_text(new, encoding="utf-8"))

@@ -1,0 +1,53 @@
+"""Tiny synthetic data sets in the prepared format, and where real samples are looked for."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mocolayers.datasets import load, save_prepared
+
+torch.set_num_threads(1)
+CARD = {"title": "Tiny (synthetic)", "source": "made by the tests", "licence": "none", "citation": ""}
+
+
+def make_arrays(n=240, side=16, channels=1, task="binary", per_patient=3, seed=0):
+    """Noise with a bright square where the label is positive."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 120, (n, side, side, channels)).astype(np.uint8)
+    patients = np.repeat(np.arange(-(-n // per_patient)), per_patient)[:n]
+    labels = rng.integers(0, {"binary": 2, "ordinal": 4, "multiclass": 3}.get(task, 2), n)
+    if task == "multilabel":
+        labels = (rng.random((n, 3)) < (0.5, 0.3, 0.1)).astype(np.uint8)
+    images[(labels if labels.ndim == 1 else labels[:, 0]) > 0, 4:9, 4:9] += 100
+    split = np.array([0, 0, 0, 1, 2], np.uint8)[patients % 5]
+    return {"images": images, "labels": labels, "patients": patients, "split": split}
+
+
+def make_card(task="binary", channels=1):
+    classes = {"binary": 2, "ordinal": 4, "multiclass": 3, "multilabel": 3}[task]
+    modality = "chest" if channels == 1 else "histology"
+    return CARD | {"task": task, "modality": modality, "classes": [f"class {c}" for c in range(classes)]}
+
+
+@pytest.fixture
+def make_data(tmp_path):
+    """A function that writes and loads a tiny data set: make_data(task="multilabel", channels=3)."""
+
+    def make(name="tiny", **options):
+        card = make_card(options.get("task", "binary"), options.get("channels", 1))
+        save_prepared(tmp_path / "data" / name, make_arrays(**options), card)
+        return load(name, tmp_path / "data")
+
+    return make
+
+
+@pytest.fixture
+def samples():
+    """The folder of real samples, or a skip that says what is missing."""
+    place = Path(os.environ.get("MOCOLAYERS_SAMPLES", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not place.is_dir():
+        pytest.skip(f"no real samples at {place}; set MOCOLAYERS_SAMPLES to run this test")
+    return place

@@ -1,0 +1,193 @@
+"""Claims about the prepared format, splits and label subsets."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import make_arrays, make_card
+
+from mocolayers import datasets
+from mocolayers.datasets import class_matrix, label_subset, load, save_prepared
+from mocolayers.errors import DatasetError
+
+TASKS = ["binary", "ordinal", "multiclass", "multilabel"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_saved_is_what_is_loaded(make_data, task):
+    data = make_data(task=task)
+    arrays = make_arrays(task=task)
+    assert np.array_equal(data.images, arrays["images"]) and isinstance(data.images, np.memmap)
+    assert np.array_equal(data.labels, arrays["labels"])
+    assert data.task == task and data.side == 16 and data.channels == 1
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_subsets_are_nested_whole_patients_and_hold_every_class(make_data, task, seed):
+    data = make_data(task=task, n=900)
+    subsets = [label_subset(data, fraction, seed) for fraction in (0.01, 0.1, 0.5, 1.0)]
+    train = data.rows("train")
+    assert np.array_equal(subsets[-1], train)
+    for small, large in zip(subsets, subsets[1:], strict=False):
+        assert set(small) < set(large)
+    for subset, fraction in zip(subsets, (0.01, 0.1, 0.5, 1.0), strict=True):
+        assert set(subset) <= set(train) and len(subset) >= fraction * len(train) - 1e-9
+        whole = train[np.isin(data.patients[train], data.patients[subset])]
+        assert np.array_equal(subset, whole)
+        assert class_matrix(data, subset).any(axis=0).all()
+
+
+def test_a_subset_that_is_large_enough_is_no_larger_than_asked_by_more_than_a_patient(make_data):
+    data = make_data(n=900)
+    train = len(data.rows("train"))
+    for fraction in (0.1, 0.3, 0.7):
+        assert len(label_subset(data, fraction, 0)) < fraction * train + 3
+
+
+def test_subsets_keep_the_class_mix(make_data):
+    data = make_data(n=3000)
+    share = class_matrix(data, data.rows("train")).mean(axis=0)
+    for seed in range(5):
+        assert class_matrix(data, label_subset(data, 0.1, seed)).mean(axis=0) == pytest.approx(share, abs=0.08)
+
+
+def test_subsets_follow_the_seed(make_data):
+    data = make_data(n=900)
+    assert np.array_equal(label_subset(data, 0.1, 4), label_subset(data, 0.1, 4))
+    assert not np.array_equal(label_subset(data, 0.1, 4), label_subset(data, 0.1, 5))
+
+
+def test_a_fraction_too_small_for_the_classes_is_enlarged_and_says_so(make_data, capsys):
+    data = make_data(task="ordinal")
+    rows = label_subset(data, 0.001, 0, verbose=True)
+    assert class_matrix(data, rows).any(axis=0).all()
+    assert "would miss a class" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.5])
+def test_a_fraction_outside_its_range_says_what_to_give(make_data, fraction):
+    with pytest.raises(DatasetError, match="0.01 for 1%"):
+        label_subset(make_data(), fraction, 0)
+
+
+def test_a_training_split_of_one_class_is_an_error(tmp_path):
+    arrays = make_arrays()
+    arrays["labels"][arrays["split"] == 0] = 1
+    save_prepared(tmp_path / "one", arrays, make_card())
+    with pytest.raises(DatasetError, match="same class"):
+        label_subset(load("one", tmp_path), 0.5, 0)
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_patient_on_two_sides_of_the_split_is_refused(tmp_path, code):
+    arrays = make_arrays()
+    first = np.flatnonzero(arrays["split"] == 0)[0]
+    arrays["split"][first] = code
+    with pytest.raises(DatasetError, match="two sides of the split"):
+        save_prepared(tmp_path / "leak", arrays, make_card())
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_pretraining_on_a_held_out_patient_is_refused(tmp_path):
+    arrays = make_arrays()
+    test_patient = arrays["patients"][arrays["split"] == 2][0]
+    arrays["split"][np.flatnonzero(arrays["patients"] == test_patient)[0]] = 3
+    with pytest.raises(DatasetError, match="two sides of the split"):
+        save_prepared(tmp_path / "leak", arrays, make_card())
+
+
+def test_unlabelled_images_are_pretrained_on_and_never_judged(tmp_path):
+    arrays = make_arrays()
+    arrays["split"][arrays["patients"] == 0] = 3
+    save_prepared(tmp_path / "more", arrays, make_card())
+    data = load("more", tmp_path)
+    unlabelled = set(data.rows("unlabelled"))
+    assert unlabelled and unlabelled <= set(data.pretraining_rows())
+    assert not unlabelled & set(label_subset(data, 1.0, 0))
+    assert not set(data.pretraining_rows()) & set(data.rows("val", "test"))
+
+
+def damage(folder, what):
+    if what == "truncated":
+        content = (folder / "images.npy").read_bytes()
+        (folder / "images.npy").write_bytes(content[: len(content) // 2])
+    elif what == "missing":
+        (folder / "labels.npy").unlink()
+    elif what == "card":
+        (folder / "card.json").write_text("{not json")
+    else:
+        card = json.loads((folder / "card.json").read_text())
+        card["counts"]["train"] += 1
+        (folder / "card.json").write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize(
+    "what, named",
+    [("truncated", "images.npy"), ("missing", "labels.npy"), ("card", "card.json"), ("counts", "the card")],
+)
+def test_a_damaged_folder_names_the_file_and_the_command(make_data, tmp_path, what, named):
+    make_data()
+    damage(tmp_path / "data" / "tiny", what)
+    with pytest.raises(DatasetError, match="Rebuild it with: python data_scripts/") as caught:
+        load("tiny", tmp_path / "data")
+    assert named in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_changed_pixel_is_found_when_asked(make_data, tmp_path):
+    make_data()
+    path = tmp_path / "data" / "tiny" / "images.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    load("tiny", tmp_path / "data")
+    with pytest.raises(DatasetError, match="sha256"):
+        load("tiny", tmp_path / "data", verify=True)
+
+
+def test_an_unknown_name_lists_what_there_is(make_data, tmp_path):
+    make_data()
+    with pytest.raises(DatasetError, match="Prepared there: tiny") as caught:
+        load("tinny", tmp_path / "data")
+    assert "chest_phantom" in str(caught.value) and "python data_scripts/" in str(caught.value)
+
+
+def test_a_phantom_is_made_on_demand(tmp_path, monkeypatch, capfd):
+    monkeypatch.setitem(datasets.REBUILD, "chest_phantom", "phantoms.py --name chest_phantom --images 60")
+    data = load("chest_phantom", tmp_path)
+    assert len(data.images) == 60 and "synthetic" in data.card["title"]
+
+
+def test_auto_prefers_real_images_and_says_which(tmp_path, monkeypatch, capsys):
+    save_prepared(tmp_path / "nih", make_arrays(task="multilabel"), make_card("multilabel"))
+    assert load("auto", tmp_path).name == "nih"
+    assert "nih" in capsys.readouterr().out
+
+
+def test_auto_without_real_images_or_a_network_takes_the_phantom(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(datasets.REBUILD, "pneumoniamnist", "medmnist.py pneumoniamnist --source no_such.npz")
+    monkeypatch.setitem(datasets.REBUILD, "chest_phantom", "phantoms.py --name chest_phantom --images 60")
+    assert load("auto", tmp_path).name == "chest_phantom"
+    assert "synthetic" in capsys.readouterr().out
+
+
+def test_the_fingerprint_changes_with_the_data(make_data):
+    assert make_data("a").fingerprint == make_data("b").fingerprint
+    assert make_data("c", seed=1).fingerprint != make_data("a").fingerprint
+
+
+@pytest.mark.parametrize("channels, side", [(2, 16), (4, 16)])
+def test_a_wrong_shape_is_refused_before_anything_is_written(tmp_path, channels, side):
+    arrays = make_arrays()
+    arrays["images"] = np.zeros((240, side, side, channels), np.uint8)
+    with pytest.raises(DatasetError, match="expected uint8"):
+        save_prepared(tmp_path / "bad", arrays, make_card())
+
+
+def test_an_older_data_set_is_replaced_only_by_a_complete_one(make_data, tmp_path):
+    make_data()
+    arrays = make_arrays()
+    arrays["labels"] = arrays["labels"] + 7
+    with pytest.raises(DatasetError):
+        save_prepared(tmp_path / "data" / "tiny", arrays, make_card())
+    assert load("tiny", tmp_path / "data", verify=True).labels.max() == 1

@@ -1,0 +1,159 @@
+"""The losses against independent formulas, and what is known of their blind spots."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mocolayers.encoder import StagedResNet
+from mocolayers.losses import StageBarlow, StageMSE, barlow_terms, cross_correlation, info_nce, stage_distance
+
+SHAPES = [(6, 8, 8, 8), (6, 16, 4, 4), (6, 32, 2, 2), (6, 64, 1, 1)]
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def stages(seed):
+    return [normal(*shape, seed=seed + i).relu() for i, shape in enumerate(SHAPES)]
+
+
+@pytest.mark.parametrize("length", [0, 1, 37])
+def test_info_nce_equals_a_softmax_built_by_hand(length):
+    q, k = (F.normalize(normal(5, 8, seed=s), dim=1) for s in (0, 1))
+    queue = F.normalize(normal(length, 8, seed=2), dim=1)
+    loss, logits = info_nce(q, k, queue, 0.2)
+    q, k, queue = (x.numpy().astype(np.float64) for x in (q, k, queue))
+    by_hand = []
+    for row in range(5):
+        positive = np.exp(q[row] @ k[row] / 0.2)
+        by_hand.append(-np.log(positive / (positive + np.exp(queue @ q[row] / 0.2).sum())))
+    assert loss.item() == pytest.approx(np.mean(by_hand), abs=1e-5)
+    assert logits.shape == (5, 1 + length)
+
+
+def test_stage_mse_equals_torch_on_pooled_maps():
+    u, v, pool, weights = stages(0), stages(10), (4, 4, 1, 1), (0.25, 0.5, 1.0, 2.0)
+    terms = StageMSE(weights, pool)(u, v)
+    for a, b, side, weight, term in zip(u, v, pool, weights, terms, strict=True):
+        expected = weight * F.mse_loss(F.adaptive_avg_pool2d(a, side), F.adaptive_avg_pool2d(b, side))
+        assert torch.allclose(term, expected, rtol=1e-6)
+
+
+def test_scale_free_distance_is_two_minus_two_cosines():
+    u, v = normal(7, 12), normal(7, 12, seed=1)
+    cosine = F.cosine_similarity(u, v, dim=1)
+    assert stage_distance(u, v, scale_free=True).item() == pytest.approx((2 - 2 * cosine).mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("off_diagonal", [1.0, 0.0051])
+def test_stage_barlow_equals_a_computation_from_scratch(off_diagonal):
+    channels, weights, scale = [8, 16, 32, 64], (1.0, 2.0, 3.0, 4.0), 1 / 32
+    loss = StageBarlow(channels, weights, width=10, off_diagonal=off_diagonal, scale=scale)
+    u, v = stages(0), stages(10)
+    terms = loss(u, v)
+    for a, b, project, weight, term in zip(u, v, loss.projectors, weights, terms, strict=True):
+        z_u, z_v = (project(x.mean(dim=(2, 3))).detach().double().numpy() for x in (a, b))
+        z_u, z_v = ((z - z.mean(axis=0)) / np.sqrt(z.var(axis=0) + 1e-5) for z in (z_u, z_v))
+        total = 0.0
+        for i in range(10):
+            for j in range(10):
+                c = np.mean(z_u[:, i] * z_v[:, j])
+                total += (c - 1) ** 2 if i == j else off_diagonal * c**2
+        assert term.item() == pytest.approx(weight * scale * total, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", [StageMSE((1,) * 4, (2,) * 4), StageBarlow([8, 16, 32, 64], (1,) * 4, 10)])
+def test_no_gradient_flows_into_the_key_encoder(loss):
+    u, v = [s.requires_grad_() for s in stages(0)], [s.requires_grad_() for s in stages(10)]
+    sum(loss(u, v)).backward()
+    assert all(s.grad is not None and s.grad.abs().sum() > 0 for s in u)
+    assert all(s.grad is None for s in v)
+
+
+def scale_stages(encoder: StagedResNet, gain: float) -> None:
+    """Multiply the output of every stage but the last by a gain; the batch-norm of the next layer takes it back."""
+    for layer in (encoder.layer1, encoder.layer2, encoder.layer3):
+        block = layer[-1]
+        affine = [block.bn2] + ([block.downsample[1]] if block.downsample is not None else [])
+        for norm in affine:
+            norm.weight.data *= gain
+            norm.bias.data *= gain
+        if block.downsample is None:
+            # The first stage's shortcut is its input: the stem's output has to shrink as well.
+            encoder.bn1.weight.data *= gain
+            encoder.bn1.bias.data *= gain
+
+
+def test_o1_the_mse_falls_a_hundredfold_by_shrinking_and_the_embedding_does_not_move():
+    torch.manual_seed(0)
+    encoder = StagedResNet("resnet10", 16, "small", in_channels=1).train()
+    x_u, x_v = normal(16, 1, 32, 32), normal(16, 1, 32, 32, seed=1)
+    with torch.no_grad():
+        before_u, before_v = encoder(x_u), encoder(x_v)
+        scale_stages(encoder, 0.1)
+        after_u, after_v = encoder(x_u), encoder(x_v)
+    for number in range(3):
+        pairs = (before_u.stages[number], before_v.stages[number]), (after_u.stages[number], after_v.stages[number])
+        raw = [stage_distance(u, v).item() for u, v in pairs]
+        free = [stage_distance(u, v, scale_free=True).item() for u, v in pairs]
+        assert raw[1] / raw[0] == pytest.approx(0.01, rel=0.01)
+        assert free[1] == pytest.approx(free[0], rel=0.01)
+    assert torch.allclose(before_u.embedding, after_u.embedding, atol=0.02 * before_u.embedding.abs().max().item())
+
+
+@pytest.mark.parametrize("batch, width", [(8, 64), (16, 512), (32, 100)])
+def test_o2_identical_views_still_pay_off_diagonal_when_the_batch_is_small(batch, width):
+    z = normal(batch, width)
+    on, off = barlow_terms(cross_correlation(z, z))
+    bound = width**2 / (batch - 1) - width
+    assert off.item() >= bound * 0.999
+    assert on.item() < 1e-3
+
+
+@pytest.mark.parametrize("batch, identical, unrelated", [(16, 0.436, 0.440), (32, 0.211, 0.214), (2048, 0.003, 0.006)])
+def test_o2_the_released_barlow_term_can_hardly_tell_identical_from_unrelated_views(batch, identical, unrelated):
+    width, factor = 2048, 5e-5 / 32
+    z_u, z_v = normal(batch, width), normal(batch, width, seed=1)
+    same, other = (factor * sum(barlow_terms(cross_correlation(z_u, z))).item() for z in (z_u, z_v))
+    assert same == pytest.approx(identical, abs=2e-3)
+    assert other == pytest.approx(unrelated, abs=2e-3)
+    assert other - same == pytest.approx(unrelated - identical, abs=1e-3)
+
+
+def test_o2_no_correlation_at_all_would_be_cheapest_at_small_batches():
+    assert 5e-5 / 32 * sum(barlow_terms(torch.zeros(2048, 2048))).item() == pytest.approx(0.003, abs=6e-4)
+
+
+def test_o2_a_narrow_projector_and_a_small_weight_bring_the_difference_back():
+    def saved(width, weight):
+        z_u, z_v = normal(128, width), normal(128, width, seed=1)
+        costs = []
+        for z in (z_u, z_v):
+            on, off = barlow_terms(cross_correlation(z_u, z))
+            costs.append((on + weight * off).item())
+        return 1 - costs[0] / costs[1]
+
+    assert saved(2048, 1.0) < 0.1
+    assert saved(128, 0.0051) > 0.9
+
+
+def test_perfectly_agreeing_and_decorrelated_features_cost_nothing():
+    z = torch.linalg.qr(normal(64, 9) - normal(64, 9).mean(dim=0))[0]
+    z = torch.linalg.qr(z - z.mean(dim=0))[0]
+    assert sum(barlow_terms(cross_correlation(z, z, eps=1e-12))).item() < 1e-2
+
+
+def test_the_projector_learns_from_both_views():
+    loss = StageBarlow([8], (1.0,), width=4)
+    u, v = stages(0)[:1], stages(10)[:1]
+    project: nn.Module = loss.projectors[0]
+    sum(loss(u, v)).backward()
+    from_both = project[0].weight.grad.clone()
+    project.zero_grad()
+    z_u, z_v = project(u[0].mean(dim=(2, 3))), project(v[0].mean(dim=(2, 3))).detach()
+    on, off = barlow_terms(cross_correlation(z_u, z_v))
+    ((on + off) / 32).backward()
+    assert not torch.allclose(from_both, project[0].weight.grad)

@@ -1,0 +1,72 @@
+"""Every notebook runs by papermill at the smoke preset, runs again with the same results, and keeps the house rules."""
+
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from mocolayers.series import HOME, numbered_notebooks, run_series
+
+NOTEBOOKS = numbered_notebooks()
+NAMES = [path.stem for path in NOTEBOOKS]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The whole series at smoke on the synthetic chest phantom."""
+    place = tmp_path_factory.mktemp("series")
+    cells = run_series(["chest_phantom"], ["smoke"], [0], NOTEBOOKS, place / "runs", place / "executed")
+    return {cell.notebook: cell for cell in cells}, place / "executed" / "chest_phantom" / "smoke" / "seed0"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_runs_at_smoke_within_the_memory_of_a_small_machine(executed, name):
+    cells, folder = executed
+    assert cells[name].status == "done", cells[name].error
+    assert cells[name].megabytes < 1500
+    assert (folder / f"{name}.html").stat().st_size > 10_000
+
+
+def test_a_second_pass_from_cached_runs_passes_nbval(executed, tmp_path):
+    """nbval executes every cell again in a fresh kernel and fails on any error."""
+    cells, folder = executed
+    assert all(cell.status == "done" for cell in cells.values())
+    copies = HOME / "notebooks"
+    names = []
+    for name in NAMES:
+        # nbval runs a notebook in its own folder, where ../results is found.
+        copy = copies / f".nbval_{name}.ipynb"
+        copy.write_bytes((folder / f"{name}.ipynb").read_bytes())
+        names.append(copy)
+    try:
+        command = [sys.executable, "-m", "pytest", "--nbval-lax", "-q", "-p", "no:cacheprovider", *map(str, names)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=HOME)
+    finally:
+        for copy in names:
+            copy.unlink()
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_committed_notebook_keeps_the_house_rules(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    assert all(name in tagged[0].source for name in ("DATASET", "PRESET", "SEED", "DEVICE", "RUNS_DIR"))
+    assert max(len(cell.source.splitlines()) for cell in code) <= 30
+    assert all(cell.outputs for cell in code if "display(" in cell.source or "plots.show" in cell.source)
+    assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+    assert path.stat().st_size < 1_000_000
+    assert "## Exercises" in "".join(cell.source for cell in notebook.cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_every_committed_picture_has_a_text_for_those_who_cannot_see_it(path):
+    notebook = nbformat.read(path, as_version=4)
+    pictures = [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    assert pictures
+    assert all(picture.metadata.get("image/png", picture.metadata).get("alt") for picture in pictures)

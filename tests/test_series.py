@@ -1,0 +1,385 @@
+"""The notebook series in batch: the whole grid, only what changed, on past a failure, and an index that tells."""
+
+import argparse
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from mocolayers import series
+
+DATASETS, PRESET, SEED = ["first_set", "second_set"], "smoke", 3
+PARAMETERS = 'DATASET = ""\nPRESET = ""\nSEED = 0\nDEVICE = ""\nRUNS_DIR = ""'
+ARRIVED = 'import sys\nprint(DATASET, PRESET, SEED, DEVICE, RUNS_DIR, sys.prefix, sep="\\n")'
+BROKEN = 'raise ValueError("too few patients <3\\nand a second line")'
+
+
+def write_notebook(folder: Path, name: str, *sources: str) -> Path:
+    parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    cells = [parameters, *map(nbformat.v4.new_code_cell, sources)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    path = folder / f"{name}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), path)
+    return path
+
+
+def printed(executed: Path) -> str:
+    cells = nbformat.read(executed, as_version=4).cells
+    return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
+
+
+def run(home: Path, datasets: list[str], prefixes: list[str] | None = None, **options) -> list[series.Cell]:
+    notebooks = series.numbered_notebooks(prefixes, home / "notebooks")
+    places = {"runs_dir": home / "runs", "out": home / "executed"}
+    return series.run_series(datasets, [PRESET], [SEED], notebooks, **places | options)
+
+
+def place(home: Path, dataset: str) -> Path:
+    return home / "executed" / dataset / PRESET / f"seed{SEED}"
+
+
+def as_command(home: Path, monkeypatch, *words: str) -> int:
+    """`python -m mocolayers series WORDS`, with the notebooks of `home`."""
+    folder = home / "notebooks"
+    monkeypatch.setattr(series, "numbered_notebooks", functools.partial(series.numbered_notebooks, folder=folder))
+    parser = argparse.ArgumentParser()
+    series.add_arguments(parser)
+    fixed = ["--preset", PRESET, "--seed", str(SEED), "--runs-dir", f"{home}/runs", "--out", f"{home}/executed"]
+    return series.main(parser.parse_args([*fixed, *words]))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def module_file(tmp_path_factory):
+    """A copy of the module to take fingerprints of, so that a file saved meanwhile in the editor upsets no test."""
+    copy = tmp_path_factory.mktemp("module") / "mocolayers"
+    shutil.copytree(Path(series.__file__).parent, copy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(series, "__file__", str(copy / "series.py"))
+        yield copy / "series.py"
+
+
+@pytest.fixture(scope="module")
+def executed(module_file, tmp_path_factory) -> tuple[Path, list[series.Cell]]:
+    """Two data sets by three notebooks, the middle one broken, executed once; tests only read it."""
+    home = tmp_path_factory.mktemp("series")
+    write_notebook(home / "notebooks", "01_parameters", ARRIVED)
+    write_notebook(home / "notebooks", "02_broken", 'print("so far so good")', BROKEN)
+    write_notebook(home / "notebooks", "03_memory", "held = bytearray(300 << 20)\nimport time\ntime.sleep(1)")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOCOLAYERS_DATA", str(home / "data"))
+        patch.chdir(home)
+        return home, run(home, DATASETS, runs_dir=Path("runs"))
+
+
+@pytest.fixture
+def home(executed, tmp_path, monkeypatch) -> Path:
+    """What `executed` left behind, to change at will; RUNS_DIR stays the same, for it is a parameter."""
+    copy = tmp_path / "copy"
+    shutil.copytree(executed[0], copy)
+    monkeypatch.setenv("MOCOLAYERS_DATA", str(copy / "data"))
+    return copy
+
+
+@pytest.fixture
+def same_runs(executed) -> dict:
+    return {"runs_dir": executed[0] / "runs"}
+
+
+def test_the_grid_goes_on_after_a_broken_notebook(executed):
+    home, cells = executed
+    ways = [("01_parameters", "done"), ("02_broken", "failed"), ("03_memory", "done")]
+    assert [(cell.dataset, cell.notebook, cell.status) for cell in cells] == [
+        (dataset, *way) for dataset in DATASETS for way in ways
+    ]
+    for dataset in DATASETS:
+        assert (place(home, dataset) / "03_memory.ipynb").is_file()
+
+
+def test_parameters_reach_the_notebook_the_runs_folder_as_an_absolute_path(executed):
+    home, _ = executed
+    for dataset in DATASETS:
+        lines = printed(place(home, dataset) / "01_parameters.ipynb").splitlines()
+        assert lines[:5] == [dataset, PRESET, str(SEED), "auto", str(home / "runs")]
+
+
+def test_notebooks_run_in_the_interpreter_that_started_the_series(executed):
+    home, _ = executed
+    assert printed(place(home, DATASETS[0]) / "01_parameters.ipynb").splitlines()[5] == sys.prefix
+
+
+def test_a_failure_gives_the_first_line_of_its_error_and_is_kept_as_far_as_it_came(executed):
+    home, cells = executed
+    assert cells[1].error == "ValueError: too few patients <3"
+    folder = place(home, DATASETS[0])
+    assert printed(folder / "02_broken.failed.ipynb") == "so far so good\n"
+    assert not (folder / "02_broken.ipynb").exists()
+    assert not (folder / "02_broken.html").exists()
+    assert not list(home.rglob("*.partial.ipynb"))
+
+
+def test_peak_memory_and_time_are_those_of_the_kernel(executed):
+    _, cells = executed
+    light, _, heavy = cells[:3]
+    assert heavy.megabytes >= 300
+    assert heavy.megabytes - light.megabytes == pytest.approx(300, abs=60)
+    assert 1 < heavy.seconds < 120
+
+
+class Page(HTMLParser):
+    """Rows of a table: their text, their class, their links."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.rows = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "tr":
+            self.rows.append({"class": dict(attributes).get("class"), "text": [], "links": []})
+        if tag == "a":
+            self.rows[-1]["links"].append(dict(attributes)["href"])
+
+    def handle_data(self, text):
+        if self.rows and text.strip():
+            self.rows[-1]["text"].append(text.strip())
+
+
+def test_the_index_lists_every_cell_of_the_grid_and_its_links_open(executed):
+    home, cells = executed
+    rows = Page(home / "executed" / "index.html").rows[1:]
+    found = {(row["text"][0], row["text"][1], int(row["text"][2]), row["text"][3].split()[0]) for row in rows}
+    assert len(rows) == len(cells)
+    assert found == {(cell.dataset, cell.preset, cell.seed, cell.notebook) for cell in cells}
+    for row in rows:
+        assert row["links"]
+        for link in row["links"]:
+            assert (home / "executed" / link).stat().st_size > 0
+
+
+def test_the_index_shows_which_notebook_failed_and_why(executed):
+    home, _ = executed
+    failed = [row for row in Page(home / "executed" / "index.html").rows if row["class"] == "failed"]
+    assert [row["text"][0] for row in failed] == DATASETS
+    assert all(row["text"][-1] == "ValueError: too few patients <3" for row in failed)
+
+
+def test_the_rendered_page_shows_what_the_notebook_printed(executed):
+    home, _ = executed
+    page = (place(home, DATASETS[1]) / "01_parameters.html").read_text(encoding="utf-8")
+    assert str(home / "runs") in page
+
+
+def test_a_second_run_executes_nothing_that_is_done(home, same_runs):
+    before = {path: path.stat().st_mtime_ns for path in home.glob("executed/*/*/*/*")}
+    cells = run(home, DATASETS, ["01", "03"], **same_runs)
+    assert [cell.status for cell in cells] == ["skipped"] * 4
+    assert all(cell.seconds > 0 for cell in cells)
+    assert {path: path.stat().st_mtime_ns for path in home.glob("executed/*/*/*/*")} == before
+
+
+def test_what_is_skipped_stays_in_the_index(home, same_runs):
+    index = home / "executed" / "index.html"
+    before = index.read_text()
+    index.unlink()
+    run(home, DATASETS[:1], ["01"], **same_runs)
+    assert index.read_text() == before
+
+
+def test_skipping_does_not_wait_for_papermill_or_torch_to_load(home, same_runs):
+    program = f"""
+import sys
+from pathlib import Path
+from mocolayers import series
+series.__file__ = {series.__file__!r}
+notebooks = series.numbered_notebooks(["01"], Path({str(home / "notebooks")!r}))
+[cell] = series.run_series({DATASETS[:1]}, [{PRESET!r}], [{SEED}], notebooks,
+                           Path({str(same_runs["runs_dir"])!r}), Path({str(home / "executed")!r}))
+print(cell.status, "papermill" in sys.modules, "torch" in sys.modules)"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["skipped", "False", "False"]
+
+
+def test_editing_a_notebook_reruns_it_alone(home, same_runs):
+    write_notebook(home / "notebooks", "01_parameters", 'print("edited")')
+    cells = run(home, DATASETS[:1], ["01", "03"], **same_runs)
+    assert [cell.status for cell in cells] == ["done", "skipped"]
+    assert printed(place(home, DATASETS[0]) / "01_parameters.ipynb") == "edited\n"
+
+
+def test_force_reruns_what_is_up_to_date(home, same_runs):
+    target = place(home, DATASETS[0]) / "01_parameters.ipynb"
+    before = target.stat().st_mtime_ns
+    [cell] = run(home, DATASETS[:1], ["01"], force=True, **same_runs)
+    assert cell.status == "done"
+    assert target.stat().st_mtime_ns > before
+
+
+def test_a_lost_output_is_made_again(home, same_runs):
+    target = place(home, DATASETS[0]) / "01_parameters.ipynb"
+    target.unlink()
+    [cell] = run(home, DATASETS[:1], ["01"], **same_runs)
+    assert cell.status == "done"
+    assert target.is_file()
+
+
+def test_a_mended_notebook_takes_the_place_of_its_failed_copy(home, same_runs):
+    write_notebook(home / "notebooks", "02_broken", 'print("mended")')
+    [cell] = run(home, DATASETS[:1], ["02"], **same_runs)
+    folder = place(home, DATASETS[0])
+    assert (cell.status, printed(folder / "02_broken.ipynb")) == ("done", "mended\n")
+    assert not (folder / "02_broken.failed.ipynb").exists()
+    failed = [row for row in Page(home / "executed" / "index.html").rows if row["class"] == "failed"]
+    assert [row["text"][0] for row in failed] == DATASETS[1:]
+
+
+def test_a_notebook_that_breaks_later_keeps_its_last_good_output_but_counts_as_failed(home, same_runs):
+    good = printed(place(home, DATASETS[0]) / "01_parameters.ipynb")
+    write_notebook(home / "notebooks", "01_parameters", BROKEN)
+    for _ in ("the first time", "and not skipped as done the second time"):
+        [cell] = run(home, DATASETS[:1], ["01"], **same_runs)
+        assert cell.status == "failed"
+    assert printed(place(home, DATASETS[0]) / "01_parameters.ipynb") == good
+
+
+def test_a_killed_series_leaves_nothing_under_the_final_name_and_goes_on(tmp_path):
+    folder = place(tmp_path, "a")
+    kill = 'import os, signal\nif "VICTIM" in os.environ:\n    os.kill(int(os.environ["VICTIM"]), signal.SIGKILL)\n'
+    write_notebook(tmp_path / "notebooks", "01_first", "first = 1")
+    write_notebook(tmp_path / "notebooks", "02_killer", "second = 2", f"{kill}    os._exit(0)")
+    program = f"""
+import os
+from pathlib import Path
+from mocolayers import series
+series.__file__ = {series.__file__!r}
+os.environ["VICTIM"] = str(os.getpid())
+home = Path({str(tmp_path)!r})
+notebooks = series.numbered_notebooks(None, home / "notebooks")
+series.run_series(["a"], [{PRESET!r}], [{SEED}], notebooks, home / "runs", home / "executed")"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == -9
+    assert (folder / "02_killer.partial.ipynb").is_file()
+    assert not (folder / "02_killer.ipynb").exists()
+    assert "VICTIM" not in os.environ
+    assert [cell.status for cell in run(tmp_path, ["a"])] == ["skipped", "done"]
+    assert sorted(path.name for path in folder.glob("*.ipynb")) == ["01_first.ipynb", "02_killer.ipynb"]
+
+
+def test_a_dead_kernel_is_a_failure_and_not_the_end(tmp_path):
+    write_notebook(tmp_path / "notebooks", "01_dies", "import os\nos._exit(1)")
+    write_notebook(tmp_path / "notebooks", "02_lives", "1 + 1")
+    cells = run(tmp_path, ["a"])
+    assert [cell.status for cell in cells] == ["failed", "done"]
+    assert "died" in cells[0].error.lower()
+
+
+def test_a_notebook_that_makes_its_own_data_set_is_not_run_twice(tmp_path, monkeypatch):
+    card = tmp_path / "data" / "a" / "card.json"
+    monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
+    make = f"from pathlib import Path\ncard = Path({str(card)!r})\ncard.parent.mkdir(parents=True)"
+    write_notebook(tmp_path / "notebooks", "01_makes_data", make, 'card.write_text("1")')
+    assert [cell.status for cell in run(tmp_path, ["a"])] == ["done"]
+    assert [cell.status for cell in run(tmp_path, ["a"])] == ["skipped"]
+
+
+def test_an_edit_saved_while_the_notebook_runs_is_not_taken_for_done(tmp_path):
+    path = tmp_path / "notebooks" / "01_slow.ipynb"
+    save = f"from pathlib import Path\npath = Path({str(path)!r})\ntext = path.read_text().replace('1 + 1', '1 + 2')"
+    write_notebook(path.parent, path.stem, f"{save}\npath.write_text(text)", "1 + 1")
+    run(tmp_path, ["a"])
+    assert nbformat.read(path, as_version=4).cells[-1].source == "1 + 2"
+    assert [cell.status for cell in run(tmp_path, ["a"])] == ["done"]
+
+
+def test_a_page_that_cannot_be_rendered_does_not_end_the_series(home, same_runs, monkeypatch):
+    def cannot(notebook):
+        raise RuntimeError("no template")
+
+    monkeypatch.setattr(series, "write_html", cannot)
+    [cell] = run(home, DATASETS[:1], ["01"], force=True, **same_runs)
+    assert (cell.status, cell.error) == ("failed", "RuntimeError: no template")
+
+
+@pytest.fixture
+def fingerprint(tmp_path, monkeypatch):
+    """The fingerprint of a notebook beside a copy of the module and a data folder, all in `tmp_path`."""
+    module = tmp_path / "mocolayers"
+    module.mkdir()
+    (module / "series.py").write_text("x = 1")
+    monkeypatch.setattr(series, "__file__", str(module / "series.py"))
+    monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
+    notebook = write_notebook(tmp_path, "01_any", "1 + 1")
+    values = {"DATASET": "a", "PRESET": PRESET, "SEED": 0, "DEVICE": "auto", "RUNS_DIR": "runs"}
+    return lambda **changed: series.fingerprint(notebook, values | changed)
+
+
+def test_the_fingerprint_tells_parameters_apart(fingerprint):
+    assert fingerprint() == fingerprint(SEED=0)
+    changes = [{}, {"DATASET": "b"}, {"PRESET": "lesson"}, {"SEED": 1}, {"DEVICE": "cpu"}, {"RUNS_DIR": "other"}]
+    assert len({fingerprint(**change) for change in changes}) == len(changes)
+
+
+def test_the_fingerprint_changes_with_the_module_and_with_the_prepared_data(fingerprint, tmp_path):
+    seen = [fingerprint()]
+    for path in (tmp_path / "mocolayers" / "losses.py", tmp_path / "data" / "a" / "card.json"):
+        for text in ("one", "two"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            seen.append(fingerprint())
+    assert len(set(seen)) == 5
+
+
+def test_auto_is_run_again_when_another_data_set_was_prepared(fingerprint, tmp_path):
+    before = fingerprint(DATASET="auto")
+    card = tmp_path / "data" / "pneumoniamnist" / "card.json"
+    card.parent.mkdir(parents=True)
+    card.write_text("one")
+    assert fingerprint(DATASET="auto") != before
+
+
+def test_saving_outputs_in_jupyter_does_not_make_a_notebook_count_as_edited(fingerprint, tmp_path):
+    before = fingerprint()
+    path = tmp_path / "01_any.ipynb"
+    content = json.loads(path.read_text())
+    output = {"output_type": "stream", "name": "stdout", "text": "2"}
+    content["cells"][1] |= {"outputs": [output], "execution_count": 7, "metadata": {"collapsed": True}}
+    path.write_text(json.dumps(content))
+    assert fingerprint() == before
+    content["cells"][1]["source"] = "1 + 2"
+    path.write_text(json.dumps(content))
+    assert fingerprint() != before
+
+
+def test_only_numbered_notebooks_belong_to_the_series_in_their_order(tmp_path):
+    for name in ("10_last", "02_second", "01_first", "scratch", "01_first-Copy1/01_first"):
+        write_notebook(tmp_path, name)
+    assert [path.stem for path in series.numbered_notebooks(None, tmp_path)] == ["01_first", "02_second", "10_last"]
+    assert [path.stem for path in series.numbered_notebooks(["10", "01"], tmp_path)] == ["01_first", "10_last"]
+
+
+def test_the_command_exits_with_1_and_says_what_failed(home, same_runs, monkeypatch, capfd):
+    code = as_command(home, monkeypatch, "--dataset", DATASETS[0], "--runs-dir", str(same_runs["runs_dir"]))
+    said = capfd.readouterr().out.splitlines()
+    assert code == 1
+    assert "2 of 3 notebooks done (2 were up to date already)" in said
+    assert f"FAILED {DATASETS[0]} smoke seed 3 02_broken: ValueError: too few patients <3" in said
+    assert said[-1] == f"open {home / 'executed' / 'index.html'}"
+
+
+def test_the_command_exits_with_0_when_all_is_done(home, same_runs, monkeypatch, capfd):
+    words = ["--dataset", *DATASETS, "--notebook", "01", "03", "--runs-dir", str(same_runs["runs_dir"])]
+    assert as_command(home, monkeypatch, *words) == 0
+    assert "FAILED" not in capfd.readouterr().out
+
+
+def test_an_unknown_notebook_is_refused_with_the_names_there_are(home, monkeypatch, capfd):
+    assert as_command(home, monkeypatch, "--notebook", "77") == 2
+    said = capfd.readouterr().err
+    assert "'77'" in said
+    assert "01_parameters, 02_broken, 03_memory" in said
