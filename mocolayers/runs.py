@@ -51,7 +51,7 @@ class Run:
         return encoder.eval()
 
     def history(self) -> pd.DataFrame:
-        """One row per logged step; see `pretrain.History` for the columns."""
+        """One row per logged step: the loss and its terms, and what `monitors` measures."""
         return pd.read_csv(self.history_file)
 
 

@@ -1,0 +1,277 @@
+"""Claims about the scripts, on tiny trees in each publisher's own layout, and on real samples where they are."""
+
+import hashlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mocolayers.datasets import SCRIPTS, label_subset, load
+
+RNG = np.random.default_rng(0)
+
+
+def run_script(name, *words):
+    command = [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, words), "--workers", "1"]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def prepare(name, source, out, *words):
+    done = run_script(name, "--source", source, "--out", out, "--side", 16, *words)
+    assert done.returncode == 0, done.stderr
+    return load(name, out, verify=True), done.stdout
+
+
+def fails(name, source, out, *words):
+    done = run_script(name, "--source", source, "--out", out, "--side", 16, *words)
+    assert done.returncode == 1 and not list(out.glob("*")), "nothing is left behind"
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def noise(height=40, width=40, channels=3):
+    return RNG.integers(0, 256, (height, width, channels)).astype(np.uint8).squeeze()
+
+
+def save(path, pixels, mode=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path)
+    return path
+
+
+def assert_split_by_patient(data):
+    sides = [set(data.patients[data.rows(split)]) for split in ("train", "val", "test")]
+    assert all(sides) and not (sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2])
+
+
+@pytest.fixture
+def breast(tmp_path):
+    for patient in range(100, 115):
+        for number, (height, width) in enumerate([(50, 50), (50, 27), (50, 1), (50, 50)]):
+            label = number % 2
+            name = f"{patient}_idx5_x{number}_y{number}_class{label}.png"
+            save(tmp_path / "breast tree é" / str(patient) / str(label) / name, noise(height, width))
+    return tmp_path / "breast tree é"
+
+
+def test_breast_edge_patches_are_filled_and_counted(breast, tmp_path):
+    data, text = prepare("breast_histology", breast, tmp_path / "out")
+    assert data.images.shape == (60, 16, 16, 3) and data.classes == ["no IDC", "IDC"]
+    assert "edge patches filled by mirroring: 30" in text
+    assert data.card["report"]["notes"] == {"edge patches filled by mirroring": 30}
+    assert_split_by_patient(data)
+    assert data.labels.sum() == 30
+
+
+def test_breast_folder_and_file_name_must_agree(breast, tmp_path):
+    save(breast / "100" / "0" / "100_idx5_x9_y9_class1.png", noise(50, 50))
+    assert "name and folder disagree" in fails("breast_histology", breast, tmp_path / "out")
+
+
+def test_a_corrupt_image_is_an_error_that_names_it_or_is_listed(breast, tmp_path):
+    bad = breast / "100" / "0" / "100_idx5_x9_y9_class0.png"
+    bad.write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    message = fails("breast_histology", breast, tmp_path / "out")
+    assert bad.name in message and "--skip-bad" in message
+    data, text = prepare("breast_histology", breast, tmp_path / "out", "--skip-bad")
+    assert len(data.images) == 60 and bad.name in text
+    assert bad.name in data.card["report"]["skipped"][0]
+
+
+def nih_tree(root, patients, findings="Mass|Nodule", first=0):
+    lines = ["Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age"]
+    for patient in patients:
+        for number in range(2):
+            name = f"{patient:08d}_{number + first:03d}.png"
+            label = findings if (patient + number) % 2 else "No Finding"
+            lines.append(f"{name},{label},{number},{patient},50")
+            save(root / "images_001" / "images" / name, noise(channels=1))
+    (root / "Data_Entry_2017.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_nih_reads_odd_modes_and_fourteen_labels(tmp_path):
+    tree = nih_tree(tmp_path / "nih", range(1, 21))
+    save(tree / "images_001/images/00000001_000.png", noise(), "RGBA")
+    deep = (RNG.random((40, 40)) * 65535).astype(np.uint16)
+    Image.fromarray(deep).save(tree / "images_001/images/00000002_000.png")
+    data, text = prepare("nih", tree, tmp_path / "out")
+    assert data.images.shape == (40, 16, 16, 1) and data.labels.shape == (40, 14)
+    assert data.labels[:, data.classes.index("Mass")].sum() == 20
+    assert "RGBA images turned gray: 1" in text
+    assert_split_by_patient(data)
+    sixteen_bit = data.images[2].mean()
+    assert 100 < sixteen_bit < 155, "scaled, not cut off"
+
+
+def test_nih_follows_given_lists(tmp_path):
+    tree = nih_tree(tmp_path / "nih", range(1, 7))
+    names = sorted(p.name for p in tree.glob("images_001/images/*.png"))
+    for part, chosen in (("train", names[:6]), ("val", names[6:8]), ("test", names[8:])):
+        (tree / f"{part}_list.txt").write_text("\n".join(chosen))
+    data, _ = prepare("nih", tree, tmp_path / "out")
+    assert [len(data.rows(s)) for s in ("train", "val", "test")] == [6, 2, 4]
+    (tree / "test_list.txt").write_text("")
+    assert "stands in none of" in fails("nih", tree, tmp_path / "other")
+
+
+def test_nih_unlabelled_images_leave_judged_patients_and_known_images_out(tmp_path):
+    tree, more = nih_tree(tmp_path / "nih", range(1, 21)), nih_tree(tmp_path / "more", range(1, 41))
+    nih_tree(tmp_path / "more", range(1, 41), first=1)
+    data, _ = prepare("nih", tree, tmp_path / "out", "--unlabelled", more)
+    extra = set(data.patients[data.rows("unlabelled")])
+    assert extra and not extra & set(data.patients[data.rows("val", "test")])
+    # Follow-up 001 of every patient stands in both trees; only 002 of a training patient is new.
+    train = set(data.patients[data.rows("train")])
+    assert len(data.rows("unlabelled")) == len(train) + 2 * 20
+
+
+def test_nih_a_path_that_leaves_the_folder_is_refused(tmp_path):
+    tree = nih_tree(tmp_path / "nih", range(1, 7))
+    save(tmp_path / "secret.png", noise(channels=1))
+    with open(tree / "Data_Entry_2017.csv", "a") as file:
+        file.write("../secret.png,Mass,0,3,50\n")
+    assert "leads out of" in fails("nih", tree, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "line, said", [("00000099_000.png,Mass,0,99,1", "is not under"), ("00000001_000.png,Cold,0,1,1", "Cold")]
+)
+def test_nih_a_missing_image_or_an_unknown_finding_is_named(tmp_path, line, said):
+    tree = nih_tree(tmp_path / "nih", range(1, 7))
+    with open(tree / "Data_Entry_2017.csv", "a") as file:
+        file.write(line + "\n")
+    assert said in fails("nih", tree, tmp_path / "out")
+
+
+def fundus(border=20, size=120):
+    """A textured bright disc on a noisy black border, off the centre."""
+    y, x = np.mgrid[:size, : size + 2 * border]
+    disc = (y - size / 2) ** 2 + (x - border - size / 2) ** 2 < (size / 2) ** 2
+    pixels = RNG.integers(0, 12, (*disc.shape, 3))
+    pixels[disc] += RNG.integers(60, 200, (int(disc.sum()), 3))
+    return pixels.astype(np.uint8)
+
+
+def eyepacs_tree(root, patients=24):
+    lines = ["image,level"]
+    for patient in range(patients):
+        for side in ("left", "right"):
+            lines.append(f"{patient}_{side},{patient % 5}")
+            save(root / "train" / f"{patient}_{side}.jpeg", fundus())
+    (root / "trainLabels.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_eyepacs_both_eyes_of_a_patient_stay_together_and_grades_are_kept(tmp_path):
+    data, text = prepare("retina", eyepacs_tree(tmp_path / "eyes"), tmp_path / "out")
+    assert_split_by_patient(data)
+    assert np.unique(data.patients, return_counts=True)[1].tolist() == [2] * 24
+    grades = np.load(tmp_path / "out/retina/grades.npy")
+    assert np.array_equal(data.labels, grades >= 2) and set(grades) == set(range(5))
+    assert "border cropped: 48" in text
+    corners, edges = data.images[:, 0, 0].mean(), data.images[:, 7:9, 0].mean()
+    assert corners < 30 and edges > 40, "the disc reaches the sides and the corners stay dark"
+
+
+def test_retina_grades_can_be_the_task(tmp_path):
+    data, _ = prepare("retina", eyepacs_tree(tmp_path / "eyes"), tmp_path / "out", "--task", "grade")
+    assert data.task == "ordinal" and data.labels.max() == 4
+
+
+def test_retina_a_path_that_leaves_the_folder_is_refused(tmp_path):
+    tree = eyepacs_tree(tmp_path / "eyes", 4)
+    with open(tree / "trainLabels.csv", "a") as file:
+        file.write("../../secret,1\n")
+    assert "leads out of" in fails("retina", tree, tmp_path / "out")
+
+
+def test_idrid_parts_keep_their_split_and_a_picture_in_both_stays_in_test(tmp_path):
+    root = tmp_path / "idrid"
+    shared = fundus()
+    for part, count in (("train", 30), ("test", 8)):
+        lines = ["Image name,Retinopathy grade,Risk of macular edema "]
+        for number in range(1, count + 1):
+            lines.append(f"IDRiD_{number:03d},{number % 5},0")
+            # Lossless pixels under the publisher's name, so that the copy is exact.
+            pixels = shared if (part, number) in (("train", 3), ("test", 5)) else fundus()
+            path = root / part / f"IDRiD_{number:03d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path, quality=95)
+        (root / f"{part}_labels.csv").write_text("\n".join(lines) + "\n")
+    data, _ = prepare("retina", root, tmp_path / "out")
+    assert len(data.rows("test")) == 8 and len(data.rows("train", "val")) == 29
+    assert data.card["report"]["copies_left_out"] == 1 and data.card["report"]["across_splits"] == 0
+
+
+@pytest.fixture
+def npz(tmp_path):
+    arrays = {}
+    for split, count in (("train", 40), ("val", 10), ("test", 12)):
+        arrays[f"{split}_images"] = RNG.integers(0, 256, (count, 28, 28)).astype(np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(count) % 2)[:, None].astype(np.uint8)
+    arrays["train_images"][7] = arrays["test_images"][3]
+    arrays["train_images"][9] = arrays["train_images"][8]
+    path = tmp_path / "pneumoniamnist.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def test_medmnist_refuses_a_wrong_md5_unless_told_otherwise(npz, tmp_path):
+    words = ("pneumoniamnist", "--source", npz, "--out", tmp_path / "out")
+    done = run_script("medmnist", *words)
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert hashlib.md5(npz.read_bytes()).hexdigest() in done.stderr and "--allow-unverified" in done.stderr
+    done = run_script("medmnist", *words, "--allow-unverified")
+    assert done.returncode == 0, done.stderr
+    data = load("pneumoniamnist", tmp_path / "out", verify=True)
+    assert data.card["verified"] is False and data.task == "binary"
+
+
+def test_medmnist_equal_pictures_never_stand_on_two_sides(npz, tmp_path):
+    done = run_script("medmnist", "pneumoniamnist", "--source", npz, "--out", tmp_path / "out", "--allow-unverified")
+    assert done.returncode == 0, done.stderr
+    data = load("pneumoniamnist", tmp_path / "out")
+    assert len(data.rows("train")) == 39 and len(data.rows("test")) == 12
+    assert data.card["report"]["copies_left_out"] == 1 and data.card["report"]["across_splits"] == 0
+    assert len(np.unique(data.patients)) == 39 - 1 + 10 + 12, "equal pictures count as one patient"
+
+
+@pytest.mark.parametrize("name", ["breast_histology", "nih", "retina"])
+def test_without_a_source_the_script_says_what_it_wants(name, tmp_path):
+    done = run_script(name, "--out", tmp_path)
+    assert done.returncode == 1 and "--source" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["breast_histology", "nih", "retina", "medmnist", "phantoms"])
+def test_help_has_examples(name):
+    done = subprocess.run([sys.executable, str(SCRIPTS / f"{name}.py"), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and f"python data_scripts/{name}.py" in done.stdout
+
+
+def test_the_real_nih_samples_keep_patients_apart(samples, tmp_path):
+    data, _ = prepare("nih", samples / "nih64_sample", tmp_path, "--unlabelled", samples / "nih_sample")
+    assert len(data.rows("train", "val", "test")) == 1000 and len(data.rows("unlabelled")) > 900
+    assert_split_by_patient(data)
+    held_out = set(data.patients[data.rows("val", "test")])
+    assert not held_out & set(data.patients[data.pretraining_rows()])
+    one, ten, everything = (set(label_subset(data, fraction, 0)) for fraction in (0.01, 0.1, 1.0))
+    assert one <= ten < everything == set(data.rows("train"))
+
+
+def test_phantom_subsets_are_nested_and_no_patient_is_on_two_sides(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "phantoms.py"), "--name", "retina_phantom", "--images", "300"]
+    subprocess.run([*command, "--out", str(tmp_path)], check=True, capture_output=True)
+    data = load("retina_phantom", tmp_path)
+    assert_split_by_patient(data)
+    one, ten, everything = (set(label_subset(data, fraction, 0)) for fraction in (0.01, 0.1, 1.0))
+    assert one < ten < everything == set(data.rows("train"))
+
+
+def test_the_real_idrid_sample_has_no_picture_on_two_sides(samples, tmp_path):
+    data, _ = prepare("retina", samples / "idrid_sample", tmp_path)
+    assert data.card["report"]["across_splits"] == 0 and data.card["report"]["copies_left_out"] >= 1
+    assert len(data.rows("test")) == 103
