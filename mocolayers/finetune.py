@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +198,7 @@ def evaluate(
     subset: int,
     plan: Evaluation,
     device: str = "auto",
-    features: dict[str, np.ndarray] | None = None,
+    features: Callable[[], dict[str, np.ndarray]] | None = None,
 ) -> dict:
     """Judge a finished run once, or read the result if that has been done already.
 
@@ -208,7 +209,7 @@ def evaluate(
         fraction: label fraction.
         subset: number of the label subset within the run's seed.
         plan: see `Evaluation`.
-        features: from `encode_splits`, to encode the images once for many linear evaluations.
+        features: returns what `encode_splits` does; lets many linear evaluations share one encoding.
     Returns:
         One row: arm, dataset, fraction, seed, subset, mode, labels, auc, low, high, other metrics, seconds, recipe key.
         Test probabilities are kept beside it as `.npz`.
@@ -223,8 +224,8 @@ def evaluate(
     rows = label_subset(data, fraction, subset_seed(seed, subset))
     place.parent.mkdir(parents=True, exist_ok=True)
     if mode == "linear":
-        features = encode_splits(run.load_encoder(), data) if features is None else features
-        probabilities, _ = linear_evaluation(features, data, rows, plan)
+        encoded = features() if features else encode_splits(run.load_encoder(), data)
+        probabilities, _ = linear_evaluation(encoded, data, rows, plan)
     else:
         model = fine_tune(run.load_encoder(), data, rows, plan, seed, device)
         probabilities = model.predict(data, data.rows("test"))

@@ -1,5 +1,6 @@
 """The grid behind the results: arms x data sets x seeds, pretrained, judged and written to a table."""
 
+import functools
 import itertools
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -36,9 +37,9 @@ def judge(run: Run, data: MedicalImages, plan: Evaluation, device: str = "auto",
     """
     only = {"random": ("linear",), "supervised": ("finetune",)}.get(run.recipe.arm, ("linear", "finetune"))
     wanted = [mode for mode in only if modes is None or mode in modes]
-    rows, features = [], None
-    if "linear" in wanted:
-        features = encode_splits(run.load_encoder(), data)
+    rows = []
+    # Encoded once for all linear evaluations, and not at all if every result is on disk.
+    features = functools.cache(lambda: encode_splits(run.load_encoder(), data))
     for mode, fraction in itertools.product(wanted, plan.fractions):
         subsets = plan.subsets if mode == "linear" and fraction < 1 else 1
         for subset in range(subsets):
