@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mocolayers.datasets import MedicalImages
 from mocolayers.encoder import gather_batch_norm_statistics

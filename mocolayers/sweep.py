@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from mocolayers.datasets import MedicalImages, load
 from mocolayers.files import atomic_write
