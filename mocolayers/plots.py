@@ -1,6 +1,7 @@
 """Every figure of the notebooks and the README: tables and arrays in, a matplotlib Figure out.
 
 One arm has one colour everywhere. The palette is Okabe and Ito's, which colour-blind readers can tell apart.
+Importing this module sets the look of all figures of a notebook.
 """
 
 import io
@@ -37,11 +38,7 @@ STYLE = {
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
 }
-
-
-def use_style() -> None:
-    """Set the look of all figures of a notebook."""
-    plt.rcParams.update(STYLE)
+plt.rcParams.update(STYLE)
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -52,8 +49,7 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4), **options):
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
     plt.close(figure)  # the notebook shows the returned figure once; pyplot must not show it again
     return figure, axes
 
