@@ -32,7 +32,7 @@ class TwoViews:
             images: (B, H, W, C) uint8.
             generator: a CPU generator.
         Returns:
-            x_q and x_k, (B, C, H, W) float32 in [0, 1] each, channels last in memory.
+            x_q and x_k, (B, C, H, W) float32 in [0, 1] each.
         """
         x = to_float(images)
         both = random_view(torch.cat([x, x]), self.views, generator)  # (2B, C, H, W)
@@ -41,7 +41,7 @@ class TwoViews:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """(B, H, W, C) uint8 to (B, C, H, W) float32 in [0, 1]; the memory layout stays channels last."""
+    """(B, H, W, C) uint8 to (B, C, H, W) float32 in [0, 1]."""
     return images.permute(0, 3, 1, 2).to(torch.float32).div(255)
 
 
