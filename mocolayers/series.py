@@ -126,8 +126,8 @@ def _execute(notebook: Path, target: Path, values: dict) -> str:
             log_output=False,
             extra_arguments=["--log-level=ERROR"],
         )
+        write_html(work, target.with_suffix(".html"))
         os.replace(work, target)
-        write_html(target)
     except Exception as error:
         if work.is_file():
             os.replace(work, failed)
@@ -137,14 +137,14 @@ def _execute(notebook: Path, target: Path, values: dict) -> str:
     return ""
 
 
-def write_html(notebook: Path) -> Path:
-    """Render an executed notebook beside itself."""
+def write_html(notebook: Path, page: Path) -> None:
+    """Render an executed notebook as a page of its own."""
+    import nbformat
     from nbconvert import HTMLExporter
 
-    body, _ = HTMLExporter().from_filename(str(notebook))
-    page = notebook.with_suffix(".html")
+    named = {"metadata": {"name": page.stem}}
+    body, _ = HTMLExporter().from_notebook_node(nbformat.read(notebook, as_version=4), resources=named)
     atomic_write(page, lambda path: path.write_text(body, encoding="utf-8"))
-    return page
 
 
 def fingerprint(notebook: Path, values: dict) -> str:

@@ -298,7 +298,7 @@ def test_an_edit_saved_while_the_notebook_runs_is_not_taken_for_done(tmp_path):
 
 
 def test_a_page_that_cannot_be_rendered_does_not_end_the_series(home, same_runs, monkeypatch):
-    def cannot(notebook):
+    def cannot(notebook, page):
         raise RuntimeError("no template")
 
     monkeypatch.setattr(series, "write_html", cannot)
