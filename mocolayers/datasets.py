@@ -4,6 +4,7 @@ A prepared data set is a folder `NAME/` with `images.npy` (N, H, W, C) uint8, `l
 `patients.npy` (N,), `split.npy` (N,) and `card.json`. Arrays named in the card under "extras" may stand beside them.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -150,18 +151,17 @@ def load(name: str = "auto", folder: str | Path | None = None, verify: bool = Fa
     return _read(place, verify)
 
 
-def label_subset(data: MedicalImages, fraction: float, seed: int, verbose: bool = False) -> np.ndarray:
+def label_subset(data: MedicalImages, fraction: float, seed: int) -> np.ndarray:
     """Training rows whose labels may be used: whole patients, stratified, nested over fractions.
 
     Patients are put in one seeded order in which every prefix is close to the class mix of the whole; the subset is the
     shortest prefix that holds `fraction` of the training images and every class that the training split holds. The
     order does not depend on the fraction, so 1% lies inside 10% inside 100%; nor on the method, so every arm sees the
-    same labels.
+    same labels. A subset that has to be larger than asked in order to hold every class says so in one line.
 
     Args:
         fraction: share of training images, in (0, 1].
         seed: which order of patients.
-        verbose: print one line when the subset had to be larger than asked in order to hold every class.
     Returns:
         Ascending row numbers into `data.images`.
     Raises:
@@ -182,12 +182,16 @@ def label_subset(data: MedicalImages, fraction: float, seed: int, verbose: bool 
     need_classes = int(np.argmax((covered == covered[-1]).all(axis=1)))
     last = min(max(need_images, need_classes), len(order) - 1)
     chosen = np.isin(member, order[: last + 1])
-    if verbose and need_classes > need_images:
-        share = chosen.mean()
-        print(
-            f"{data.name}: {fraction:.1%} of the labels would miss a class; taking {chosen.sum()} images ({share:.1%})"
-        )
+    if need_classes > need_images:
+        taken = f"{chosen.sum()} images ({chosen.mean():.1%})"
+        _say_once(f"{data.name}: {fraction:.1%} of the labels would miss a class; taking {taken}")
     return rows[chosen]
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    """Print a line that a sweep would otherwise repeat for every arm."""
+    print(text)
 
 
 def class_matrix(data: MedicalImages, rows: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from mocolayers.recipe import ARMS
 
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
 CELL = ["dataset", "mode", "fraction"]
+NEAR_CHANCE = 0.6
 
 
 def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -128,6 +129,16 @@ def findings(rows: pd.DataFrame) -> str:
     lift = lift[(lift["mode"] == "linear") & (lift["fraction"] == smallest) & (lift["arm"] == "moco")]
     said = [f"{row.dataset} {row.difference:+.3f} ({row.wins} of {row.seeds} seeds up)" for row in lift.itertuples()]
     lines.append(f"- MoCo over the untrained encoder, linear, {smallest:.0%}: {'; '.join(said)}.")
+    most = rows[rows["fraction"] == rows["fraction"].max()]
+    ceiling = most.groupby(["dataset", "arm", "mode"])["auc"].mean().groupby("dataset").max()
+    weak = [name for name, value in ceiling.items() if value < NEAR_CHANCE]
+    said = ", ".join(f"{name} {value:.3f}" for name, value in ceiling.items())
+    note = (
+        f"; {' and '.join(weak)} stays near chance in every arm, so it can tell arms apart at most weakly"
+        if weak
+        else ""
+    )
+    lines.append(f"- Best mean AUC of any arm with all labels: {said}{note}.")
     lines.append(f"- Intervals are 95% Student-t intervals over {seeds} seeds; few seeds make them wide, and honest.")
     return "\n".join(lines)
 

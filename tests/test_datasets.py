@@ -60,7 +60,7 @@ def test_subsets_follow_the_seed(make_data):
 
 def test_a_fraction_too_small_for_the_classes_is_enlarged_and_says_so(make_data, capsys):
     data = make_data(task="ordinal")
-    rows = label_subset(data, 0.001, 0, verbose=True)
+    rows = label_subset(data, 0.001, 0)
     assert class_matrix(data, rows).any(axis=0).all()
     assert "would miss a class" in capsys.readouterr().out
 
