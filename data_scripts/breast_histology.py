@@ -58,4 +58,4 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, arguments(__doc__, "breast_histology", 32, EXAMPLES))
+    run(main, arguments(__doc__, "breast_histology", 28, EXAMPLES))

@@ -109,7 +109,7 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "nih", 64, EXAMPLES)
+    parser = arguments(__doc__, "nih", 28, EXAMPLES)
     parser.add_argument("--task", choices=("labels", "finding"), default="labels", help="14 labels, or finding or none")
     parser.add_argument("--splits", type=Path, help=f"folder with {', '.join(LISTS)}; else the source, else by seed")
     parser.add_argument("--unlabelled", type=Path, help="a second NIH tree, used for pretraining only")

@@ -119,6 +119,6 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "retina", 64, EXAMPLES)
+    parser = arguments(__doc__, "retina", 28, EXAMPLES)
     parser.add_argument("--task", choices=("referable", "grade"), default="referable", help="grade 2 and above, or 0-4")
     run(main, parser)
