@@ -40,7 +40,12 @@ def arguments(description: str, name: str, side: int, examples: str) -> argparse
     parser.add_argument("--source", type=Path, help="local copy of what the publisher gives; nothing is downloaded")
     parser.add_argument("--out", type=Path, default=data_folder(), help="folder of prepared data sets (%(default)s)")
     parser.add_argument("--name", default=name, help="name of the prepared data set (%(default)s)")
-    parser.add_argument("--side", type=int, default=side, help="side of the prepared images in pixels (%(default)s, as the lesson preset wants it)")
+    parser.add_argument(
+        "--side",
+        type=int,
+        default=side,
+        help="side in pixels (%(default)s, as the lesson preset wants it)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the split by patient (%(default)s)")
     parser.add_argument("--skip-bad", action="store_true", help="leave unreadable images out and list them")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read (%(default)s)")
