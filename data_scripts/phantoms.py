@@ -738,7 +738,7 @@ def contact_sheet(sets: dict[str, dict[str, np.ndarray]], target: Path, columns:
             for axis, row in zip(axes[2 * block + label], rows, strict=False):
                 axis.imshow(arrays["images"][row].squeeze(), cmap="gray", vmin=0, vmax=255)
     figure.suptitle("Synthetic images: without the finding above, with it below")
-    figure.tight_layout()
+    figure.set_layout_engine("tight")
     figure.savefig(target, dpi=100)
     plt.close(figure)
 
