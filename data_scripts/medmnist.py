@@ -51,7 +51,9 @@ def fetch(name: str, side: int, folder: Path) -> Path:
         maker = getattr(medmnist, INFO[name]["python_class"])
         maker(split="train", download=True, size=side, root=str(folder))
     except Exception as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        # The package wraps what went wrong in advice of its own.
+        cause = error.__context__ or error
+        first = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise DatasetError(
             f"{name} could not be downloaded ({first}); fetch the .npz elsewhere and pass --source FILE.npz"
         ) from None
