@@ -103,11 +103,7 @@ def main(args) -> None:
     grades = np.array([picture.grade for picture in kept], np.uint8)
     fractions = (0.85, 0.15, 0.0) if idrid else (0.6, 0.15, 0.25)
     split = split_by_patient(patients, grades >= REFERABLE, args.seed, fractions)
-    given = np.array([picture.split == TEST for picture in kept])
-    if idrid:
-        split = np.where(given, TEST, split_by_patient(patients, grades >= REFERABLE, args.seed, fractions)).astype(
-            np.uint8
-        )
+    split[[picture.split == TEST for picture in kept]] = TEST
     keep = without_copies(images, split)
     report["copies_left_out"] = len(split) - len(keep)
     labels, task = (grades >= REFERABLE).astype(np.uint8), ["not referable", "referable"]
