@@ -175,6 +175,14 @@ def pixel_hashes(images: np.ndarray) -> np.ndarray:
     return np.array([int.from_bytes(hashlib.blake2b(x.tobytes(), digest_size=8).digest(), "big") for x in images])
 
 
+def rows_without_copies(images: np.ndarray, split: np.ndarray) -> np.ndarray:
+    """Rows to keep, so that no picture stands in two splits: the copy in the higher split code (test) stays."""
+    names, member = np.unique(pixel_hashes(images), return_inverse=True)
+    highest = np.zeros(len(names), split.dtype)
+    np.maximum.at(highest, member, split)
+    return np.flatnonzero(split == highest[member])
+
+
 def duplicates(images: np.ndarray, split: np.ndarray) -> dict[str, int]:
     """How many images equal an earlier one, and how many pictures stand in more than one split."""
     names, member = np.unique(pixel_hashes(images), return_inverse=True)

@@ -14,7 +14,7 @@ from medmnist import INFO  # noqa: E402
 sys.path.insert(0, HERE)
 
 import numpy as np  # noqa: E402
-from common import arguments, finish, pixel_hashes, run  # noqa: E402
+from common import arguments, finish, pixel_hashes, rows_without_copies, run  # noqa: E402
 
 from mocolayers.errors import DatasetError  # noqa: E402
 
@@ -95,12 +95,10 @@ def without_copies(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
 
     MedMNIST publishes no patients; equal pixels are the one thing that can be known to belong together.
     """
-    split = arrays["split"]
-    names, member = np.unique(pixel_hashes(arrays["images"]), return_inverse=True)
-    highest = np.zeros(len(names), split.dtype)
-    np.maximum.at(highest, member, split)
-    keep = split == highest[member]
-    return {name: array[keep] for name, array in (arrays | {"patients": member}).items()}, int((~keep).sum())
+    patients = np.unique(pixel_hashes(arrays["images"]), return_inverse=True)[1]
+    keep = rows_without_copies(arrays["images"], arrays["split"])
+    kept = {name: array[keep] for name, array in (arrays | {"patients": patients}).items()}
+    return kept, len(patients) - len(keep)
 
 
 def main(args) -> None:

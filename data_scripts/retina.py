@@ -9,9 +9,9 @@ from common import (
     finish,
     inside,
     need_source,
-    pixel_hashes,
     read_images,
     read_table,
+    rows_without_copies,
     run,
     split_by_patient,
     to_rgb,
@@ -86,14 +86,6 @@ def crop_to_disc(image: Image.Image) -> tuple[Image.Image, str]:
     return square, "border cropped" if cut.size != image.size else ""
 
 
-def without_copies(images: np.ndarray, split: np.ndarray) -> np.ndarray:
-    """Rows to keep, so that no picture stands in two splits: the copy in the higher split code (test) stays."""
-    names, member = np.unique(pixel_hashes(images), return_inverse=True)
-    highest = np.zeros(len(names), split.dtype)
-    np.maximum.at(highest, member, split)
-    return np.flatnonzero(split == highest[member])
-
-
 def main(args) -> None:
     source = need_source(args.source, "trainLabels.csv and train/ (EyePACS), or train_labels.csv and train/ (IDRiD)")
     idrid = (source / "train_labels.csv").is_file()
@@ -104,7 +96,7 @@ def main(args) -> None:
     fractions = (0.85, 0.15, 0.0) if idrid else (0.6, 0.15, 0.25)
     split = split_by_patient(patients, grades >= REFERABLE, args.seed, fractions)
     split[[picture.split == TEST for picture in kept]] = TEST
-    keep = without_copies(images, split)
+    keep = rows_without_copies(images, split)
     report["copies_left_out"] = len(split) - len(keep)
     labels, task = (grades >= REFERABLE).astype(np.uint8), ["not referable", "referable"]
     card = (IDRID if idrid else EYEPACS) | {"modality": "retina", "task": "binary", "classes": task}

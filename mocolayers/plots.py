@@ -22,6 +22,7 @@ ARM_COLOURS = {
     "mse-normalized": "#E69F00",
     "barlow-conditioned": "#56B4E9",
 }
+MODE_NAMES = {"linear": "linear evaluation", "finetune": "fine-tuning"}
 STAGE_COLOURS = ("#fcbba1", "#fb6a4a", "#cb181d", "#67000d")
 STYLE = {
     "figure.dpi": 90,
@@ -196,8 +197,7 @@ def label_curves(summary: pd.DataFrame, title: str) -> Figure:
     Args:
         summary: columns arm, mode, fraction, auc, low, high.
     """
-    modes = [mode for mode in ("linear", "finetune") if mode in set(summary["mode"])]
-    names = {"linear": "linear evaluation", "finetune": "fine-tuning"}
+    modes = [mode for mode in MODE_NAMES if mode in set(summary["mode"])]
     figure, axes = _figure(1, len(modes), (4.6 * len(modes) + 1, 4), sharey=True)
     arms = [arm for arm in ARM_COLOURS if arm in set(summary["arm"])]
     for axis, mode in zip(axes[0], modes, strict=True):
@@ -208,7 +208,7 @@ def label_curves(summary: pd.DataFrame, title: str) -> Figure:
             x = part["fraction"] * 100 * 1.06 ** (number - len(arms) / 2)
             whiskers = [part["auc"] - part["low"], part["high"] - part["auc"]]
             axis.errorbar(x, part["auc"], whiskers, fmt="o-", ms=4, capsize=2, color=ARM_COLOURS[arm], label=arm)
-        axis.set(xscale="log", xlabel="labels used (%)", title=names[mode])
+        axis.set(xscale="log", xlabel="labels used (%)", title=MODE_NAMES[mode])
         axis.set_xticks([1, 10, 100], ["1", "10", "100"])
     axes[0, 0].set_ylabel("test AUC")
     handles = {}

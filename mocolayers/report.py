@@ -8,8 +8,8 @@ import pandas as pd
 from scipy import stats
 
 from mocolayers.files import atomic_write
-from mocolayers.plots import forest
-from mocolayers.recipe import ARMS
+from mocolayers.plots import MODE_NAMES, forest
+from mocolayers.recipe import ARMS, PRETRAINED_ARMS
 
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
 CELL = ["dataset", "mode", "fraction"]
@@ -18,7 +18,7 @@ NEAR_CHANCE = 0.6
 
 def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
     """One AUC per data set, mode, fraction, arm and seed: the mean over that seed's label subsets."""
-    return rows.groupby([*CELL, "arm", "seed"], as_index=False).agg(auc=("auc", "mean"), labels=("labels", "mean"))
+    return rows.groupby([*CELL, "arm", "seed"], as_index=False)["auc"].mean()
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -75,7 +75,7 @@ def across_datasets(rows: pd.DataFrame, base: str = "moco") -> pd.DataFrame:
     """
     wide = by_seed(rows).pivot_table(index=["mode", "fraction", "arm", "seed"], columns="dataset", values="auc")
     mean = wide.dropna().mean(axis=1).rename("auc").reset_index()
-    return paired_differences(mean.assign(dataset="all", labels=0), base)
+    return paired_differences(mean.assign(dataset="all"), base)
 
 
 def auc_table(rows: pd.DataFrame, mode: str) -> str:
@@ -106,9 +106,10 @@ def difference_figure(rows: pd.DataFrame):
     """Forest plot of every stage-loss arm against MoCo at the smallest label fraction."""
     table = paired_differences(rows)
     smallest = table["fraction"].min()
-    table = table[(table["fraction"] == smallest) & ~table["arm"].isin(["random", "supervised"])]
-    names = {"linear": "linear evaluation", "finetune": "fine-tuning"}
-    table = table.assign(name=table["dataset"], panel=table["mode"].map(names)).sort_values("panel", ascending=False)
+    table = table[(table["fraction"] == smallest) & table["arm"].isin(PRETRAINED_ARMS)]
+    table = table.assign(name=table["dataset"], panel=table["mode"].map(MODE_NAMES)).sort_values(
+        "panel", ascending=False
+    )
     return forest(table, f"Do intermediate layers help at {smallest:.0%} of the labels?", "AUC minus MoCo's")
 
 
@@ -117,13 +118,13 @@ def findings(rows: pd.DataFrame) -> str:
     every, seeds = across_datasets(rows), rows["seed"].nunique()
     smallest = every["fraction"].min()
     lines = []
-    for mode, name in (("linear", "Linear evaluation"), ("finetune", "Fine-tuning")):
+    for mode, name in MODE_NAMES.items():
         part = every[(every["mode"] == mode) & (every["fraction"] == smallest)]
-        part = part[~part["arm"].isin(["random", "supervised"])].sort_values("difference", ascending=False)
+        part = part[part["arm"].isin(PRETRAINED_ARMS)].sort_values("difference", ascending=False)
         said = [f"{row.arm} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f})" for row in part.itertuples()]
         clear = [row.arm for row in part.itertuples() if row.low > 0 or row.high < 0]
         verdict = f"clear of zero: {', '.join(clear)}" if clear else "none is clear of zero"
-        title = f"{name} at {smallest:.0%} of the labels, AUC minus MoCo's, mean over data sets"
+        title = f"{name.capitalize()} at {smallest:.0%} of the labels, AUC minus MoCo's, mean over data sets"
         lines.append(f"- {title}: {'; '.join(said)}; {verdict}.")
     lift = paired_differences(rows, "random")
     lift = lift[(lift["mode"] == "linear") & (lift["fraction"] == smallest) & (lift["arm"] == "moco")]
