@@ -105,13 +105,14 @@ def run_finetune(args: argparse.Namespace) -> int:
 def run_results(args: argparse.Namespace) -> int:
     """The grid behind the README, and the README's section made from its table."""
     from mocolayers import report
-    from mocolayers.sweep import sweep, write_table
+    from mocolayers.sweep import sweep, write_tables
 
-    path = series.HOME / "results" / "low_label.csv"
+    folder = series.HOME / "results"
     if not args.only_write:
-        write_table(sweep(args.dataset, args.seed, args.preset, tuple(args.arm), args.runs_dir, args.jobs), path)
-    report.write_readme(path, series.HOME / "README.md")
-    print(f"{path}, results/low_label.png and the table in README.md are written")
+        tables = sweep(args.dataset, args.seed, args.preset, tuple(args.arm), args.runs_dir, args.jobs)
+        write_tables(tables, folder)
+    report.write_readme(folder, series.HOME / "README.md")
+    print(f"tables and figures in {folder} and the results in README.md are written")
     return 0
 
 

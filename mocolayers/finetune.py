@@ -19,9 +19,10 @@ from mocolayers.datasets import MedicalImages, class_matrix, label_subset
 from mocolayers.encoder import StagedResNet
 from mocolayers.files import atomic_write
 from mocolayers.metrics import macro_auc, patient_bootstrap, scores
+from mocolayers.moco import build_encoder
 from mocolayers.pretrain import resolve_device, step_generator
 from mocolayers.recipe import Evaluation, Views
-from mocolayers.runs import Run, save_weights
+from mocolayers.runs import Run, load_weights, save_weights
 from mocolayers.views import random_view, to_float
 
 MODES = ("linear", "finetune")
@@ -205,29 +206,32 @@ def evaluate(
     Args:
         run: a finished pretraining.
         data: the data set to judge on.
-        mode: "linear" or "finetune".
+        mode: "linear", "finetune", or with `features` any name that tells which features these are.
         fraction: label fraction.
-        subset: number of the label subset within the run's seed.
+        subset: number of the draw within the run's seed: of the label subset, and in fine-tuning also of the new layer,
+            the order of the rows and the augmentation. So with all labels another subset is the same labels again.
         plan: see `Evaluation`.
-        features: returns what `encode_splits` does; lets many linear evaluations share one encoding.
+        features: returns what `encode_splits` does; lets many linear evaluations share one encoding, or judges other
+            frozen features than the embedding.
     Returns:
         One row: arm, dataset, fraction, seed, subset, mode, labels, auc, low, high, other metrics, seconds, recipe key.
         Test probabilities are kept beside it as `.npz`.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}")
+    if mode not in MODES and features is None:
+        raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}, or give the features to judge")
     place = evaluation_file(run, mode, fraction, subset, plan)
-    if place.is_file():
+    beside = (".json", ".npz", ".safetensors") if mode == "finetune" else (".json", ".npz")
+    if all(place.with_suffix(ending).is_file() for ending in beside):
         return json.loads(place.read_text())
     started = time.perf_counter()
     seed = run.recipe.seed
     rows = label_subset(data, fraction, subset_seed(seed, subset))
     place.parent.mkdir(parents=True, exist_ok=True)
-    if mode == "linear":
+    if mode != "finetune":
         encoded = features() if features else encode_splits(run.load_encoder(), data)
         probabilities, _ = linear_evaluation(encoded, data, rows, plan)
     else:
-        model = fine_tune(run.load_encoder(), data, rows, plan, seed, device)
+        model = fine_tune(run.load_encoder(), data, rows, plan, fine_tuning_seed(seed, subset), device)
         probabilities = model.predict(data, data.rows("test"))
         save_weights(model, place.with_suffix(".safetensors"))
     np.savez_compressed(place.with_suffix(".npz"), test=probabilities)
@@ -240,6 +244,18 @@ def evaluate(
     }
     atomic_write(place, lambda path: path.write_text(json.dumps(row, indent=1)))
     return row
+
+
+def fine_tuned(
+    run: Run, data: MedicalImages, fraction: float, subset: int, plan: Evaluation, device: str = "auto"
+) -> tuple[Classifier, np.ndarray]:
+    """The classifier that `evaluate` fine-tunes and keeps, in evaluation mode, with its (n_test, L) probabilities."""
+    evaluate(run, data, "finetune", fraction, subset, plan, device)
+    place = evaluation_file(run, "finetune", fraction, subset, plan)
+    model = Classifier(build_encoder(run.recipe), data.task, len(data.classes))
+    load_weights(model, place.with_suffix(".safetensors"))
+    with np.load(place.with_suffix(".npz")) as kept:
+        return model.eval(), kept["test"]
 
 
 def describe(run: Run, data: MedicalImages, probabilities: np.ndarray, plan: Evaluation) -> dict:
@@ -255,6 +271,11 @@ def describe(run: Run, data: MedicalImages, probabilities: np.ndarray, plan: Eva
 def subset_seed(seed: int, subset: int) -> int:
     """The seed of `label_subset` for the n-th subset of a pretraining seed; no two pairs share one."""
     return seed * 1000 + subset
+
+
+def fine_tuning_seed(seed: int, subset: int) -> int:
+    """The seed of `fine_tune` for the n-th subset of a pretraining seed; that of the first is the pretraining's own."""
+    return seed + 1000 * subset
 
 
 def evaluation_file(run: Run, mode: str, fraction: float, subset: int, plan: Evaluation) -> Path:

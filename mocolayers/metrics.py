@@ -1,6 +1,7 @@
 """Scores of predicted probabilities, and intervals that resample patients."""
 
 import numpy as np
+import pandas as pd
 from scipy.stats import rankdata
 from sklearn.metrics import cohen_kappa_score, f1_score
 
@@ -85,3 +86,30 @@ def patient_bootstrap(
         raise DatasetError("the AUC is not defined: every test image is of the same class; use another split")
     low, high = np.percentile(drawn, [2.5, 97.5])
     return float(low), float(high)
+
+
+def reliability(classes: np.ndarray, probabilities: np.ndarray, task: str, bins: int = 10) -> pd.DataFrame:
+    """Does 70% mean 70%? Predicted probability against the observed rate, in bins of equal width.
+
+    Args:
+        classes: (n, L) booleans.
+        probabilities: (n, L). A binary task is judged by its positive column; else all columns are pooled.
+        task: see `MedicalImages`.
+        bins: number of bins.
+    Returns:
+        One row per bin that is not empty: probability (mean in the bin), observed (rate), share (of all predictions).
+    """
+    columns = [1] if task == "binary" else list(range(classes.shape[1]))
+    p, truth = probabilities[:, columns].ravel().astype(float), classes[:, columns].ravel()
+    table = pd.DataFrame({"bin": np.minimum((p * bins).astype(int), bins - 1), "probability": p, "observed": truth})
+    grouped = table.groupby("bin")
+    return grouped.mean().assign(share=grouped.size() / len(p)).reset_index(drop=True)
+
+
+def calibration_error(classes: np.ndarray, probabilities: np.ndarray, task: str, bins: int = 10) -> float:
+    """Expected calibration error: the mean gap of `reliability`, weighted by the share of predictions in a bin.
+
+    Source: Naeini et al. 2015; Guo et al. 2017 (1706.04599), on class probabilities instead of the top one's.
+    """
+    table = reliability(classes, probabilities, task, bins)
+    return float((table["share"] * (table["probability"] - table["observed"]).abs()).sum())

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from mocolayers.datasets import load, save_prepared
+from mocolayers.pretrain import pretrain
+from mocolayers.recipe import preset
 
 torch.set_num_threads(1)
 CARD = {"title": "Tiny (synthetic)", "source": "made by the tests", "licence": "none", "citation": ""}
@@ -40,6 +42,20 @@ def make_data(tmp_path):
         card = make_card(options.get("task", "binary"), options.get("channels", 1))
         save_prepared(tmp_path / "data" / name, make_arrays(**options), card)
         return load(name, tmp_path / "data")
+
+    return make
+
+
+@pytest.fixture
+def pretrained(make_data, tmp_path):
+    """A function that gives a data set and a finished tiny run of an arm on it."""
+
+    def make(arm="moco", **options):
+        data = make_data(**options)
+        recipe = preset(
+            "smoke", arm, data, batch=16, queue=40, **({} if arm in ("random", "supervised") else {"steps": 4})
+        )
+        return data, pretrain(recipe, data, tmp_path / "runs", progress=False)
 
     return make
 

@@ -13,25 +13,10 @@ from mocolayers import finetune as module
 from mocolayers.datasets import class_matrix, label_subset
 from mocolayers.finetune import encode_splits, evaluate, fine_tune, linear_evaluation
 from mocolayers.metrics import macro_auc
-from mocolayers.pretrain import pretrain
-from mocolayers.recipe import ARMS, Evaluation, preset
+from mocolayers.recipe import ARMS, Evaluation
 from mocolayers.sweep import judge
 
 PLAN = Evaluation(fractions=(0.1, 1.0), subsets=2, steps=6, batch=16, check_every=2, resamples=20)
-
-
-@pytest.fixture
-def pretrained(make_data, tmp_path):
-    """A function that gives a data set and a finished tiny run of an arm on it."""
-
-    def make(arm="moco", **options):
-        data = make_data(**options)
-        recipe = preset(
-            "smoke", arm, data, batch=16, queue=40, **({} if arm in ("random", "supervised") else {"steps": 4})
-        )
-        return data, pretrain(recipe, data, tmp_path / "runs", progress=False)
-
-    return make
 
 
 def test_linear_evaluation_equals_a_plain_scikit_learn_pipeline(pretrained):
