@@ -111,7 +111,7 @@ def run_results(args: argparse.Namespace) -> int:
     if not args.only_write:
         tables = sweep(args.dataset, args.seed, args.preset, tuple(args.arm), args.runs_dir, args.jobs)
         write_tables(tables, folder)
-    report.write_readme(folder, series.HOME / "README.md")
+    report.write_readme(folder / "low_label.csv", series.HOME / "README.md")
     print(f"tables and figures in {folder} and the results in README.md are written")
     return 0
 

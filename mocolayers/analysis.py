@@ -4,6 +4,8 @@ Everything here works on finished runs and returns tables; the measures themselv
 `distributions` (KS).
 """
 
+import functools
+
 import numpy as np
 import pandas as pd
 import torch
@@ -85,8 +87,10 @@ def pixel_features(data: MedicalImages) -> dict[str, np.ndarray]:
     return found
 
 
-def probe_stages(run: Run, data: MedicalImages, plan: Evaluation, pool: int = 1) -> pd.DataFrame:
-    """Logistic regression on every stage, at every label fraction and subset of the plan.
+def probe_stages(
+    run: Run, data: MedicalImages, plan: Evaluation, pool: int = 1, fractions: tuple[float, ...] | None = None
+) -> pd.DataFrame:
+    """Logistic regression on every stage, on every label subset of the plan.
 
     With pool=1 the probe of stage 4 *is* the linear evaluation of the run: same call, same kept result.
 
@@ -95,25 +99,31 @@ def probe_stages(run: Run, data: MedicalImages, plan: Evaluation, pool: int = 1)
         data: the data set to judge on.
         plan: see `Evaluation`.
         pool: see `stage_features`.
+        fractions: label fractions; None means those of the plan.
     Returns:
         The rows of `evaluate` with a column "stage", 1 to 4.
     """
     tables = []
     for stage in STAGES:
         mode = "linear" if (stage, pool) == (4, 1) else f"stage{stage}pool{pool}"
-        table = _probe(run, data, plan, mode, lambda stage=stage: kept_stage_features(run, data, pool)[stage - 1])
+        features = functools.partial(_of_stage, run, data, pool, stage)
+        table = _probe(run, data, plan, mode, features, fractions or plan.fractions)
         tables.append(table.assign(stage=stage))
     return pd.concat(tables, ignore_index=True)
 
 
 def probe_pixels(run: Run, data: MedicalImages, plan: Evaluation) -> pd.DataFrame:
     """The same probe on raw pixels, as arm "pixels" at stage 0; `run` only lends its seed and its folder."""
-    table = _probe(run, data, plan, "pixels", lambda: pixel_features(data))
+    table = _probe(run, data, plan, "pixels", functools.partial(pixel_features, data), plan.fractions)
     return table.assign(arm="pixels", stage=0)
 
 
-def _probe(run: Run, data: MedicalImages, plan: Evaluation, mode: str, features) -> pd.DataFrame:
-    cells = [(fraction, n) for fraction in plan.fractions for n in range(plan.subsets if fraction < 1 else 1)]
+def _of_stage(run: Run, data: MedicalImages, pool: int, stage: int) -> dict[str, np.ndarray]:
+    return kept_stage_features(run, data, pool)[stage - 1]
+
+
+def _probe(run: Run, data: MedicalImages, plan: Evaluation, mode: str, features, fractions) -> pd.DataFrame:
+    cells = [(fraction, n) for fraction in fractions for n in range(plan.subsets if fraction < 1 else 1)]
     return pd.DataFrame([evaluate(run, data, mode, f, n, plan, features=features) for f, n in cells])
 
 

@@ -24,6 +24,7 @@ ARM_COLOURS = {
 }
 MODE_NAMES = {"linear": "linear evaluation", "finetune": "fine-tuning"}
 STAGE_COLOURS = ("#fcbba1", "#fb6a4a", "#cb181d", "#67000d")
+STAGE_NAMES = ("1", "2", "3", "4")
 STYLE = {
     "figure.dpi": 90,
     "savefig.dpi": 90,
@@ -242,6 +243,250 @@ def forest(table: pd.DataFrame, title: str, xlabel: str) -> Figure:
         axis.set(title=panel, xlabel=xlabel)
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def activation_maps(images: np.ndarray, maps: dict[str, list[np.ndarray]], title: str) -> Figure:
+    """One image and the mean activation of each stage, one row per encoder.
+
+    Args:
+        images: (H, W, C) uint8, one for all rows.
+        maps: per encoder four (H_l, W_l) arrays.
+    """
+    figure, axes = _figure(len(maps), 5, (8.5, 1.75 * len(maps) + 0.5))
+    for line, (name, stages) in zip(axes, maps.items(), strict=True):
+        _picture(line[0], images)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+        for number, (axis, stage) in enumerate(zip(line[1:], stages, strict=True), start=1):
+            axis.imshow(stage, cmap="cividis", interpolation="nearest")
+            axis.set_title(f"stage {number}: {stage.shape[0]} x {stage.shape[1]}", fontsize=9, fontweight="normal")
+            axis.set_xticks([]), axis.set_yticks([])
+            axis.grid(False)
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def stage_curves(summary: pd.DataFrame, title: str, ylabel: str = "test AUC") -> Figure:
+    """A value over the four stages: one panel per value of "panel", one line per arm, whiskers, pixels as a level.
+
+    Args:
+        summary: columns panel, arm, stage (0 for pixels), value, low, high.
+    """
+    panels = list(dict.fromkeys(summary["panel"]))
+    arms = [arm for arm in ARM_COLOURS if arm in set(summary["arm"])]
+    figure, axes = _figure(1, len(panels), (3.5 * len(panels) + 1.6, 3.8), sharey=True)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        part = summary[summary["panel"] == panel]
+        for number, arm in enumerate(arms):
+            line = part[part["arm"] == arm].sort_values("stage")
+            whiskers = [line["value"] - line["low"], line["high"] - line["value"]]
+            x = line["stage"] + (number - (len(arms) - 1) / 2) * 0.06
+            axis.errorbar(x, line["value"], whiskers, fmt="o-", ms=4, capsize=2, color=ARM_COLOURS[arm], label=arm)
+        for value in part.loc[part["arm"] == "pixels", "value"]:
+            axis.axhline(value, color="#CC79A7", linestyle="--", label="raw pixels")
+        axis.set(xticks=[1, 2, 3, 4], xlabel="stage", title=panel)
+    axes[0, 0].set_ylabel(ylabel)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def number_grids(tables: dict[str, pd.DataFrame], title: str, spread: float | None = None) -> Figure:
+    """Tables of numbers as shaded grids side by side, each on its own scale.
+
+    Args:
+        tables: rows and columns as they are to be labelled.
+        spread: None shades from the least to the greatest value; a number shades from -spread to spread.
+    """
+    widest = max(table.shape[1] for table in tables.values())
+    size = (len(tables) * (0.85 * widest + 1.9), 0.42 * max(len(table) for table in tables.values()) + 1.5)
+    figure, axes = _figure(1, len(tables), size)
+    for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
+        values = table.to_numpy(float)
+        around_zero = np.nanmin(values) < 0 or spread is not None
+        limit = spread or np.nanmax(np.abs(values)) or 1
+        limits = (-limit, limit) if around_zero else (np.nanmin(values), np.nanmax(values))
+        colours = plt.get_cmap("PuOr" if around_zero else "cividis")
+        shown = axis.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            dark = np.dot(shown.to_rgba(value)[:3], (0.3, 0.6, 0.1)) < 0.5
+            text = f"{value:+.3f}" if around_zero else f"{value:.3f}"
+            axis.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+        axis.set_xticks(range(table.shape[1]), table.columns)
+        axis.set_yticks(range(len(table)), table.index)
+        axis.set_title(name, fontsize=10)
+        axis.grid(False)
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def similarity_settings(table: pd.DataFrame, settings: dict[str, tuple[str, str]], title: str) -> Figure:
+    """CKA of each stage under several settings, each beside its own null.
+
+    Args:
+        table: one row per stage, with the columns that `settings` names.
+        settings: legend text -> (column of the CKA, column of its null).
+    """
+    figure, axes = _figure(1, len(settings), (2.7 * len(settings) + 0.6, 3.3), sharey=True)
+    for axis, (name, (value, null)) in zip(axes[0], settings.items(), strict=True):
+        axis.bar(table["stage"], table[value], color=STAGE_COLOURS[1], width=0.7, label="before against after")
+        axis.bar(table["stage"], table[null], color="none", edgecolor="black", hatch="///", width=0.7, label="null")
+        axis.set(title=name, xlabel="stage", xticks=table["stage"], ylim=(min(0, table[null].min()), 1.05))
+    axes[0, 0].set_ylabel("CKA")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=9)
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def reuse_points(table: pd.DataFrame, title: str) -> Figure:
+    """CKA before against after fine-tuning: one panel per label fraction, dots per arm, ticks at each arm's ceiling.
+
+    Args:
+        table: columns fraction, arm, stage, linear, low, high, null, ceiling.
+    """
+    fractions, arms = sorted(table["fraction"].unique()), [arm for arm in ARM_COLOURS if arm in set(table["arm"])]
+    figure, axes = _figure(1, len(fractions), (4.3 * len(fractions) + 1.6, 3.9), sharey=True)
+    for axis, fraction in zip(axes[0], fractions, strict=True):
+        for number, arm in enumerate(arms):
+            part = table[(table["arm"] == arm) & (table["fraction"] == fraction)]
+            x = part["stage"] + (number - (len(arms) - 1) / 2) * 0.12
+            whiskers = [part["linear"] - part["low"], part["high"] - part["linear"]]
+            axis.errorbar(x, part["linear"], whiskers, fmt="o", ms=4, capsize=2, color=ARM_COLOURS[arm], label=arm)
+            axis.plot(x, part["ceiling"], "_", ms=9, mew=2, color=ARM_COLOURS[arm])
+        null = table.loc[table["fraction"] == fraction, "null"].mean()
+        axis.axhline(null, color="black", linestyle=":", label="null: rows permuted")
+        axis.plot([], [], "_", ms=9, mew=2, color="black", label="ceiling: two fine-tunings")
+        axis.set(xticks=[1, 2, 3, 4], xlabel="stage", title=f"fine-tuned on {fraction:.0%} of the labels")
+    axes[0, 0].set_ylabel("debiased linear CKA")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def scatter(table: pd.DataFrame, x: str, y: str, title: str, xlabel: str, ylabel: str) -> Figure:
+    """Two columns against each other, arms in their colours, stages as marker shapes."""
+    figure, axes = _figure(size=(7.5, 4))
+    axis = axes[0, 0]
+    for (arm, stage), part in table.groupby(["arm", "stage"]):
+        axis.scatter(part[x], part[y], color=ARM_COLOURS[arm], marker="os^D"[stage - 1], s=36)
+    for arm in [arm for arm in ARM_COLOURS if arm in set(table["arm"])]:
+        axis.plot([], [], "o", color=ARM_COLOURS[arm], label=arm)
+    for stage, marker in enumerate("os^D", start=1):
+        axis.plot([], [], marker, color="none", markeredgecolor="black", label=f"stage {stage}")
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    return figure
+
+
+def similarity_maps(items: dict[str, np.ndarray], title: str, ylabel: str, xlabel: str) -> Figure:
+    """4 x 4 matrices of CKA between the stages of two encoders, with numbers."""
+    wide = min(3, len(items))
+    tall = -(-len(items) // wide)
+    figure, axes = _figure(tall, wide, (2.9 * wide + 0.8, 2.8 * tall + 0.4), sharex=True, sharey=True)
+    for axis, (name, matrix) in zip(axes.flat, items.items(), strict=False):
+        shown = axis.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
+        for (row, column), value in np.ndenumerate(matrix):
+            colour = "black" if value > 0.6 else "white"
+            axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
+        axis.set_title(name, fontsize=10)
+        axis.set_xticks(range(4), STAGE_NAMES)
+        axis.set_yticks(range(4), STAGE_NAMES)
+        axis.grid(False)
+    for axis in list(axes.flat)[len(items) :]:
+        axis.axis("off")
+    figure.supxlabel(xlabel, fontsize=10)
+    figure.supylabel(ylabel, fontsize=10)
+    figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.7, label="debiased linear CKA")
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def block_matrix(matrix: np.ndarray, names: list[str], title: str) -> Figure:
+    """A matrix of CKA between all stages of all encoders, four lines per encoder."""
+    figure, axes = _figure(size=(7.6, 6.4))
+    shown = axes[0, 0].imshow(matrix, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
+    for edge in np.arange(4, len(matrix), 4) - 0.5:
+        axes[0, 0].axhline(edge, color="white", linewidth=1.5)
+        axes[0, 0].axvline(edge, color="white", linewidth=1.5)
+    places = np.arange(len(names)) * 4 + 1.5
+    axes[0, 0].set_xticks(places, names, rotation=30, ha="right")
+    axes[0, 0].set_yticks(places, names)
+    axes[0, 0].set(title=title)
+    axes[0, 0].grid(False)
+    figure.colorbar(shown, ax=axes[0, 0], shrink=0.8, label="debiased linear CKA; stages 1 to 4 in each block")
+    return figure
+
+
+def cdf_gap(panels: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, str], title: str) -> Figure:
+    """Cumulative distributions of two models' probabilities, with the largest gap between them marked.
+
+    Args:
+        panels: title -> the two models' (n,) probabilities.
+        names: what the two are, for the legend.
+    """
+    figure, axes = _figure(1, len(panels), (4.2 * len(panels) + 0.4, 3.7), sharey=True)
+    for axis, (name, (first, second)) in zip(axes[0], panels.items(), strict=True):
+        every = np.unique(np.concatenate([first, second]))
+        curves = [np.searchsorted(np.sort(p), every, side="right") / len(p) for p in (first, second)]
+        for curve, colour, label in zip(curves, ("#D55E00", "#0072B2"), names, strict=True):
+            axis.step(np.r_[0, every, 1], np.r_[0, curve, 1], where="post", color=colour, label=label)
+        widest = np.abs(curves[0] - curves[1]).argmax()
+        low, high = sorted((curves[0][widest], curves[1][widest]))
+        axis.vlines(every[widest], low, high, color="black", linewidth=3)
+        axis.text(every[widest], (low + high) / 2, f"  D = {high - low:.3f}", va="center", fontweight="bold")
+        axis.set(title=name, xlabel="predicted probability", xlim=(0, 1), ylim=(0, 1))
+    axes[0, 0].set_ylabel("share of test images at or below")
+    axes[0, 0].legend(fontsize=9, loc="lower right")
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def distance_dots(table: pd.DataFrame, marks: dict[str, tuple[str, str]], title: str, xlabel: str) -> Figure:
+    """A distance with its interval beside what it has to be read against: one panel per "panel", one line per arm.
+
+    Args:
+        table: columns panel, arm, ks, low, high and those that `marks` names.
+        marks: column -> (marker, legend text).
+    """
+    panels = list(dict.fromkeys(table["panel"]))
+    arms = [arm for arm in ARM_COLOURS if arm in set(table["arm"])]
+    size = (4.2 * len(panels) + 1.8, 0.45 * len(arms) + 1.7)
+    figure, axes = _figure(1, len(panels), size, sharey=True, sharex=True)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        part = table[table["panel"] == panel]
+        for row in part.itertuples():
+            y, colour = arms.index(row.arm), ARM_COLOURS[row.arm]
+            axis.plot([row.low, row.high], [y, y], color=colour, linewidth=2)
+            axis.plot(row.ks, y, "o", color=colour, ms=7)
+        for column, (marker, text) in marks.items():
+            y = [arms.index(arm) for arm in part["arm"]]
+            axis.plot(part[column], y, marker, color="black", mfc="none", ms=8, mew=1.5, label=text)
+        axis.set(title=panel, xlabel=xlabel)
+        axis.set_xlim(left=0)
+    axes[0, 0].plot([], [], "o-", color="#888888", label="few labels against all")
+    axes[0, 0].set_yticks(range(len(arms)), arms)
+    axes[0, 0].invert_yaxis()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
+def reliability_curves(panels: dict[str, dict[str, pd.DataFrame]], title: str) -> Figure:
+    """Observed rate over predicted probability: one panel per name, one line per arm, dot area is the share of images.
+
+    Args:
+        panels: title -> arm -> columns probability, observed, share.
+    """
+    figure, axes = _figure(1, len(panels), (3.9 * len(panels) + 1.6, 3.9), sharey=True, sharex=True)
+    for axis, (name, arms) in zip(axes[0], panels.items(), strict=True):
+        axis.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
+        for arm, table in arms.items():
+            axis.plot(table["probability"], table["observed"], color=ARM_COLOURS[arm], linewidth=1, label=arm)
+            axis.scatter(table["probability"], table["observed"], 300 * table["share"], ARM_COLOURS[arm], alpha=0.6)
+        axis.set(title=name, xlabel="predicted probability", xlim=(0, 1), ylim=(0, 1))
+    axes[0, 0].set_ylabel("observed rate")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
     return figure

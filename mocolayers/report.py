@@ -45,7 +45,22 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         about = dict(zip([*CELL, "arm"], key, strict=True))
         found.append(about | {"auc": group["auc"].mean(), "low": low, "high": high, "seeds": len(group)})
     table = pd.DataFrame(found)
-    return table.sort_values([*CELL, "arm"], key=lambda c: c.map(ARMS.index) if c.name == "arm" else c)
+    return table.sort_values([*CELL, "arm"], key=lambda c: c.map((*ARMS, "pixels").index) if c.name == "arm" else c)
+
+
+def by_stage(probes: pd.DataFrame) -> pd.DataFrame:
+    """`summarise` for the rows of `analysis.probe_stages`, with the columns that `plots.stage_curves` takes."""
+    table = summarise(probes.assign(mode=probes["stage"])).rename(columns={"mode": "stage", "auc": "value"})
+    table["panel"] = [f"{fraction:.0%} of the labels" for fraction in table["fraction"]]
+    return table.sort_values(["fraction", "stage"], kind="stable")
+
+
+def read_table(csv: Path, dataset: str | None = None) -> pd.DataFrame:
+    """The rows of a committed table, all or those of one data set; no rows if there is no such file."""
+    if not csv.is_file():
+        return pd.DataFrame()
+    table = pd.read_csv(csv)
+    return table if dataset is None else table[table["dataset"] == dataset]
 
 
 def paired_differences(rows: pd.DataFrame, base: str = "moco") -> pd.DataFrame:

@@ -85,7 +85,9 @@ def summarise_outputs(
         pairs["100% twice, other seeds"] = list(itertools.combinations(every, 2))
     for fraction in plan.fractions[:-1]:
         some = itertools.product(zip(runs, every, strict=True), range(FINE_TUNED_SUBSETS))
-        pairs[f"{fraction:.0%} and 100%"] = [(fine_tuned(run, data, fraction, n, plan)[1], large) for (run, large), n in some]
+        pairs[f"{fraction:.0%} and 100%"] = [
+            (fine_tuned(run, data, fraction, n, plan)[1], large) for (run, large), n in some
+        ]
     rows = []
     for name, models in pairs.items():
         mean, low, high = ks_interval(models, data.task, patients, plan.resamples)
