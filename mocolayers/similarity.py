@@ -3,7 +3,7 @@
 Source: Kornblith et al. 2019 (1905.00414); the debiased form uses the unbiased HSIC of Song et al. 2012 (JMLR 13).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 BLOCK = 256  # rows of a kernel matrix that are in memory at a time
 MEDIAN_ROWS = 1000
+WHOLE = 4000  # rows up to which a whole kernel matrix may be in memory
 
 
 def cka(
@@ -48,12 +49,7 @@ def cka(
         moments = _rbf_moments(x, y, *widths)
     else:
         raise ValueError(f"kernel {kernel!r}: choose 'linear' or 'rbf'")
-    estimate = _debiased_hsic if debiased else _biased_hsic
-    xy, xx, yy = (estimate(pair) for pair in moments)
-    # Below this share of the diagonal a kernel is constant off its diagonal, up to rounding.
-    if any(own <= 1e-12 * (pair.traces / len(x)) for own, pair in ((xx, moments[1]), (yy, moments[2]))):
-        return float("nan")
-    return float(xy / np.sqrt(xx * yy))
+    return _ratio(moments, _debiased_hsic if debiased else _biased_hsic)
 
 
 class _Moments(NamedTuple):
@@ -69,6 +65,15 @@ class _Moments(NamedTuple):
     def traces(self) -> float:
         """sum_i K_ii L_ii."""
         return float(self.diagonal_k @ self.diagonal_l)
+
+
+def _ratio(moments: tuple[_Moments, _Moments, _Moments], estimate: Callable[[_Moments], float]) -> float:
+    xy, xx, yy = (estimate(pair) for pair in moments)
+    # Below this share of the diagonal a kernel is constant off its diagonal, up to rounding.
+    for own, pair in ((xx, moments[1]), (yy, moments[2])):
+        if own <= 1e-12 * pair.traces / len(pair.rows_k):
+            return float("nan")
+    return float(xy / np.sqrt(xx * yy))
 
 
 def _checked(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,18 +98,21 @@ def _linear_moments(x: np.ndarray, y: np.ndarray) -> tuple[_Moments, _Moments, _
 
 
 def _rbf_moments(x: np.ndarray, y: np.ndarray, sigma_x: float, sigma_y: float) -> tuple[_Moments, _Moments, _Moments]:
-    n, totals = len(x), np.zeros(3)
-    rows_k, rows_l, ones = np.empty(n), np.empty(n), np.ones(n)
-    for start in range(0, n, BLOCK):
-        part = slice(start, start + BLOCK)
-        kx, ky = _rbf_rows(x, part, sigma_x), _rbf_rows(y, part, sigma_y)  # (BLOCK, n) each
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(x), BLOCK)]
+    return _kernel_moments((_rbf_rows(x, part, sigma_x), _rbf_rows(y, part, sigma_y)) for part in blocks)
+
+
+def _kernel_moments(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[_Moments, _Moments, _Moments]:
+    """Sums over pairs of blocks of rows of two kernel matrices with ones on their diagonals."""
+    totals, rows_k, rows_l = np.zeros(3), [], []
+    for kx, ky in blocks:  # (rows of the block, n) each
         totals += np.vdot(kx, ky), np.vdot(kx, kx), np.vdot(ky, ky)
-        rows_k[part], rows_l[part] = kx.sum(axis=1), ky.sum(axis=1)
-    return (
-        _Moments(totals[0], rows_k, rows_l, ones, ones),
-        _Moments(totals[1], rows_k, rows_k, ones, ones),
-        _Moments(totals[2], rows_l, rows_l, ones, ones),
-    )
+        rows_k.append(kx.sum(axis=1))
+        rows_l.append(ky.sum(axis=1))
+    k, m = np.concatenate(rows_k), np.concatenate(rows_l)
+    ones = np.ones(len(k))
+    pairs = zip(totals, ((k, m), (k, k), (m, m)), strict=True)
+    return tuple(_Moments(total, *rows, ones, ones) for total, rows in pairs)
 
 
 def _rbf_rows(x: np.ndarray, part: slice, sigma: float) -> np.ndarray:
@@ -152,7 +160,11 @@ def released_cka(x: np.ndarray, y: np.ndarray, draws: int = 50, rows: int = 1000
     if len(x) <= rows:
         return cka(x, y, "rbf", sigma=0.8, debiased=False), 0.0
     drawn = [rng.choice(len(x), rows, replace=False) for _ in range(draws)]
-    values = [cka(x[part], y[part], "rbf", sigma=0.8, debiased=False) for part in drawn]
+    if len(x) > WHOLE or draws < 5:
+        values = [cka(x[part], y[part], "rbf", sigma=0.8, debiased=False) for part in drawn]
+    else:  # every draw is a part of one kernel matrix
+        kx, ky = (_rbf_rows(z, slice(None), 0.8) for z in _checked(x, y))
+        values = [_ratio(_kernel_moments([(kx[np.ix_(p, p)], ky[np.ix_(p, p)])]), _biased_hsic) for p in drawn]
     return float(np.mean(values)), float(np.std(values))
 
 

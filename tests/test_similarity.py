@@ -171,3 +171,10 @@ def test_twenty_thousand_rows_fit_in_the_memory_of_a_small_machine():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1500
+
+
+def test_draws_cut_from_one_kernel_matrix_equal_draws_on_their_own(monkeypatch):
+    x, y = related(1200)
+    together = released_cka(x, y, draws=6)
+    monkeypatch.setattr("mocolayers.similarity.WHOLE", 0)
+    assert released_cka(x, y, draws=6) == pytest.approx(together)
