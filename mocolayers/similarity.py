@@ -3,7 +3,7 @@
 Source: Kornblith et al. 2019 (1905.00414); the debiased form uses the unbiased HSIC of Song et al. 2012 (JMLR 13).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,18 +98,18 @@ def _linear_moments(x: np.ndarray, y: np.ndarray) -> tuple[_Moments, _Moments, _
 
 
 def _rbf_moments(x: np.ndarray, y: np.ndarray, sigma_x: float, sigma_y: float) -> tuple[_Moments, _Moments, _Moments]:
-    blocks = [slice(start, start + BLOCK) for start in range(0, len(x), BLOCK)]
-    return _kernel_moments((_rbf_rows(x, part, sigma_x), _rbf_rows(y, part, sigma_y)) for part in blocks)
-
-
-def _kernel_moments(blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> tuple[_Moments, _Moments, _Moments]:
-    """Sums over pairs of blocks of rows of two kernel matrices with ones on their diagonals."""
-    totals, rows_k, rows_l = np.zeros(3), [], []
-    for kx, ky in blocks:  # (rows of the block, n) each
+    totals, sums = np.zeros(3), []
+    for start in range(0, len(x), BLOCK):
+        part = slice(start, start + BLOCK)
+        kx, ky = _rbf_rows(x, part, sigma_x), _rbf_rows(y, part, sigma_y)  # (BLOCK, n) each
         totals += np.vdot(kx, ky), np.vdot(kx, kx), np.vdot(ky, ky)
-        rows_k.append(kx.sum(axis=1))
-        rows_l.append(ky.sum(axis=1))
-    k, m = np.concatenate(rows_k), np.concatenate(rows_l)
+        sums.append((kx.sum(axis=1), ky.sum(axis=1)))
+    k, m = (np.concatenate(rows) for rows in zip(*sums, strict=True))
+    return _three_moments(totals, k, m)
+
+
+def _three_moments(totals: Sequence[float], k: np.ndarray, m: np.ndarray) -> tuple[_Moments, _Moments, _Moments]:
+    """For kernels with ones on their diagonals, from the sums of K * L, K * K and L * L, and the row sums."""
     ones = np.ones(len(k))
     pairs = zip(totals, ((k, m), (k, k), (m, m)), strict=True)
     return tuple(_Moments(total, *rows, ones, ones) for total, rows in pairs)
@@ -160,12 +160,25 @@ def released_cka(x: np.ndarray, y: np.ndarray, draws: int = 50, rows: int = 1000
     if len(x) <= rows:
         return cka(x, y, "rbf", sigma=0.8, debiased=False), 0.0
     drawn = [rng.choice(len(x), rows, replace=False) for _ in range(draws)]
-    if len(x) > WHOLE or draws < 5:
+    if len(x) > WHOLE:
         values = [cka(x[part], y[part], "rbf", sigma=0.8, debiased=False) for part in drawn]
-    else:  # every draw is a part of one kernel matrix
-        kx, ky = (_rbf_rows(z, slice(None), 0.8) for z in _checked(x, y))
-        values = [_ratio(_kernel_moments([(kx[np.ix_(p, p)], ky[np.ix_(p, p)])]), _biased_hsic) for p in drawn]
+    else:
+        values = _drawn_cka(*(_rbf_rows(z, slice(None), 0.8) for z in _checked(x, y)), drawn)
     return float(np.mean(values)), float(np.std(values))
+
+
+def _drawn_cka(kx: np.ndarray, ky: np.ndarray, drawn: list[np.ndarray]) -> list[float]:
+    """The usual CKA of each draw of rows, from two (n, n) kernel matrices and all draws at once."""
+    chosen = np.zeros((len(kx), len(drawn)))
+    for draw, part in enumerate(drawn):
+        chosen[part, draw] = 1
+    totals = [(chosen * ((a * b) @ chosen)).sum(axis=0) for a, b in ((kx, ky), (kx, kx), (ky, ky))]
+    sums_k, sums_l = kx @ chosen, ky @ chosen  # (n, draws) row sums over the drawn columns
+    found = []
+    for draw, part in enumerate(drawn):
+        moments = _three_moments([total[draw] for total in totals], sums_k[part, draw], sums_l[part, draw])
+        found.append(_ratio(moments, _biased_hsic))
+    return found
 
 
 def patient_interval(
