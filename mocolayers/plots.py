@@ -38,7 +38,6 @@ STYLE = {
     "grid.color": "#e6e6e6",
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "figure.constrained_layout.use": True,
 }
 plt.rcParams.update(STYLE)
 
@@ -50,10 +49,12 @@ def show(figure: Figure, alt: str) -> None:
     display(Image(picture.getvalue(), alt=alt))
 
 
-def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4), **options):
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
-    plt.close(figure)  # the notebook shows the returned figure once; pyplot must not show it again
-    return figure, axes
+def new_figure(
+    rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4), layout: str = "constrained", **options
+) -> tuple[Figure, np.ndarray]:
+    """A figure and its (rows, columns) axes; pyplot does not know it, so it is shown once, and threads may make it."""
+    figure = Figure(figsize=size, layout=layout)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def _picture(axis, image: np.ndarray, title: str = "", colour: str | None = None) -> None:
@@ -71,7 +72,7 @@ def _picture(axis, image: np.ndarray, title: str = "", colour: str | None = None
 
 def image_sheet(groups: dict[str, np.ndarray], columns: int = 10, title: str = "") -> Figure:
     """Rows of pictures, one row per named group of images (n, H, W, C)."""
-    figure, axes = _figure(len(groups), columns, (columns * 0.95, len(groups) * 1.15 + 0.4))
+    figure, axes = new_figure(len(groups), columns, (columns * 0.95, len(groups) * 1.15 + 0.4))
     for line, (name, images) in zip(axes, groups.items(), strict=True):
         for axis, image in zip(line, images, strict=False):
             _picture(axis, image)
@@ -84,7 +85,7 @@ def image_sheet(groups: dict[str, np.ndarray], columns: int = 10, title: str = "
 
 def view_sheet(originals: np.ndarray, first: np.ndarray, second: np.ndarray, title: str = "") -> Figure:
     """Each original (n, H, W, C) above its two views (n, C, H, W)."""
-    figure, axes = _figure(3, len(originals), (len(originals) * 1.0, 3.6))
+    figure, axes = new_figure(3, len(originals), (len(originals) * 1.0, 3.6))
     for column, (image, x_q, x_k) in enumerate(zip(originals, first, second, strict=True)):
         for line, picture in enumerate((image, x_q, x_k)):
             _picture(axes[line, column], picture)
@@ -96,7 +97,7 @@ def view_sheet(originals: np.ndarray, first: np.ndarray, second: np.ndarray, tit
 
 def split_bars(counts: pd.DataFrame, title: str) -> Figure:
     """Images per class (columns) and split (rows)."""
-    figure, axes = _figure(size=(8, 0.5 * len(counts) + 1.6))
+    figure, axes = new_figure(size=(8, 0.5 * len(counts) + 1.6))
     left = np.zeros(len(counts))
     colours = plt.get_cmap("cividis")(np.linspace(0.1, 0.9, counts.shape[1]))
     for name, colour in zip(counts.columns, colours, strict=True):
@@ -110,7 +111,7 @@ def split_bars(counts: pd.DataFrame, title: str) -> Figure:
 
 def patient_strip(data_rows: int, subsets: dict[str, np.ndarray], title: str) -> Figure:
     """Which training images (by position, 0..data_rows) each named subset holds."""
-    figure, axes = _figure(size=(9, 0.45 * len(subsets) + 1.3))
+    figure, axes = new_figure(size=(9, 0.45 * len(subsets) + 1.3))
     for line, positions in enumerate(subsets.values()):
         axes[0, 0].vlines(positions, line - 0.4, line + 0.4, color="#0072B2", linewidth=0.6)
     axes[0, 0].set_yticks(range(len(subsets)), list(subsets))
@@ -124,7 +125,7 @@ def lines(
     table: pd.DataFrame, x: str, series: dict[str, str], title: str, ylabel: str, colours: Sequence[str] | None = None
 ) -> Figure:
     """Columns of a table over one of its columns; `series` maps column names to legend texts."""
-    figure, axes = _figure(size=(8, 3.6))
+    figure, axes = new_figure(size=(8, 3.6))
     palette = list(colours or list(ARM_COLOURS.values())[2:])
     for number, (column, label) in enumerate(series.items()):
         known = table[[x, column]].dropna()
@@ -137,7 +138,7 @@ def lines(
 
 def softmax_bars(curves: dict[str, np.ndarray], title: str, most: int = 25) -> Figure:
     """Probabilities over the positive (first bar) and the hardest negatives, one panel per name."""
-    figure, axes = _figure(1, len(curves), (3.2 * len(curves), 3), sharey=True)
+    figure, axes = new_figure(1, len(curves), (3.2 * len(curves), 3), sharey=True)
     for axis, (name, values) in zip(axes[0], curves.items(), strict=True):
         shown = np.concatenate([values[:1], np.sort(values[1:])[::-1][: most - 1]])
         axis.bar(range(len(shown)), shown, color=["#D55E00"] + ["#0072B2"] * (len(shown) - 1))
@@ -151,7 +152,7 @@ def histories(tables: dict[str, pd.DataFrame], columns: dict[str, str], title: s
     """Monitors of several arms: one panel per column, one line per arm in the arm's colour."""
     wide = min(3, len(columns))
     tall = -(-len(columns) // wide)
-    figure, axes = _figure(tall, wide, (3.6 * wide, 2.9 * tall + 0.3))
+    figure, axes = new_figure(tall, wide, (3.6 * wide, 2.9 * tall + 0.3))
     for axis, (column, label) in zip(axes.flat, columns.items(), strict=False):
         for arm, table in tables.items():
             if column not in table:
@@ -168,7 +169,7 @@ def histories(tables: dict[str, pd.DataFrame], columns: dict[str, str], title: s
 
 def matrices(items: dict[str, np.ndarray], title: str, limit: float = 1.0) -> Figure:
     """Square matrices side by side on one diverging scale from -limit to limit."""
-    figure, axes = _figure(1, len(items), (3.4 * len(items), 3.4))
+    figure, axes = new_figure(1, len(items), (3.4 * len(items), 3.4))
     for axis, (name, matrix) in zip(axes[0], items.items(), strict=True):
         shown = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
         axis.set_title(name, fontsize=10)
@@ -181,7 +182,7 @@ def matrices(items: dict[str, np.ndarray], title: str, limit: float = 1.0) -> Fi
 
 def stacked_shares(shares: pd.DataFrame, title: str) -> Figure:
     """Gradient shares: one bar per row (arm), one colour per column (loss term)."""
-    figure, axes = _figure(size=(8, 0.45 * len(shares) + 1.5))
+    figure, axes = new_figure(size=(8, 0.45 * len(shares) + 1.5))
     left = np.zeros(len(shares))
     for name, colour in zip(shares.columns, ("#0072B2", *STAGE_COLOURS), strict=False):
         axes[0, 0].barh(shares.index, shares[name], left=left, color=colour, label=name)
@@ -199,7 +200,7 @@ def label_curves(summary: pd.DataFrame, title: str) -> Figure:
         summary: columns arm, mode, fraction, auc, low, high.
     """
     modes = [mode for mode in MODE_NAMES if mode in set(summary["mode"])]
-    figure, axes = _figure(1, len(modes), (4.6 * len(modes) + 1, 4), sharey=True)
+    figure, axes = new_figure(1, len(modes), (4.6 * len(modes) + 1, 4), sharey=True)
     arms = [arm for arm in ARM_COLOURS if arm in set(summary["arm"])]
     for axis, mode in zip(axes[0], modes, strict=True):
         for number, arm in enumerate(arms):
@@ -230,7 +231,7 @@ def forest(table: pd.DataFrame, title: str, xlabel: str) -> Figure:
     names = list(dict.fromkeys(table["name"]))
     arms = [arm for arm in ARM_COLOURS if arm in set(table["arm"])]
     size = (4.2 * len(panels) + 1.2, 0.28 * len(arms) * len(names) + 1.6)
-    figure, axes = _figure(1, len(panels), size, sharey=True, sharex=True)
+    figure, axes = new_figure(1, len(panels), size, sharey=True, sharex=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         for number, arm in enumerate(arms):
             part = table[(table["panel"] == panel) & (table["arm"] == arm)]
@@ -255,7 +256,7 @@ def activation_maps(images: np.ndarray, maps: dict[str, list[np.ndarray]], title
         images: (H, W, C) uint8, one for all rows.
         maps: per encoder four (H_l, W_l) arrays.
     """
-    figure, axes = _figure(len(maps), 5, (8.5, 1.75 * len(maps) + 0.5))
+    figure, axes = new_figure(len(maps), 5, (8.5, 1.75 * len(maps) + 0.5))
     for line, (name, stages) in zip(axes, maps.items(), strict=True):
         _picture(line[0], images)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
@@ -276,7 +277,7 @@ def stage_curves(summary: pd.DataFrame, title: str, ylabel: str = "test AUC") ->
     """
     panels = list(dict.fromkeys(summary["panel"]))
     arms = [arm for arm in ARM_COLOURS if arm in set(summary["arm"])]
-    figure, axes = _figure(1, len(panels), (3.5 * len(panels) + 1.6, 3.8), sharey=True)
+    figure, axes = new_figure(1, len(panels), (3.5 * len(panels) + 1.6, 3.8), sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         part = summary[summary["panel"] == panel]
         for number, arm in enumerate(arms):
@@ -302,7 +303,7 @@ def number_grids(tables: dict[str, pd.DataFrame], title: str, spread: float | No
     """
     widest = max(table.shape[1] for table in tables.values())
     size = (len(tables) * (0.85 * widest + 1.9), 0.42 * max(len(table) for table in tables.values()) + 1.5)
-    figure, axes = _figure(1, len(tables), size)
+    figure, axes = new_figure(1, len(tables), size)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         values = table.to_numpy(float)
         around_zero = np.nanmin(values) < 0 or spread is not None
@@ -329,7 +330,7 @@ def similarity_settings(table: pd.DataFrame, settings: dict[str, tuple[str, str]
         table: one row per stage, with the columns that `settings` names.
         settings: legend text -> (column of the CKA, column of its null).
     """
-    figure, axes = _figure(1, len(settings), (2.7 * len(settings) + 0.6, 3.3), sharey=True)
+    figure, axes = new_figure(1, len(settings), (2.7 * len(settings) + 0.6, 3.3), sharey=True)
     for axis, (name, (value, null)) in zip(axes[0], settings.items(), strict=True):
         axis.bar(table["stage"], table[value], color=STAGE_COLOURS[1], width=0.7, label="before against after")
         axis.bar(table["stage"], table[null], color="none", edgecolor="black", hatch="///", width=0.7, label="null")
@@ -347,7 +348,7 @@ def reuse_points(table: pd.DataFrame, title: str) -> Figure:
         table: columns fraction, arm, stage, linear, low, high, null, ceiling.
     """
     fractions, arms = sorted(table["fraction"].unique()), [arm for arm in ARM_COLOURS if arm in set(table["arm"])]
-    figure, axes = _figure(1, len(fractions), (4.3 * len(fractions) + 1.6, 3.9), sharey=True)
+    figure, axes = new_figure(1, len(fractions), (4.3 * len(fractions) + 1.6, 3.9), sharey=True)
     for axis, fraction in zip(axes[0], fractions, strict=True):
         for number, arm in enumerate(arms):
             part = table[(table["arm"] == arm) & (table["fraction"] == fraction)]
@@ -367,7 +368,7 @@ def reuse_points(table: pd.DataFrame, title: str) -> Figure:
 
 def scatter(table: pd.DataFrame, x: str, y: str, title: str, xlabel: str, ylabel: str) -> Figure:
     """Two columns against each other, arms in their colours, stages as marker shapes."""
-    figure, axes = _figure(size=(7.5, 4))
+    figure, axes = new_figure(size=(7.5, 4))
     axis = axes[0, 0]
     for (arm, stage), part in table.groupby(["arm", "stage"]):
         axis.scatter(part[x], part[y], color=ARM_COLOURS[arm], marker="os^D"[stage - 1], s=36)
@@ -384,7 +385,7 @@ def similarity_maps(items: dict[str, np.ndarray], title: str, ylabel: str, xlabe
     """4 x 4 matrices of CKA between the stages of two encoders, with numbers."""
     wide = min(3, len(items))
     tall = -(-len(items) // wide)
-    figure, axes = _figure(tall, wide, (2.9 * wide + 0.8, 2.8 * tall + 0.4), sharex=True, sharey=True)
+    figure, axes = new_figure(tall, wide, (2.9 * wide + 0.8, 2.8 * tall + 0.4), sharex=True, sharey=True)
     for axis, (name, matrix) in zip(axes.flat, items.items(), strict=False):
         shown = axis.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
         for (row, column), value in np.ndenumerate(matrix):
@@ -405,7 +406,7 @@ def similarity_maps(items: dict[str, np.ndarray], title: str, ylabel: str, xlabe
 
 def block_matrix(matrix: np.ndarray, names: list[str], title: str) -> Figure:
     """A matrix of CKA between all stages of all encoders, four lines per encoder."""
-    figure, axes = _figure(size=(7.6, 6.4))
+    figure, axes = new_figure(size=(7.6, 6.4))
     shown = axes[0, 0].imshow(matrix, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
     for edge in np.arange(4, len(matrix), 4) - 0.5:
         axes[0, 0].axhline(edge, color="white", linewidth=1.5)
@@ -426,7 +427,7 @@ def cdf_gap(panels: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, 
         panels: title -> the two models' (n,) probabilities.
         names: what the two are, for the legend.
     """
-    figure, axes = _figure(1, len(panels), (4.2 * len(panels) + 0.4, 3.7), sharey=True)
+    figure, axes = new_figure(1, len(panels), (4.2 * len(panels) + 0.4, 3.7), sharey=True)
     for axis, (name, (first, second)) in zip(axes[0], panels.items(), strict=True):
         every = np.unique(np.concatenate([first, second]))
         curves = [np.searchsorted(np.sort(p), every, side="right") / len(p) for p in (first, second)]
@@ -453,7 +454,7 @@ def distance_dots(table: pd.DataFrame, marks: dict[str, tuple[str, str]], title:
     panels = list(dict.fromkeys(table["panel"]))
     arms = [arm for arm in ARM_COLOURS if arm in set(table["arm"])]
     size = (4.2 * len(panels) + 1.8, 0.45 * len(arms) + 1.7)
-    figure, axes = _figure(1, len(panels), size, sharey=True, sharex=True)
+    figure, axes = new_figure(1, len(panels), size, sharey=True, sharex=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         part = table[table["panel"] == panel]
         for row in part.itertuples():
@@ -479,7 +480,7 @@ def reliability_curves(panels: dict[str, dict[str, pd.DataFrame]], title: str) -
     Args:
         panels: title -> arm -> columns probability, observed, share.
     """
-    figure, axes = _figure(1, len(panels), (3.9 * len(panels) + 1.6, 3.9), sharey=True, sharex=True)
+    figure, axes = new_figure(1, len(panels), (3.9 * len(panels) + 1.6, 3.9), sharey=True, sharex=True)
     for axis, (name, arms) in zip(axes[0], panels.items(), strict=True):
         axis.plot([0, 1], [0, 1], color="black", linestyle=":", linewidth=1)
         for arm, table in arms.items():

@@ -30,7 +30,7 @@ def pretrain(
     runs_dir: str | Path = "runs",
     device: str = "auto",
     progress: bool = True,
-    should_stop: Callable[[int], bool] | None = None,
+    after_step: Callable[["Trainer"], bool] | None = None,
 ) -> Run:
     """Train by a recipe, or find that it has been trained already.
 
@@ -44,9 +44,10 @@ def pretrain(
         runs_dir: the run is kept in `runs_dir/KEY`.
         device: "auto", "cpu" or "cuda".
         progress: show a progress bar.
-        should_stop: called with the number of finished steps; True ends the call with a checkpoint to resume from.
+        after_step: called after every step with the trainer, whose `step` and `history` may be read; True ends the
+            call with a checkpoint to resume from.
     Returns:
-        The run; `run.finished` is False only if `should_stop` ended it.
+        The run; `run.finished` is False only if `after_step` ended it.
     Raises:
         RunError: data that is not the recipe's, a damaged checkpoint, or a loss that is not finite.
     """
@@ -64,21 +65,21 @@ def pretrain(
         trainer.restore(load_checkpoint(run.checkpoint_file), run.checkpoint_file)
     if recipe.steps == 0:
         trainer.calibrate()
-    elif not _train(trainer, run, progress, should_stop):
+    elif not _train(trainer, run, progress, after_step):
         return run
     _write_history(trainer, run)
     save_weights(trainer.model.encoder_q, run.encoder_file)
     return run
 
 
-def _train(trainer: "Trainer", run: Run, progress: bool, should_stop) -> bool:
+def _train(trainer: "Trainer", run: Run, progress: bool, after_step) -> bool:
     recipe, saved = run.recipe, time.monotonic()
     title = f"{recipe.arm} on {recipe.dataset}, seed {recipe.seed}"
     with tqdm(total=recipe.steps, initial=trainer.step, desc=title, disable=not progress, mininterval=1) as bar:
         while trainer.step < recipe.steps:
             trainer.train_step()
             bar.update()
-            stop = should_stop is not None and should_stop(trainer.step)
+            stop = after_step is not None and after_step(trainer)
             if stop or time.monotonic() - saved > CHECKPOINT_SECONDS or trainer.step == recipe.steps:
                 _write_history(trainer, run)
                 atomic_write(run.checkpoint_file, lambda path: torch.save(trainer.state(), path))

@@ -63,7 +63,7 @@ def test_killed_and_resumed_ends_bit_identical(make_data, tmp_path, arm):
 def test_pausing_leaves_a_run_to_resume(make_data, tmp_path):
     data = make_data()
     recipe = preset("smoke", "mse", data, **SMALL)
-    paused = pretrain(recipe, data, tmp_path / "a", progress=False, should_stop=lambda step: step == 5)
+    paused = pretrain(recipe, data, tmp_path / "a", progress=False, after_step=lambda trainer: trainer.step == 5)
     assert not paused.finished and len(paused.history()) > 0
     resumed = pretrain(recipe, data, tmp_path / "a", progress=False)
     straight = pretrain(recipe, data, tmp_path / "b", progress=False)

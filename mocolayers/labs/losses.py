@@ -1,0 +1,217 @@
+"""The loss lab: what each loss on the stages rewards, found by hand."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mocolayers.datasets import MedicalImages
+from mocolayers.encoder import StagedResNet
+from mocolayers.labs.panel import Answer, Lab, choice, power_slider, slider, steps_slider
+from mocolayers.losses import StageBarlow, StageMSE, cross_correlation, pool_stage
+from mocolayers.plots import STAGE_COLOURS, new_figure
+from mocolayers.pretrain import step_generator
+from mocolayers.recipe import Recipe
+from mocolayers.views import TwoViews
+
+LOSSES = ("raw MSE", "scale-free MSE", "Barlow")
+POOL = (4, 4, 1, 1)
+SHOWN = 64  # features in the heat map
+MOST = 256  # images
+
+
+class Stages(NamedTuple):
+    """Stages of one view of some images, and of the images themselves seen again.
+
+    Attributes:
+        query: four (N, C_l, p_l, p_l) pooled maps of view q.
+        stranger: the same of other images, row by row.
+        second: the same of view k of the same images.
+        pull: four (N,) squared norms of the gradient of each image's InfoNCE on the stage's whole map.
+        cell: how many places of the map are averaged into one of the pooled map, stage by stage.
+    """
+
+    query: list[Tensor]
+    stranger: list[Tensor]
+    second: list[Tensor]
+    pull: list[Tensor]
+    cell: list[float]
+
+
+def stages_of(encoder: StagedResNet, data: MedicalImages, recipe: Recipe) -> Stages:
+    """Encode two views of `MOST` training images, and let InfoNCE pull on the stages.
+
+    Args:
+        encoder: in evaluation mode.
+        data: the images.
+        recipe: its views, seed and temperature.
+    """
+    rows = np.sort(np.random.default_rng(recipe.seed).permutation(data.rows("train"))[:MOST])
+    x_q, x_k = TwoViews(recipe.views)(torch.from_numpy(data.images[rows]), step_generator(recipe.seed, 0))
+    with torch.no_grad():
+        key = encoder(x_k)
+    query = encoder(x_q)
+    q, k = F.normalize(query.embedding, dim=1), F.normalize(key.embedding, dim=1)
+    # The other images' keys are the queue, so the own key of row i is column i.
+    loss = F.cross_entropy(q @ k.T / recipe.temperature, torch.arange(len(q)), reduction="sum")
+    gradients = torch.autograd.grad(loss, query.stages)
+    pooled = [[pool_stage(s.detach(), p) for s, p in zip(e.stages, POOL, strict=True)] for e in (query, key)]
+    stranger = [s.roll(1, dims=0) for s in pooled[0]]
+    pull = [g.square().flatten(1).sum(dim=1) for g in gradients]
+    cell = [g.shape[2] * g.shape[3] / side**2 for g, side in zip(gradients, POOL, strict=True)]
+    return Stages(pooled[0], stranger, pooled[1], pull, cell)
+
+
+class Losses(NamedTuple):
+    """What the lab shows.
+
+    Attributes:
+        terms: (4,) weighted loss of each stage.
+        floor: (4,) the same if both views were identical.
+        correlation: (D, D) of the chosen stage: its projected features with Barlow, else its channels.
+        agreement: mean diagonal of it.
+        shares: (4,) the stage term's share of the gradient on that stage's output, InfoNCE having the rest.
+        norm: mean norm of the last stage.
+    """
+
+    terms: np.ndarray
+    floor: np.ndarray
+    correlation: np.ndarray
+    agreement: float
+    shares: np.ndarray
+    norm: float
+
+
+def second_view(stages: Stages, similarity: float, batch: int) -> list[Tensor]:
+    """Stages of an imagined second view: 1 is the same view again, 0 another image, in between a correlation.
+
+    With strangers w and the mean c of each feature, v = c + s (u - c) + sqrt(1 - s^2) (w - c) keeps every variance.
+    """
+    views = []
+    for u, w in zip(stages.query, stages.stranger, strict=True):
+        u, w = u[:batch], w[:batch]
+        c = u.mean(dim=0)
+        views.append(c + similarity * (u - c) + (1 - similarity**2) ** 0.5 * (w - c))
+    return views
+
+
+@lru_cache(maxsize=8)
+def _barlow(channels: tuple[int, ...], width: int) -> StageBarlow:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return StageBarlow(channels, (1.0,) * 4, width, scale=1 / 32).requires_grad_(False)
+
+
+def compute(
+    stages: Stages,
+    loss: str,
+    weights: tuple[float, ...],
+    similarity: float,
+    batch: int,
+    gain: float,
+    width: int,
+    off_diagonal: float,
+    stage: int,
+) -> Losses:
+    """One setting of the lab.
+
+    Args:
+        loss: one of `LOSSES`.
+        weights: lambda of each stage.
+        similarity: see `second_view`.
+        batch: images B used, the first ones.
+        gain: factor on all features of both views.
+        width, off_diagonal: projector width D and weight w, for Barlow.
+        stage: 1 to 4, whose correlation is returned.
+    """
+    u = [(gain * s[:batch]).requires_grad_(True) for s in stages.query]
+    v = [gain * s for s in second_view(stages, similarity, batch)]
+    if loss == "Barlow":
+        module = _barlow(tuple(s.shape[1] for s in u), width)
+        module.weights, module.off_diagonal = weights, off_diagonal
+        z = [module.projectors[stage - 1](s[stage - 1].mean(dim=(2, 3))) for s in (u, v)]
+    else:
+        module = StageMSE(weights, POOL, scale_free=loss != "raw MSE")
+        z = [s[stage - 1].mean(dim=(2, 3)) for s in (u, v)]
+    terms = module(u, v)
+    gradients = torch.autograd.grad(sum(terms), u)
+    with torch.no_grad():
+        floor = module(u, [s.detach() for s in u])
+        correlation = cross_correlation(*z)
+    # From the scaled, pooled map back to the network's own: times the gain, spread over the places of each cell.
+    pulls = [gain * g.norm().item() / cell**0.5 for g, cell in zip(gradients, stages.cell, strict=True)]
+    nce = [pull[:batch].sum().item() ** 0.5 / batch for pull in stages.pull]
+    shares = [own / max(own + other, 1e-12) for own, other in zip(pulls, nce, strict=True)]
+    norm = u[3].detach().mean(dim=(2, 3)).norm(dim=1).mean().item()
+    values = [np.array([t.item() for t in part]) for part in (terms, floor)]
+    return Losses(*values, correlation.numpy(), correlation.diagonal().mean().item(), np.array(shares), norm)
+
+
+def rank_floor(width: int, batch: int) -> float:
+    """What identical views pay at least off the diagonal, before any weight: D^2 / (B - 1) - D, or 0."""
+    return max(width**2 / (batch - 1) - width, 0.0)
+
+
+def draw_losses(found: Losses, stage: int, title: str):
+    """Loss per stage with its floor, the correlation matrix, and who pulls."""
+    figure, axes = new_figure(1, 3, (9.6, 3.3), layout="tight")
+    x = np.arange(4)
+    axes[0, 0].bar(x, found.terms, color=STAGE_COLOURS, label="loss")
+    axes[0, 0].hlines(found.floor, x - 0.45, x + 0.45, color="black", linewidth=2, label="identical views pay")
+    axes[0, 0].set_xticks(x, ["1", "2", "3", "4"])
+    axes[0, 0].set(xlabel="stage", title=f"{title} per stage")
+    axes[0, 0].legend(fontsize=8)
+    axes[0, 1].imshow(found.correlation[:SHOWN, :SHOWN], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    axes[0, 1].set(title=f"correlation, stage {stage}", xlabel="feature of view k", ylabel="feature of view q")
+    axes[0, 1].grid(False)
+    axes[0, 2].barh(x, found.shares, color=STAGE_COLOURS)
+    axes[0, 2].barh(x, 1 - found.shares, left=found.shares, color="#0072B2")
+    axes[0, 2].set_yticks(x, ["1", "2", "3", "4"])
+    axes[0, 2].invert_yaxis()
+    axes[0, 2].set(xlim=(0, 1), xlabel="share: stage term | InfoNCE (blue)", ylabel="stage", title="who pulls?")
+    return figure
+
+
+def loss_lab(stages: Stages) -> Lab:
+    """Sliders for everything that a loss on the stages depends on."""
+    real = [
+        cross_correlation(u.mean(dim=(2, 3)), v.mean(dim=(2, 3)))
+        for u, v in zip(stages.query, stages.second, strict=True)
+    ]
+    seen = ", ".join(f"{c.diagonal().mean():.2f}" for c in real)
+
+    def answer(loss, weight, similarity, batch, gain, width, off_diagonal, stage, **relative) -> Answer:
+        weights = tuple(weight * part for part in relative.values())
+        setting = (loss, weights, similarity, batch, gain, width, off_diagonal, stage)
+        found, unrelated = compute(stages, *setting), compute(stages, loss, weights, 0.0, *setting[3:])
+        total, floor, most = found.terms.sum(), found.floor.sum(), unrelated.terms.sum()
+        numbers = {
+            "loss, all stages": f"{total:.3g}",
+            "identical views would pay": f"{floor:.3g}",
+            "unrelated images would pay": f"{most:.3g}",
+            "share of the loss that agreement can save": f"{1 - floor / max(most, 1e-12):.0%}",
+            f"agreement at stage {stage} (mean diagonal of C)": f"{found.agreement:.2f}",
+            "real views agree, stage by stage": seen,
+            "norm of stage 4": f"{found.norm:.3g}",
+        }
+        if loss == "Barlow":
+            numbers["floor by rank, D²/(B-1) - D"] = f"{rank_floor(width, batch):.0f}"
+        alt = f"Bars of {loss} per stage, a {SHOWN} by {SHOWN} correlation matrix, and gradient shares per stage."
+        return Answer(draw_losses(found, stage, loss), alt, numbers)
+
+    sizes = [n for n in (8, 16, 32, 64, 128, MOST) if n <= len(stages.query[0])]
+    controls = {
+        "loss": choice("loss", LOSSES),
+        "similarity": slider("views alike", 0.6, 0, 1, 0.05),
+        "gain": power_slider("feature scale", 1.0, -2, 1),
+        "batch": steps_slider("batch B", sizes[-1], sizes),
+        "width": steps_slider("projector D", 128, [16, 32, 64, 128, 256, 512]),
+        "off_diagonal": power_slider("off-diagonal w", 1.0, -3, 0),
+        "weight": power_slider("weight λ", 0.1, -5, 2),
+        **{f"stage{s}": slider(f"stage {s} (× λ)", 1.0, 0, 1, 0.25) for s in (1, 2, 3, 4)},
+        "stage": steps_slider("matrix of stage", 4, [1, 2, 3, 4]),
+    }
+    return Lab(controls, answer, "What does this loss really reward?")

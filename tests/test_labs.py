@@ -1,0 +1,326 @@
+"""What the labs compute, against closed forms where they exist; and that only the newest request is answered."""
+
+import asyncio
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from mocolayers.distributions import ks_distance
+from mocolayers.finetune import encode_splits
+from mocolayers.labs import distributions, labels, losses, panel, queue, similarity, training, views
+from mocolayers.labs.panel import Answer, Lab, slider
+from mocolayers.metrics import macro_auc
+from mocolayers.pretrain import pretrain
+from mocolayers.recipe import EVALUATIONS, Views, preset
+from mocolayers.runs import Run
+from mocolayers.similarity import cka
+
+OFF = Views(brightness=0, contrast=0, saturation=0, hue=0, jitter=0, gray=0, blur=0)
+
+
+@pytest.fixture
+def echo():
+    """A lab with one slider that says what it stands at, and fails at 3."""
+
+    def answer(x):
+        if x == 3:
+            raise ValueError("three is <not> allowed")
+        return Answer(Figure(figsize=(1, 1)), f"picture of {x:g}", {"x": f"{x:g}"})
+
+    return Lab({"x": slider("x", 1, 0, 9, 1)}, answer, "which?")
+
+
+# the panel
+
+
+def test_a_moved_slider_is_answered(echo):
+    echo.controls["x"].value = 5
+    assert "<b>5</b>" in echo.view.value and "alt='picture of 5'" in echo.view.value
+
+
+def test_only_the_newest_of_many_requests_is_computed(echo):
+    async def drag():
+        for value in (2, 4, 5, 6, 7):
+            echo.controls["x"].value = value
+        await asyncio.sleep(5 * panel.SETTLE_SECONDS)
+
+    before = echo.computed
+    asyncio.run(drag())
+    assert echo.computed == before + 1
+    assert "<b>7</b>" in echo.view.value
+
+
+def test_an_error_stands_in_the_lab_and_the_next_request_recovers(echo):
+    echo.controls["x"].value = 3
+    assert "three is &lt;not&gt; allowed" in echo.view.value and "role='alert'" in echo.view.value
+    echo.controls["x"].value = 4
+    assert "<b>4</b>" in echo.view.value
+
+
+def test_without_a_front_end_a_picture_with_alt_text_stands_there(echo, monkeypatch):
+    shown = []
+    monkeypatch.setattr(panel, "display", lambda bundle, **options: shown.append((bundle, options)))
+    for name in panel.FRONT_ENDS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("MOCOLAYERS_LABS", raising=False)
+    echo.show()
+    bundle, options = shown.pop()
+    assert bundle["image/png"] and panel.WIDGET_TYPE not in bundle
+    assert options["metadata"]["image/png"]["alt"] == "picture of 1"
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebook.ipynb")
+    echo.show()
+    assert panel.WIDGET_TYPE in shown.pop()[0]
+    monkeypatch.setenv("MOCOLAYERS_LABS", "static")
+    echo.show()
+    assert panel.WIDGET_TYPE not in shown.pop()[0]
+
+
+# view lab
+
+
+def test_with_every_slider_at_zero_a_view_is_the_image():
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    sheet = views.compute({"a": image}, OFF, draw=0)["a"]
+    assert np.abs(sheet.astype(int) - image).max() <= 1
+    assert views.likeness(image, sheet) > 0.999
+
+
+def test_half_a_turn_of_an_image_is_the_image_turned():
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 1)).astype(np.uint8)
+    upside_down = image[::-1, ::-1]
+    assert views.likeness(upside_down, np.stack([image[::-1, ::-1]] * 2)) > 0.999
+    assert abs(views.likeness(image, np.stack([upside_down] * 2))) < 0.3
+
+
+def test_the_sheet_has_one_line_per_modality():
+    image = np.zeros((16, 16, 1), np.uint8)
+    lab = views.view_lab({"a": image, "b": image})
+    lab.update()
+    assert lab.view.value.startswith("<img") and "b: mean correlation" in lab.view.value
+
+
+# queue lab
+
+
+@pytest.fixture
+def keys():
+    """A hundred random directions whose keys never age, and whose queries are their keys."""
+    z = np.random.default_rng(0).normal(size=(100, 64))
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    age, classes = np.arange(8, -1, -4), np.arange(100)[:, None] % 2 == np.arange(2)
+    return queue.KeyHistory(z, {m: np.stack([z] * 3) for m in queue.MOMENTA}, age, classes)
+
+
+def test_at_a_high_temperature_the_loss_is_that_of_guessing(keys):
+    game = queue.compute(keys, 0.9, 64, temperature=1e4, drop_same=False)
+    assert abs(game.loss - np.log(65)) < 1e-2
+    assert abs(game.false_mass - game.same.mean()) < 1e-2
+
+
+def test_a_query_equal_to_its_key_finds_it_and_the_loss_vanishes_when_cold(keys):
+    game = queue.compute(keys, 0.9, 64, temperature=0.01, drop_same=False)
+    assert game.found == 1
+    assert game.loss < 1e-3
+
+
+def test_keys_that_do_not_age_give_a_stranger_no_more_than_its_chance(keys):
+    assert queue.compute(keys, 0.9, 64, 0.1, False).strangers < 0.08
+
+
+def test_when_images_look_alike_and_old_keys_point_away_freshness_alone_finds_a_stranger(keys):
+    common = np.full((100, 64), 1 / 8)  # unit vectors, the same for every image
+    moved = np.stack([-common, -common, common])
+    blind = keys._replace(q=common, keys=dict.fromkeys(queue.MOMENTA, moved), age=np.array([0, 0, 100]))
+    assert queue.compute(blind, 0.0, 32, 0.1, False).strangers == 1
+    fresh = blind._replace(age=np.array([100, 100, 0]))
+    assert queue.compute(fresh, 0.0, 32, 0.1, False).strangers == 0  # equally fresh keys only tie
+
+
+def test_false_negatives_can_be_left_out(keys):
+    game = queue.compute(keys, 0.9, 64, 0.1, drop_same=True)
+    assert game.false_mass == 0
+    assert np.isneginf(game.logits[:, 1:][game.same]).all()
+    assert game.loss < queue.compute(keys, 0.9, 64, 0.1, drop_same=False).loss
+
+
+def test_key_history_follows_a_real_training(make_data):
+    data = make_data()
+    recipe = preset("smoke", "moco", data, batch=16, queue=40)
+    history = queue.key_history(recipe, data, "cpu", steps=6, every=2, images=20)
+    assert history.age.tolist() == [4, 2, 0]
+    assert all(z.shape == (3, 20, 128) for z in history.keys.values())
+    # The slower the key encoder, the less its keys have moved since the first moment.
+    moved = [np.linalg.norm(history.keys[m][-1] - history.keys[m][0]) for m in (0.0, 0.9, 0.999)]
+    assert moved[0] > moved[1] > moved[2]
+    lab = queue.queue_lab(history)
+    lab.update()
+    assert lab.view.value.startswith("<img")
+
+
+# loss lab
+
+
+@pytest.fixture
+def stages(pretrained):
+    data, run = pretrained("moco")
+    return losses.stages_of(run.load_encoder(), data, run.recipe)
+
+
+SETTING = {"weights": (1.0,) * 4, "gain": 1.0, "width": 128, "off_diagonal": 1.0, "stage": 4}
+
+
+def test_o1_a_tenth_of_the_scale_is_a_hundredth_of_the_raw_mse_and_nothing_to_the_scale_free(stages):
+    full, tenth = (
+        losses.compute(stages, "raw MSE", similarity=0.5, batch=64, **SETTING | {"gain": g}) for g in (1, 0.1)
+    )
+    assert np.allclose(full.terms, 100 * tenth.terms, rtol=1e-4)
+    full, tenth = (
+        losses.compute(stages, "scale-free MSE", similarity=0.5, batch=64, **SETTING | {"gain": g}) for g in (1, 0.1)
+    )
+    assert np.allclose(full.terms, tenth.terms, rtol=1e-4)
+
+
+def test_o2_identical_views_pay_the_rank_floor_when_the_projector_is_wider_than_the_batch(stages):
+    found = losses.compute(stages, "Barlow", similarity=1.0, batch=16, **SETTING)
+    assert (found.terms * 32 >= 0.99 * losses.rank_floor(128, 16)).all()
+    assert np.allclose(found.terms, found.floor, rtol=1e-4)
+    unrelated = losses.compute(stages, "Barlow", similarity=0.0, batch=16, **SETTING)
+    assert found.terms.sum() > 0.5 * unrelated.terms.sum()
+
+
+def test_a_small_off_diagonal_weight_makes_agreement_count(stages):
+    setting = SETTING | {"width": 16, "off_diagonal": 0.001}
+    same, other = (losses.compute(stages, "Barlow", similarity=s, batch=128, **setting).terms.sum() for s in (1.0, 0.0))
+    assert same < 0.2 * other
+
+
+def test_the_similarity_slider_is_a_correlation(stages):
+    z = [v.mean(dim=(2, 3)) for v in losses.second_view(stages, 0.7, 128)]
+    u = [s[:128].mean(dim=(2, 3)) for s in stages.query]
+    for a, b, w in zip(u, z, stages.stranger, strict=True):
+        a, b, w = (x - x.mean(dim=0) for x in (a, b, w[:128].mean(dim=(2, 3))))
+        # v = 0.7 u + sqrt(1 - 0.7^2) w, whose covariance with u follows term by term
+        expected = 0.7 * (a * a).mean(0) + (1 - 0.49) ** 0.5 * (a * w).mean(0)
+        assert torch.allclose((a * b).mean(0), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_a_weight_of_zero_leaves_the_gradient_to_info_nce(stages):
+    found = losses.compute(stages, "raw MSE", similarity=0.5, batch=64, **SETTING | {"weights": (0.0, 0.0, 0.0, 1e9)})
+    assert np.allclose(found.shares[:3], 0)
+    assert found.shares[3] > 0.99
+
+
+def test_the_loss_lab_answers_every_loss(stages):
+    lab = losses.loss_lab(stages)
+    for name in losses.LOSSES:
+        lab.controls["loss"].value = name
+        lab.update()
+        assert lab.view.value.startswith("<img"), lab.view.value
+    assert "floor by rank" in lab.view.value
+
+
+# label lab
+
+
+def test_label_lab_scores_are_those_of_linear_evaluation(pretrained):
+    data, run = pretrained("moco", n=600)
+    plan = EVALUATIONS["smoke"]
+    draws = labels.label_draws(encode_splits(run.load_encoder(), data), data, plan, seeds=2)
+    shown = labels.compute(draws, data, 0.1, 1)
+    assert shown.low <= shown.auc <= shown.high
+    assert len(shown.spread) == 2 and shown.auc in shown.spread
+    name, false, true = shown.roc[0]
+    assert abs(np.trapezoid(true, false) - shown.auc) < 1e-9  # binary: the area under the curve is the AUC
+    assert set(draws[0.1, 1].rows) <= set(draws[0.3, 1].rows)
+    lab = labels.label_lab(draws, data)
+    lab.update()
+    assert lab.view.value.startswith("<img")
+
+
+# CKA lab
+
+
+def test_a_narrow_bandwidth_makes_any_two_sets_alike_and_a_wide_one_tells_the_linear_value():
+    x, y = np.random.default_rng(0).normal(size=(2, 200, 32))
+    narrow = similarity.compute(x, y, sigma=0.1, rows=200)
+    assert narrow.usual > 0.999 and narrow.usual_null > 0.999
+    assert np.allclose(narrow.kernels[0], np.eye(similarity.SHOWN), atol=1e-6)
+    wide = similarity.compute(x, x + y, sigma=1e3, rows=200)
+    assert abs(wide.debiased - cka(x, x + y)) < 1e-3
+    assert abs(wide.debiased_null) < 0.1
+
+
+def test_the_cka_lab_uses_no_more_rows_than_there_are():
+    x = np.random.default_rng(0).normal(size=(90, 8))
+    lab = similarity.similarity_lab({"itself": (x, x)})
+    lab.update()
+    assert "CKA, debiased</td><td style='padding-left:1em'><b>1.000" in lab.view.value
+
+
+# KS lab
+
+
+def test_the_largest_gap_is_the_distance_and_the_threshold_reads_off_both_curves():
+    p, q = np.random.default_rng(0).random((2, 80))
+    truth = np.arange(80) % 2 == 0
+    first, second, both = (np.stack([1 - z, z], axis=1) for z in (p, q, truth.astype(float)))
+    gap = distributions.compute(first, second, both.astype(bool), "binary", 1, threshold=0.3)
+    assert np.isclose(gap.distance, ks_distance(p, q)[0])
+    assert np.isclose(abs(np.mean(p <= gap.where) - np.mean(q <= gap.where)), gap.distance)
+    assert gap.at == (np.mean(p <= 0.3), np.mean(q <= 0.3))
+
+
+def test_outputs_handed_to_wrong_images_leave_the_distance_and_lose_the_auc():
+    truth = np.arange(200) % 2
+    p = 0.5 * truth + 0.5 * np.random.default_rng(0).random(200)
+    first, both = np.stack([1 - p, p], axis=1), np.stack([truth == 0, truth == 1], axis=1)
+    gap = distributions.compute(first, first, both, "binary", 1, 0.5, shuffle=True)
+    assert gap.distance == 0
+    assert gap.auc[1] == macro_auc(both, first)[0] > 0.9 > gap.auc[0]
+
+
+# training panel
+
+
+def test_the_panel_pauses_to_a_checkpoint_and_resumes_to_the_same_weights(make_data, tmp_path, monkeypatch):
+    data = make_data()
+    recipe = preset("smoke", "mse", data, batch=16, queue=40, steps=30, log_every=2, monitor_every=100)
+    panel_ = training.TrainingPanel({"mse": recipe}, data, tmp_path / "panel", "cpu")
+    assert panel_.start_button.description == "Start" and panel_.stop_button.disabled
+    original = training.TrainingPanel._after_step
+    with monkeypatch.context() as patch:
+        patch.setattr(training.TrainingPanel, "_after_step", lambda self, t: original(self, t) or t.step == 7)
+        panel_.start()
+        panel_.thread.join()
+    assert "paused" in panel_.state.value and panel_.start_button.description == "Resume"
+    assert panel_.bar.value == 7 and panel_.run.checkpoint_file.is_file()
+    panel_.start()
+    panel_.thread.join()
+    assert panel_.state.value == "finished" and panel_.view.value.startswith("<img")
+    straight = pretrain(recipe, data, tmp_path / "straight", "cpu", progress=False)
+    ours, theirs = (run.load_encoder().state_dict() for run in (Run(recipe, tmp_path / "panel"), straight))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_stopping_throws_the_run_away_and_a_failure_is_shown(make_data, tmp_path):
+    data = make_data()
+    recipe = preset("smoke", "moco", data, batch=16, queue=40, steps=400)
+    panel_ = training.TrainingPanel({"moco": recipe}, data, tmp_path, "cpu")
+    panel_.start()
+    panel_.stop()
+    assert not panel_.run.folder.exists() and panel_.start_button.description == "Start"
+    panel_.run.open()
+    panel_.run.checkpoint_file.write_bytes(b"not a checkpoint")
+    panel_.start()
+    panel_.thread.join()
+    assert panel_.state.value == "failed" and "checkpoint.pt cannot be read" in panel_.view.value
+
+
+def test_curves_leave_out_rows_without_a_value():
+    table = pd.DataFrame({"step": [1, 2, 3], "info_nce": [3.0, 2.0, 1.0], "knn_auc": [np.nan, 0.6, np.nan]})
+    curves = training.compute(table)
+    assert curves["kNN AUC, validation"]["knn_auc"][0].tolist() == [2.0]
+    assert "stage1" not in curves["loss terms"]
