@@ -191,6 +191,17 @@ def test_o2_identical_views_pay_the_rank_floor_when_the_projector_is_wider_than_
     assert found.terms.sum() > 0.5 * unrelated.terms.sum()
 
 
+def test_o2_with_an_ideal_projector_agreement_saves_almost_nothing_at_a_small_batch(stages):
+    for batch, blind in ((16, True), (256, False)):
+        setting = SETTING | {"width": 512 if blind else 32}
+        same, other = (
+            losses.compute(stages, losses.IDEAL, similarity=s, batch=batch, **setting).terms for s in (1.0, 0.0)
+        )
+        floor = losses.rank_floor(setting["width"], batch) / 32
+        assert same[0] >= 0.99 * floor
+        assert (same[0] > 0.9 * other[0]) == blind
+
+
 def test_a_small_off_diagonal_weight_makes_agreement_count(stages):
     setting = SETTING | {"width": 16, "off_diagonal": 0.001}
     same, other = (losses.compute(stages, "Barlow", similarity=s, batch=128, **setting).terms.sum() for s in (1.0, 0.0))

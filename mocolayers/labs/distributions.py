@@ -5,9 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mocolayers.distributions import flatten, ks_distance
-from mocolayers.labs.panel import Answer, Lab, choice, power_slider, slider, tick, whole_slider
+from mocolayers.labs.panel import Answer, Lab, choice, power_slider, quick_figure, slider, tick, whole_slider
 from mocolayers.metrics import macro_auc
-from mocolayers.plots import new_figure
 
 
 class Gap(NamedTuple):
@@ -74,26 +73,26 @@ def compute(
 
 def draw_gap(gap: Gap, threshold: float, names: tuple[str, str], column: str):
     """Both cumulative distributions, the gap at the threshold and the largest one."""
-    figure, axes = new_figure(1, 2, (9, 3.6), layout="tight", width_ratios=(1.5, 1))
+    figure, axes = quick_figure(2, (9, 3.6), width_ratios=(1.5, 1))
     share = np.arange(1, len(gap.first) + 1) / len(gap.first)
     for values, name, colour in ((gap.first, names[0], "#D55E00"), (gap.second, names[1], "#0072B2")):
-        axes[0, 0].step(
+        axes[0].step(
             np.concatenate([[0], values, [1]]),
             np.concatenate([[0], share, [1]]),
             where="post",
             color=colour,
             label=name,
         )
-        axes[0, 1].hist(values, np.linspace(0, 1, 26), histtype="step", color=colour, linewidth=1.5)
+        axes[1].hist(values, np.linspace(0, 1, 26), histtype="step", color=colour, linewidth=1.5)
     ends = [np.searchsorted(z, gap.where, side="right") / len(z) for z in (gap.first, gap.second)]
-    axes[0, 0].plot([gap.where] * 2, ends, color="black", linewidth=4, solid_capstyle="butt", label="largest gap, D")
-    axes[0, 0].axvline(threshold, color="#999999", linestyle="--", label="threshold")
-    axes[0, 0].plot([threshold] * 2, gap.at, "o", color="black", ms=5)
-    axes[0, 0].set(
+    axes[0].plot([gap.where] * 2, ends, color="black", linewidth=4, solid_capstyle="butt", label="largest gap, D")
+    axes[0].axvline(threshold, color="#999999", linestyle="--", label="threshold")
+    axes[0].plot([threshold] * 2, gap.at, "o", color="black", ms=5)
+    axes[0].set(
         xlim=(0, 1), ylim=(0, 1.02), xlabel=f"predicted probability of {column}", ylabel="share of images at or below"
     )
-    axes[0, 0].legend(fontsize=8)
-    axes[0, 1].set(xlim=(0, 1), xlabel="predicted probability", ylabel="images", title="the same as histograms")
+    axes[0].legend(fontsize=8)
+    axes[1].set(xlim=(0, 1), xlabel="predicted probability", ylabel="images", title="the same as histograms")
     return figure
 
 

@@ -8,9 +8,8 @@ from tqdm import tqdm
 
 from mocolayers.datasets import MedicalImages, class_matrix, label_subset
 from mocolayers.finetune import linear_evaluation
-from mocolayers.labs.panel import Answer, Lab, steps_slider, whole_slider
+from mocolayers.labs.panel import Answer, Lab, quick_figure, steps_slider, whole_slider
 from mocolayers.metrics import macro_auc, patient_bootstrap
-from mocolayers.plots import new_figure
 from mocolayers.recipe import Evaluation
 
 FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -81,7 +80,7 @@ def compute(draws: dict[tuple[float, int], Draw], data: MedicalImages, fraction:
 
 def draw_labels(shown: Shown, draws, data: MedicalImages, fraction: float, seed: int):
     """The strip of patients, the ROC, and where this draw lies among the others."""
-    figure, axes = new_figure(1, 3, (9.6, 3.4), layout="tight", width_ratios=(1.3, 1, 1))
+    figure, axes = quick_figure(3, (9.6, 3.4), width_ratios=(1.3, 1, 1))
     train = data.rows("train")
     train = train[np.argsort(data.patients[train], kind="stable")]
     inside = np.isin(train, draws[fraction, seed].rows)
@@ -90,20 +89,20 @@ def draw_labels(shown: Shown, draws, data: MedicalImages, fraction: float, seed:
     step = max(1, -(-len(train) // (side * side)))
     blocks = [inside[start : start + step].any() for start in range(0, len(train), step)][: side * side]
     tiles[: len(blocks)] = blocks
-    axes[0, 0].imshow(tiles.reshape(side, side), cmap="Blues", vmin=-0.15, vmax=1, interpolation="nearest")
-    axes[0, 0].set(title="labelled images (dark)", xlabel="patients side by side, line by line", xticks=[], yticks=[])
-    axes[0, 0].grid(False)
+    axes[0].imshow(tiles.reshape(side, side), cmap="Blues", vmin=-0.15, vmax=1, interpolation="nearest")
+    axes[0].set(title="labelled images (dark)", xlabel="patients side by side, line by line", xticks=[], yticks=[])
+    axes[0].grid(False)
     for _, false, true in shown.roc:
-        axes[0, 1].plot(false, true, color="#0072B2", linewidth=1.2, alpha=1 if len(shown.roc) == 1 else 0.5)
-    axes[0, 1].plot([0, 1], [0, 1], color="#999999", linestyle=":")
-    axes[0, 1].set(xlabel="false positive rate", ylabel="true positive rate", title="ROC on test")
+        axes[1].plot(false, true, color="#0072B2", linewidth=1.2, alpha=1 if len(shown.roc) == 1 else 0.5)
+    axes[1].plot([0, 1], [0, 1], color="#999999", linestyle=":")
+    axes[1].set(xlabel="false positive rate", ylabel="true positive rate", title="ROC on test")
     for number, part in enumerate(FRACTIONS):
         others = [d.auc for (f, _), d in draws.items() if f == part]
-        axes[0, 2].plot([number] * len(others), others, "o", ms=4, color="#56B4E9", alpha=0.8)
+        axes[2].plot([number] * len(others), others, "o", ms=4, color="#56B4E9", alpha=0.8)
     whiskers = [[shown.auc - shown.low], [shown.high - shown.auc]]
-    axes[0, 2].errorbar([FRACTIONS.index(fraction)], [shown.auc], whiskers, fmt="o", ms=7, capsize=4, color="#D55E00")
-    axes[0, 2].set_xticks(range(len(FRACTIONS)), [f"{f:.0%}" for f in FRACTIONS])
-    axes[0, 2].set(xlabel="labels", title="test AUC of every draw")
+    axes[2].errorbar([FRACTIONS.index(fraction)], [shown.auc], whiskers, fmt="o", ms=7, capsize=4, color="#D55E00")
+    axes[2].set_xticks(range(len(FRACTIONS)), [f"{f:.0%}" for f in FRACTIONS])
+    axes[2].set(xlabel="labels", title="test AUC of every draw")
     return figure
 
 

@@ -10,14 +10,15 @@ from torch.nn import functional as F
 
 from mocolayers.datasets import MedicalImages
 from mocolayers.encoder import StagedResNet
-from mocolayers.labs.panel import Answer, Lab, choice, power_slider, slider, steps_slider
-from mocolayers.losses import StageBarlow, StageMSE, cross_correlation, pool_stage
-from mocolayers.plots import STAGE_COLOURS, new_figure
+from mocolayers.labs.panel import Answer, Lab, choice, power_slider, quick_figure, slider, steps_slider
+from mocolayers.losses import StageBarlow, StageMSE, barlow_terms, cross_correlation, pool_stage
+from mocolayers.plots import STAGE_COLOURS
 from mocolayers.pretrain import step_generator
 from mocolayers.recipe import Recipe
 from mocolayers.views import TwoViews
 
-LOSSES = ("raw MSE", "scale-free MSE", "Barlow")
+IDEAL = "Barlow, ideal projector (synthetic)"
+LOSSES = ("raw MSE", "scale-free MSE", "Barlow", IDEAL)
 POOL = (4, 4, 1, 1)
 SHOWN = 64  # features in the heat map
 MOST = 256  # images
@@ -71,6 +72,7 @@ class Losses(NamedTuple):
     Attributes:
         terms: (4,) weighted loss of each stage.
         floor: (4,) the same if both views were identical.
+        unrelated: (4,) the same if the second view were of other images.
         correlation: (D, D) of the chosen stage: its projected features with Barlow, else its channels.
         agreement: mean diagonal of it.
         shares: (4,) the stage term's share of the gradient on that stage's output, InfoNCE having the rest.
@@ -79,6 +81,7 @@ class Losses(NamedTuple):
 
     terms: np.ndarray
     floor: np.ndarray
+    unrelated: np.ndarray
     correlation: np.ndarray
     agreement: float
     shares: np.ndarray
@@ -119,7 +122,8 @@ def compute(
     """One setting of the lab.
 
     Args:
-        loss: one of `LOSSES`.
+        loss: one of `LOSSES`; the ideal projector's outputs are independent normal numbers, so that nothing but the
+            rank of the matrix stands between identical views and a loss of zero.
         weights: lambda of each stage.
         similarity: see `second_view`.
         batch: images B used, the first ones.
@@ -127,6 +131,8 @@ def compute(
         width, off_diagonal: projector width D and weight w, for Barlow.
         stage: 1 to 4, whose correlation is returned.
     """
+    if loss == IDEAL:
+        return _ideal(weights, similarity, batch, width, off_diagonal)
     u = [(gain * s[:batch]).requires_grad_(True) for s in stages.query]
     v = [gain * s for s in second_view(stages, similarity, batch)]
     if loss == "Barlow":
@@ -139,15 +145,27 @@ def compute(
     terms = module(u, v)
     gradients = torch.autograd.grad(sum(terms), u)
     with torch.no_grad():
-        floor = module(u, [s.detach() for s in u])
+        floor = module(u, u)
+        unrelated = module(u, [gain * s[:batch] for s in stages.stranger])
         correlation = cross_correlation(*z)
     # From the scaled, pooled map back to the network's own: times the gain, spread over the places of each cell.
     pulls = [gain * g.norm().item() / cell**0.5 for g, cell in zip(gradients, stages.cell, strict=True)]
     nce = [pull[:batch].sum().item() ** 0.5 / batch for pull in stages.pull]
     shares = [own / max(own + other, 1e-12) for own, other in zip(pulls, nce, strict=True)]
     norm = u[3].detach().mean(dim=(2, 3)).norm(dim=1).mean().item()
-    values = [np.array([t.item() for t in part]) for part in (terms, floor)]
+    values = [np.array([t.item() for t in part]) for part in (terms, floor, unrelated)]
     return Losses(*values, correlation.numpy(), correlation.diagonal().mean().item(), np.array(shares), norm)
+
+
+def _ideal(weights: tuple[float, ...], similarity: float, batch: int, width: int, off_diagonal: float) -> Losses:
+    """The Barlow loss of projector outputs that are independent of each other; without a network, nothing pulls."""
+    z, stranger = torch.randn(2, batch, width, generator=torch.Generator().manual_seed(0))
+    seconds = (similarity * z + (1 - similarity**2) ** 0.5 * stranger, z, stranger)
+    matrices = [cross_correlation(z, v) for v in seconds]
+    parts = [barlow_terms(c) for c in matrices]
+    values = [np.array(weights) / 32 * (on + off_diagonal * off).item() for on, off in parts]
+    agreement = matrices[0].diagonal().mean().item()
+    return Losses(*values, matrices[0].numpy(), agreement, np.full(4, np.nan), float("nan"))
 
 
 def rank_floor(width: int, batch: int) -> float:
@@ -155,23 +173,23 @@ def rank_floor(width: int, batch: int) -> float:
     return max(width**2 / (batch - 1) - width, 0.0)
 
 
-def draw_losses(found: Losses, stage: int, title: str):
+def draw_losses(found: Losses, stage: int):
     """Loss per stage with its floor, the correlation matrix, and who pulls."""
-    figure, axes = new_figure(1, 3, (9.6, 3.3), layout="tight")
+    figure, axes = quick_figure(3, (9.6, 3.3))
     x = np.arange(4)
-    axes[0, 0].bar(x, found.terms, color=STAGE_COLOURS, label="loss")
-    axes[0, 0].hlines(found.floor, x - 0.45, x + 0.45, color="black", linewidth=2, label="identical views pay")
-    axes[0, 0].set_xticks(x, ["1", "2", "3", "4"])
-    axes[0, 0].set(xlabel="stage", title=f"{title} per stage")
-    axes[0, 0].legend(fontsize=8)
-    axes[0, 1].imshow(found.correlation[:SHOWN, :SHOWN], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-    axes[0, 1].set(title=f"correlation, stage {stage}", xlabel="feature of view k", ylabel="feature of view q")
-    axes[0, 1].grid(False)
-    axes[0, 2].barh(x, found.shares, color=STAGE_COLOURS)
-    axes[0, 2].barh(x, 1 - found.shares, left=found.shares, color="#0072B2")
-    axes[0, 2].set_yticks(x, ["1", "2", "3", "4"])
-    axes[0, 2].invert_yaxis()
-    axes[0, 2].set(xlim=(0, 1), xlabel="share: stage term | InfoNCE (blue)", ylabel="stage", title="who pulls?")
+    axes[0].bar(x, found.terms, color=STAGE_COLOURS, label="loss")
+    axes[0].hlines(found.floor, x - 0.45, x + 0.45, color="black", linewidth=2, label="identical views pay")
+    axes[0].set_xticks(x, ["1", "2", "3", "4"])
+    axes[0].set(xlabel="stage", title="loss per stage")
+    axes[0].legend(fontsize=8)
+    axes[1].imshow(found.correlation[:SHOWN, :SHOWN], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    axes[1].set(title=f"correlation, stage {stage}", xlabel="feature of view k", ylabel="feature of view q")
+    axes[1].grid(False)
+    axes[2].barh(x, found.shares, color=STAGE_COLOURS)
+    axes[2].barh(x, 1 - found.shares, left=found.shares, color="#0072B2")
+    axes[2].set_yticks(x, ["1", "2", "3", "4"])
+    axes[2].invert_yaxis()
+    axes[2].set(xlim=(0, 1), xlabel="stage term | InfoNCE (blue)", title="who pulls?")
     return figure
 
 
@@ -186,8 +204,8 @@ def loss_lab(stages: Stages) -> Lab:
     def answer(loss, weight, similarity, batch, gain, width, off_diagonal, stage, **relative) -> Answer:
         weights = tuple(weight * part for part in relative.values())
         setting = (loss, weights, similarity, batch, gain, width, off_diagonal, stage)
-        found, unrelated = compute(stages, *setting), compute(stages, loss, weights, 0.0, *setting[3:])
-        total, floor, most = found.terms.sum(), found.floor.sum(), unrelated.terms.sum()
+        found = compute(stages, *setting)
+        total, floor, most = found.terms.sum(), found.floor.sum(), found.unrelated.sum()
         numbers = {
             "loss, all stages": f"{total:.3g}",
             "identical views would pay": f"{floor:.3g}",
@@ -197,10 +215,10 @@ def loss_lab(stages: Stages) -> Lab:
             "real views agree, stage by stage": seen,
             "norm of stage 4": f"{found.norm:.3g}",
         }
-        if loss == "Barlow":
+        if "Barlow" in loss:
             numbers["floor by rank, D²/(B-1) - D"] = f"{rank_floor(width, batch):.0f}"
-        alt = f"Bars of {loss} per stage, a {SHOWN} by {SHOWN} correlation matrix, and gradient shares per stage."
-        return Answer(draw_losses(found, stage, loss), alt, numbers)
+        alt = f"Bars of the loss ({loss}) per stage, {SHOWN} by {SHOWN} correlations, and gradient shares per stage."
+        return Answer(draw_losses(found, stage), alt, numbers)
 
     sizes = [n for n in (8, 16, 32, 64, 128, MOST) if n <= len(stages.query[0])]
     controls = {

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import ipywidgets as widgets
+import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
+
+from mocolayers.plots import new_figure
 
 SETTLE_SECONDS = 0.03  # long enough for the messages of a slider that is still moving to arrive
 # Variables by which a notebook server tells its kernels that a person sits in front of them; batch runs have none.
@@ -98,6 +101,20 @@ def someone_is_there() -> bool:
     """Whether a notebook is open in front of this kernel; $MOCOLAYERS_LABS=live or static overrides the guess."""
     wanted = os.environ.get("MOCOLAYERS_LABS", "")
     return wanted != "static" and (wanted == "live" or any(name in os.environ for name in FRONT_ENDS))
+
+
+def quick_figure(columns: int, size: tuple[float, float], **options) -> tuple[Figure, np.ndarray]:
+    """A line of axes that draws in half the time: fixed margins need no first pass to measure the text, and few ticks.
+
+    Args:
+        options: for `Figure.subplots`, such as width_ratios.
+    """
+    figure, axes = new_figure(1, columns, size, layout="none", **options)
+    inch = 1 / size[0], 1 / size[1]
+    figure.subplots_adjust(0.75 * inch[0], 0.55 * inch[1], 1 - 0.1 * inch[0], 1 - 0.32 * inch[1], 0.28)
+    for axis in axes[0]:
+        axis.locator_params(nbins=5)
+    return figure, axes[0]
 
 
 def encoded_png(figure: Figure) -> str:

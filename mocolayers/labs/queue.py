@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from mocolayers.datasets import MedicalImages, class_matrix
-from mocolayers.labs.panel import Answer, Lab, power_slider, steps_slider, tick, whole_slider
-from mocolayers.plots import new_figure
+from mocolayers.labs.panel import Answer, Lab, power_slider, quick_figure, steps_slider, tick, whole_slider
 from mocolayers.pretrain import Trainer, resolve_device, step_generator
 from mocolayers.recipe import Recipe
 
@@ -132,21 +131,27 @@ def compute(history: KeyHistory, momentum: float, length: int, temperature: floa
 
 def draw_game(game: Game, query: int, temperature: float):
     """Similarities of one query, and what the softmax makes of them."""
-    figure, axes = new_figure(1, 2, (9, 3.6), layout="tight")
+    figure, axes = quick_figure(2, (9, 3.6))
     own, negative, same = game.logits[query, 0], game.logits[query, 1:], game.same[query]
     bins = np.linspace(-1, 1, 41)
     kinds = {"other classes": (~same, "#0072B2"), "same class: false negatives": (same, "#CC79A7")}
     values = [temperature * negative[kind & np.isfinite(negative)] for kind, _ in kinds.values()]
-    axes[0, 0].hist(values, bins, stacked=True, color=[c for _, c in kinds.values()], label=list(kinds))
-    axes[0, 0].axvline(temperature * own, color="#D55E00", linewidth=2, label="own key")
-    axes[0, 0].set(xlabel="cosine to the query", ylabel="keys in the queue", title="What the query sees")
-    axes[0, 0].legend(fontsize=8)
+    axes[0].hist(
+        values, bins, histtype="stepfilled", stacked=True, color=[c for _, c in kinds.values()], label=list(kinds)
+    )
+    axes[0].axvline(temperature * own, color="#D55E00", linewidth=2, label="own key")
+    axes[0].set(xlabel="cosine to the query", ylabel="keys in the queue", title="What the query sees")
+    axes[0].legend(fontsize=8)
     order = np.argsort(-negative)[: BARS - 1]
     shown = np.concatenate([[0], order + 1])
     colours = ["#D55E00", *("#CC79A7" if same[j] else "#0072B2" for j in order)]
-    axes[0, 1].bar(range(len(shown)), softmax(game.logits[query])[shown], color=colours)
-    axes[0, 1].set(
-        ylim=(0, 1), xlabel="own key, then the hardest others", ylabel="probability", title="What the loss sees"
+    probability = softmax(game.logits[query])[shown]
+    axes[1].bar(range(len(shown)), probability, color=colours)
+    axes[1].set(
+        ylim=(0, max(0.2, 1.1 * probability.max())),
+        xlabel="own key, then the hardest others",
+        ylabel="probability",
+        title="What the loss sees",
     )
     return figure
 

@@ -5,13 +5,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
-from mocolayers.labs.panel import Answer, Lab, choice, power_slider, tick, whole_slider
-from mocolayers.plots import new_figure
+from mocolayers.labs.panel import Answer, Lab, choice, power_slider, quick_figure, tick, whole_slider
 from mocolayers.similarity import cka
 
 SHOWN = 60  # rows of the kernel that are drawn
-MOST = 600
-NULLS = 3
+MOST = 400
 
 
 class Alike(NamedTuple):
@@ -19,10 +17,10 @@ class Alike(NamedTuple):
 
     Attributes:
         usual, debiased: RBF-CKA of the pair at this bandwidth.
-        usual_null, debiased_null: the same with the rows of the second set permuted, mean of `NULLS` draws.
+        usual_null, debiased_null: the same with the rows of the second set permuted.
         linear: debiased linear CKA, which has no bandwidth.
         kernels: two (60, 60) corners of the kernel matrices.
-        distances: (n * (n - 1) / 2,) distances between rows of the first set.
+        distances: between pairs of rows of the first set.
     """
 
     usual: float
@@ -42,31 +40,30 @@ def compute(x: np.ndarray, y: np.ndarray, sigma: float, rows: int, seed: int = 0
         sigma: bandwidth in the features' own units.
     """
     x, y = x[:rows], y[:rows]
-    rng = np.random.default_rng(seed)
-    orders = [rng.permutation(len(y)) for _ in range(NULLS)]
+    shuffled = y[np.random.default_rng(seed).permutation(len(y))]
     values = {d: cka(x, y, "rbf", sigma=sigma, debiased=d) for d in (False, True)}
-    nulls = {d: np.mean([cka(x, y[o], "rbf", sigma=sigma, debiased=d) for o in orders]) for d in (False, True)}
+    nulls = {d: cka(x, shuffled, "rbf", sigma=sigma, debiased=d) for d in (False, True)}
     kernels = tuple(np.exp(-(squareform(pdist(z[:SHOWN])) ** 2) / (2 * sigma**2)) for z in (x, y))
-    return Alike(values[False], values[True], nulls[False], nulls[True], cka(x, y), kernels, pdist(x))
+    return Alike(values[False], values[True], nulls[False], nulls[True], cka(x, y), kernels, pdist(x[:200]))
 
 
 def draw_alike(found: Alike, sigma: float):
     """Both kernel matrices, the distances with the bandwidth among them, and CKA beside its null."""
-    figure, axes = new_figure(1, 4, (10.4, 3.1), layout="tight", width_ratios=(1, 1, 1.1, 1.1))
-    for axis, kernel, name in zip(axes[0], found.kernels, ("first", "second"), strict=False):
+    figure, axes = quick_figure(4, (10.4, 3.1), width_ratios=(1, 1, 1.1, 1.1))
+    for axis, kernel, name in zip(axes, found.kernels, ("first", "second"), strict=False):
         axis.imshow(kernel, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
         axis.set(title=f"kernel of the {name}", xlabel="image", xticks=[], yticks=[])
         axis.grid(False)
-    axes[0, 2].hist(found.distances, 40, color="#56B4E9")
-    axes[0, 2].axvline(sigma, color="#D55E00", linewidth=2)
-    axes[0, 2].set(title="distances; line: sigma", xlabel="distance of two images", yticks=[])
+    axes[2].hist(found.distances, 40, color="#56B4E9")
+    axes[2].axvline(sigma, color="#D55E00", linewidth=2)
+    axes[2].set(title="distances; line: sigma", xlabel="distance of two images", yticks=[])
     pairs = {"usual": (found.usual, found.usual_null), "debiased": (found.debiased, found.debiased_null)}
     for place, (value, null) in enumerate(pairs.values()):
-        axes[0, 3].bar(place - 0.2, value, 0.4, color="#0072B2", label="paired" if not place else None)
-        axes[0, 3].bar(place + 0.2, null, 0.4, color="#999999", hatch="//", label="permuted" if not place else None)
-    axes[0, 3].set_xticks([0, 1], list(pairs))
-    axes[0, 3].set(ylim=(-0.1, 1.05), title="CKA")
-    axes[0, 3].legend(fontsize=8)
+        axes[3].bar(place - 0.2, value, 0.4, color="#0072B2", label="paired" if not place else None)
+        axes[3].bar(place + 0.2, null, 0.4, color="#999999", hatch="//", label="permuted" if not place else None)
+    axes[3].set_xticks([0, 1], list(pairs))
+    axes[3].set(ylim=(-0.1, 1.05), title="CKA")
+    axes[3].legend(fontsize=8)
     return figure
 
 
@@ -80,7 +77,7 @@ def similarity_lab(pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> Lab:
 
     def answer(pair: str, sigma: float, relative: bool, rows: int) -> Answer:
         x, y = pairs[pair]
-        unit = float(np.median(pdist(x[:rows]))) if relative else 1.0
+        unit = float(np.median(pdist(x[: min(rows, 200)]))) if relative else 1.0
         found = compute(x, y, sigma * unit, rows)
         numbers = {
             "sigma in the features' units": f"{sigma * unit:.3g}   (median distance {np.median(found.distances):.3g})",

@@ -24,7 +24,7 @@ def compute(images: dict[str, np.ndarray], views: Views, draw: int) -> dict[str,
     """
     sheets = {}
     for number, (name, image) in enumerate(images.items()):
-        x = to_float(torch.from_numpy(image)[None]).repeat(COUNT, 1, 1, 1)
+        x = to_float(torch.tensor(image)[None]).repeat(COUNT, 1, 1, 1)
         generator = torch.Generator().manual_seed(1000 * number + draw)
         sheets[name] = (random_view(x, views, generator).permute(0, 2, 3, 1) * 255).to(torch.uint8).numpy()
     return sheets
