@@ -5,7 +5,7 @@ SEED    ?= 0
 PY      := .venv/bin/python
 READY   := .venv/.ready
 
-.PHONY: help run lab test bench results
+.PHONY: help run lab student test browser bench results
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  PYTHON=python3.11"
@@ -16,10 +16,20 @@ run: $(READY) ## execute the notebook series; pages in executed/index.html
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks
 
-test: $(READY) ## style, unit tests, and every notebook at the smoke preset
+student: $(READY) ## copy the notebooks without solutions and outputs into student/
+	$(PY) -m jupyter nbconvert --log-level WARN --to notebook --output-dir student --ClearOutputPreprocessor.enabled=True \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution notebooks/0*.ipynb
+	@echo "the student edition is in student/"
+
+test: $(READY) browser ## style, unit tests, and every notebook at the smoke preset
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pytest
+
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null \
+	  || { echo "Installing Chromium for the tests in a browser ..."; apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } \
+	  || echo "Chromium could not be installed; the tests in a browser will be skipped"
 
 bench: $(READY) ## speed, side by side, into results/bench.md
 	$(PY) tests/benchmarks/bench.py

@@ -42,11 +42,11 @@ STYLE = {
 plt.rcParams.update(STYLE)
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Display a figure in a notebook with a text for readers who cannot see it."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    display(Image(picture.getvalue(), alt=alt))
+def show(figure: Figure, alt: str, photos: bool = False) -> None:
+    """Display a figure in a notebook with a text for readers who cannot see it; sheets of photos as JPEG, a fifth."""
+    picture, form = io.BytesIO(), "jpeg" if photos else "png"
+    figure.savefig(picture, format=form)
+    display(Image(picture.getvalue(), format=form, alt=alt))
 
 
 def new_figure(
@@ -95,8 +95,10 @@ def view_sheet(originals: np.ndarray, first: np.ndarray, second: np.ndarray, tit
     return figure
 
 
-def split_bars(counts: pd.DataFrame, title: str) -> Figure:
-    """Images per class (columns) and split (rows)."""
+def split_bars(
+    counts: pd.DataFrame, title: str, xlabel: str = "images (times labels, where an image may have several)"
+) -> Figure:
+    """Stacked bars of a table: images, or shares of them, per class (rows) and split (columns), or the other way."""
     figure, axes = new_figure(size=(8, 0.5 * len(counts) + 1.6))
     left = np.zeros(len(counts))
     colours = plt.get_cmap("cividis")(np.linspace(0.1, 0.9, counts.shape[1]))
@@ -104,8 +106,39 @@ def split_bars(counts: pd.DataFrame, title: str) -> Figure:
         axes[0, 0].barh(counts.index, counts[name], left=left, color=colour, label=name)
         left += counts[name].to_numpy()
     axes[0, 0].invert_yaxis()
-    axes[0, 0].set(xlabel="images (times labels, where an image may have several)", title=title)
-    axes[0, 0].legend(fontsize=8, ncols=1 if counts.shape[1] < 4 else 2, loc="lower right")
+    axes[0, 0].set(xlabel=xlabel, title=title)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    return figure
+
+
+def paired_bars(
+    pairs: dict[str, tuple[float, float]], names: tuple[str, str], title: str, ylabel: str, level: float | None = None
+) -> Figure:
+    """Two bars for each named pair of numbers, and a dotted line at a level such as chance."""
+    figure, axes = new_figure(size=(8, 3.2))
+    for place, (name, colour) in enumerate(zip(names, ("#0072B2", "#D55E00"), strict=True)):
+        x = np.arange(len(pairs)) + (place - 0.5) * 0.36
+        bars = axes[0, 0].bar(x, [pair[place] for pair in pairs.values()], 0.34, color=colour, label=name)
+        axes[0, 0].bar_label(bars, fmt="%.2f", fontsize=9)
+    if level is not None:
+        axes[0, 0].axhline(level, color="black", linestyle=":", linewidth=1)
+    axes[0, 0].set_xticks(range(len(pairs)), list(pairs))
+    axes[0, 0].set(ylim=(0, 1.08), ylabel=ylabel, title=title)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    return figure
+
+
+def interval_histogram(
+    values: np.ndarray, intervals: dict[str, tuple[float, float]], title: str, xlabel: str
+) -> Figure:
+    """A histogram of resamples with named intervals below it."""
+    figure, axes = new_figure(size=(8, 3.2))
+    tallest = axes[0, 0].hist(values, 40, color="#cccccc")[0].max()
+    for number, ((name, ends), colour) in enumerate(zip(intervals.items(), ("#0072B2", "#D55E00"), strict=False)):
+        height = -0.09 * (number + 1) * tallest
+        axes[0, 0].plot(ends, [height] * 2, "|-", color=colour, linewidth=4, markersize=10, label=name)
+    axes[0, 0].set(xlabel=xlabel, ylabel="resamples", title=title)
+    axes[0, 0].legend(fontsize=9)
     return figure
 
 

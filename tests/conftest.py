@@ -10,6 +10,7 @@ import torch
 from mocolayers.datasets import load, save_prepared
 from mocolayers.pretrain import pretrain
 from mocolayers.recipe import preset
+from mocolayers.series import numbered_notebooks, run_series
 
 torch.set_num_threads(1)
 CARD = {"title": "Tiny (synthetic)", "source": "made by the tests", "licence": "none", "citation": ""}
@@ -67,3 +68,11 @@ def samples():
     if not place.is_dir():
         pytest.skip(f"no real samples at {place}; set MOCOLAYERS_SAMPLES to run this test")
     return place
+
+
+@pytest.fixture(scope="session")
+def smoke_series(tmp_path_factory):
+    """The whole series at smoke on the synthetic chest phantom: its cells by notebook, and the folder they are in."""
+    place = tmp_path_factory.mktemp("series")
+    cells = run_series(["chest_phantom"], ["smoke"], [0], numbered_notebooks(), place / "runs", place / "executed")
+    return {cell.notebook: cell for cell in cells}, place

@@ -6,18 +6,16 @@ import sys
 import nbformat
 import pytest
 
-from mocolayers.series import HOME, numbered_notebooks, run_series
+from mocolayers.series import HOME, numbered_notebooks
 
 NOTEBOOKS = numbered_notebooks()
 NAMES = [path.stem for path in NOTEBOOKS]
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """The whole series at smoke on the synthetic chest phantom."""
-    place = tmp_path_factory.mktemp("series")
-    cells = run_series(["chest_phantom"], ["smoke"], [0], NOTEBOOKS, place / "runs", place / "executed")
-    return {cell.notebook: cell for cell in cells}, place / "executed" / "chest_phantom" / "smoke" / "seed0"
+def executed(smoke_series):
+    cells, place = smoke_series
+    return cells, place / "executed" / "chest_phantom" / "smoke" / "seed0"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,7 +64,11 @@ def test_committed_notebook_keeps_the_house_rules(path):
 def test_every_committed_picture_has_a_text_for_those_who_cannot_see_it(path):
     notebook = nbformat.read(path, as_version=4)
     pictures = [
-        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+        (output, kind)
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        for kind in ("image/png", "image/jpeg")
+        if kind in output.get("data", {})
     ]
     assert pictures
-    assert all(picture.metadata.get("image/png", picture.metadata).get("alt") for picture in pictures)
+    assert all(output.metadata.get(kind, output.metadata).get("alt") for output, kind in pictures)

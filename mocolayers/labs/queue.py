@@ -83,8 +83,8 @@ class Game(NamedTuple):
         same: (K,) or (N, K) True where a key of the queue shows the query's class: a false negative.
         loss: mean InfoNCE.
         found: share of queries whose own key beats the queue.
-        strangers: share of queries for which a fresh key of *another* image beats the queue. With keys that do not
-            age this is about 1 / (1 + K); far above it, freshness gives the answer away.
+        strangers: mean InfoNCE with a fresh key of *another* image in the own key's place. It shows nothing of the
+            image, so it should grow as guessing does, log(1 + K); where it stops, added keys are told apart by age.
         false_mass: share of the negatives' probability that lies on keys of the query's own class.
     """
 
@@ -115,18 +115,11 @@ def compute(history: KeyHistory, momentum: float, length: int, temperature: floa
         negative = np.where(same, -np.inf, negative)
     now = every[:, -1] / temperature
     own, stranger = np.diagonal(now), np.diagonal(np.roll(now, n // 2, axis=1))
-    best = negative.max(axis=1)
-    logits = np.concatenate([own[:, None], negative], axis=1)
+    logits, blind = (np.concatenate([z[:, None], negative], axis=1) for z in (own, stranger))
     mass = softmax(negative, axis=1)
-    loss = float((logsumexp(logits, axis=1) - own).mean())
-    return Game(
-        logits,
-        same,
-        loss,
-        float((own > best).mean()),
-        float((stranger > best).mean()),
-        float((mass * same).sum(1).mean()),
-    )
+    loss, strangers = (float((logsumexp(z, axis=1) - z[:, 0]).mean()) for z in (logits, blind))
+    found = float((own > negative.max(axis=1)).mean())
+    return Game(logits, same, loss, found, strangers, float((mass * same).sum(axis=1).mean()))
 
 
 def draw_game(game: Game, query: int, temperature: float):
@@ -165,8 +158,8 @@ def queue_lab(history: KeyHistory) -> Lab:
         share = softmax(game.logits[query])[0]
         numbers = {
             "loss, mean over queries": f"{game.loss:.3f}   (guessing costs {np.log(1 + length):.3f})",
+            "loss with a stranger's fresh key in its place": f"{game.strangers:.3f}",
             "own key found": f"{game.found:.0%}",
-            "a stranger's fresh key would be 'found'": f"{game.strangers:.0%}   (chance {1 / (1 + length):.1%})",
             "probability on false negatives, of all negatives": f"{game.false_mass:.0%}",
             "this query: probability of its own key": f"{share:.3f}",
         }

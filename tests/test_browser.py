@@ -1,0 +1,196 @@
+"""Every lab in real JupyterLab, in headless Chromium: run the notebook, move a slider by mouse and by key, and look."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mocolayers.series import HOME
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; see requirements.txt")
+
+SETTINGS = {
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
+# notebook, a slider to drag with the mouse, and one to move with the arrow keys
+LABS = [
+    ("01_data", "rotation", "blur"),
+    ("02_moco", "queue length", "temperature"),
+    ("03_intermediate_layer_losses", "views alike", "feature scale"),
+    ("04_low_label_finetuning", "labels", "seed of the draw"),
+    ("06_feature_similarity", "rows n", "sigma"),
+    ("07_output_distributions", "threshold", "flatten the first"),
+]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+@pytest.fixture(scope="session")
+def workplace(smoke_series, tmp_path_factory):
+    """Copies of the notebooks, set to the smoke runs that the series has left, beside the committed results."""
+    place = tmp_path_factory.mktemp("browser")
+    (place / "notebooks").mkdir()
+    shutil.copytree(HOME / "results", place / "results")
+    wanted = {"DATASET": "chest_phantom", "PRESET": "smoke", "RUNS_DIR": str(smoke_series[1] / "runs")}
+    for name, _, _ in LABS:
+        notebook = json.loads((HOME / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            if "parameters" in cell["metadata"].get("tags", []):
+                source = "".join(cell["source"])
+                for key, value in wanted.items():
+                    source = re.sub(rf"^{key} = .*$", f"{key} = {value!r}", source, flags=re.M)
+                cell["source"] = source
+            if cell["cell_type"] == "code":
+                cell["outputs"] = []
+        (place / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    return place
+
+
+@pytest.fixture(scope="session")
+def server(workplace):
+    """The address of a JupyterLab with settings of its own."""
+    for name, values in SETTINGS.items():
+        path = workplace / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", f"--port={port}", "--ip=127.0.0.1"]
+    command += ["--ServerApp.token=", "--ServerApp.password=", f"--ServerApp.root_dir={workplace / 'notebooks'}"]
+    # Kernels must not inherit the wish of a batch run for still pictures.
+    environment = {k: v for k, v in os.environ.items() if k != "MOCOLAYERS_LABS"}
+    environment |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(workplace / "settings"),
+        "JUPYTER_CONFIG_DIR": str(workplace / "config"),
+    }
+    with open(workplace / "jupyter.log", "wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait(lambda: urllib.request.urlopen(f"{address}/api", timeout=5).status == 200, 60, "JupyterLab did not start")
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, or a skip that says how to get it."""
+    with playwright.sync_playwright() as p:
+        found = [shutil.which(name) for name in ("chromium", "google-chrome")] + [p.chromium.executable_path]
+        program = next((path for path in found if path and Path(path).exists()), None)
+        if program is None:
+            pytest.skip("no Chromium: apt-get install chromium, or .venv/bin/playwright install chromium")
+        chromium = p.chromium.launch(executable_path=program, args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+def _wait(true, seconds: float, message: str) -> None:
+    """Ask until the answer is yes; errors count as no."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if true():
+                return
+        except (OSError, playwright.Error):
+            pass
+        time.sleep(0.2)
+    raise AssertionError(message)
+
+
+@contextmanager
+def _running(browser, server: str, name: str):
+    """A page with the notebook, all of its cells run."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.goto(f"{server}/lab/tree/{name}.ipynb?reset")
+    page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=60_000)
+    page.click("li.lm-MenuBar-item:has-text('Run')")
+    page.click("li.lm-Menu-item:has-text('Run All Cells')")
+    prompts = ".jp-CodeCell .jp-InputPrompt"
+    count = page.locator(prompts).count()
+
+    def finished() -> bool:
+        texts = page.locator(prompts).all_inner_texts()
+        return len([t for t in texts if re.search(r"\[\d+\]", t)]) == count or _errors(page) != []
+
+    _wait(finished, 240, f"{name} did not finish in JupyterLab")
+    yield page
+    page.evaluate(
+        "() => fetch('/api/sessions').then(r => r.json()).then(all => Promise.all("
+        "all.map(s => fetch('/api/sessions/' + s.id, {method: 'DELETE', headers: "
+        "{'X-XSRFToken': (document.cookie.match(/_xsrf=([^;]*)/) || [])[1]}}))))"
+    )
+    page.close()
+
+
+def _errors(page) -> list[str]:
+    return page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
+
+
+def _answer(lab) -> tuple[str, str]:
+    """The picture and the numbers that a lab shows."""
+    return lab.locator("img").first.get_attribute("src"), lab.locator("table").first.inner_text()
+
+
+def _handle(lab, label: str):
+    return lab.locator(f".widget-inline-hbox:has(label:text-is('{label}'))").locator(".noUi-handle").first
+
+
+@pytest.mark.parametrize("name, by_mouse, by_key", LABS, ids=[lab[0][:2] for lab in LABS])
+def test_sliders_move_picture_and_numbers(browser, server, name, by_mouse, by_key):
+    with _running(browser, server, name) as page:
+        assert _errors(page) == []
+        lab = page.locator(".mocolayers-lab").first
+        lab.scroll_into_view_if_needed()
+        before = _answer(lab)
+        handle = _handle(lab, next(label for label in _labels(lab) if label.startswith(by_mouse)))
+        box = handle.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + (60 if name != "07_output_distributions" else 35), y, steps=4)
+        page.mouse.up()
+        _wait(lambda: all(a != b for a, b in zip(before, _answer(lab), strict=True)), 20, "the mouse moved nothing")
+        before = _answer(lab)
+        handle = _handle(lab, next(label for label in _labels(lab) if label.startswith(by_key)))
+        handle.focus()
+        for _ in range(3):
+            page.keyboard.press("ArrowRight")
+        _wait(lambda: all(a != b for a, b in zip(before, _answer(lab), strict=True)), 20, "the keys moved nothing")
+        assert lab.locator("[role=alert]").count() == 0
+        if name.startswith("03"):
+            _train_pause_and_resume(page)
+
+
+def _labels(lab) -> list[str]:
+    return lab.locator(".widget-inline-hbox label").all_inner_texts()
+
+
+def _train_pause_and_resume(page) -> None:
+    panel = page.locator(".mocolayers-panel").first
+    panel.scroll_into_view_if_needed()
+    step = lambda: int(re.search(r"step (\d+)", panel.inner_text()).group(1))  # noqa: E731
+    panel.get_by_role("button", name="Start").click()
+    _wait(lambda: step() > 1, 60, "training did not start")
+    panel.get_by_role("button", name="Pause").click()
+    _wait(lambda: "paused" in panel.inner_text(), 60, "training did not pause")
+    rested = step()
+    time.sleep(1)
+    assert step() == rested
+    panel.get_by_role("button", name="Resume").click()
+    _wait(lambda: step() > rested, 60, "training did not go on")
+    _wait(lambda: "finished" in panel.inner_text(), 120, "training did not finish")
+    assert panel.locator("img").count() == 1
