@@ -72,3 +72,34 @@ def test_every_committed_picture_has_a_text_for_those_who_cannot_see_it(path):
     ]
     assert pictures
     assert all(output.metadata.get(kind, output.metadata).get("alt") for output, kind in pictures)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    """The student edition, made as `make student` makes it."""
+    place = tmp_path_factory.mktemp("student")
+    recipe = (HOME / "Makefile").read_text(encoding="utf-8").split("\nstudent:")[1].split("notebooks/0*.ipynb")[0]
+    flags = [word for word in recipe.split() if word.startswith("--") and "Preprocessor" in word]
+    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--output-dir", str(place), *flags]
+    subprocess.run([*command, *map(str, NOTEBOOKS)], check=True, capture_output=True)
+    return place
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_student_edition_has_exercises_and_hints_but_no_solutions_and_no_outputs(student, name):
+    ours = nbformat.read(HOME / "notebooks" / f"{name}.ipynb", as_version=4)
+    theirs = nbformat.read(student / f"{name}.ipynb", as_version=4)
+    text = "".join(cell.source for cell in theirs.cells)
+    assert any("solution" in cell.metadata.get("tags", []) for cell in ours.cells if cell.cell_type == "code")
+    assert "Solutions" not in text
+    assert all(f"Hint for {number}" in text for number in (1, 2, 3))
+    assert not any(cell.get("outputs") for cell in theirs.cells)
+
+
+def test_the_student_edition_runs_up_to_its_first_open_exercise_and_says_what_to_do(student):
+    name = NAMES[0]
+    command = [sys.executable, "-m", "papermill", str(student / f"{name}.ipynb"), "-", "--cwd", str(HOME / "notebooks")]
+    command += ["-p", "DATASET", "chest_phantom", "-p", "PRESET", "smoke", "--no-progress-bar"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "is still open: replace None in the cell above by your answer" in done.stdout + done.stderr

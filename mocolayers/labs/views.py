@@ -84,8 +84,8 @@ def view_lab(images: dict[str, np.ndarray]) -> Lab:
         )
 
     controls = {
-        "crop": slider("crop keeps at least", 1.0, 0.05, 1, 0.05),
-        "rotation": slider("rotation (±°)", 0, 0, 180, 5, ".0f"),
+        "crop": slider("crop keeps at least", 0.5, 0.05, 1, 0.05),
+        "rotation": slider("rotation (±°)", 15, 0, 180, 5, ".0f"),
         "left_right": tick("mirror left and right"),
         "upside_down": tick("mirror top and bottom"),
         "brightness": slider("brightness (±)", 0, 0, 0.9, 0.1),
