@@ -50,7 +50,7 @@ def workplace(smoke_series, tmp_path_factory):
                     source = re.sub(rf"^{key} = .*$", f"{key} = {value!r}", source, flags=re.M)
                 cell["source"] = source
             if cell["cell_type"] == "code":
-                cell["outputs"] = []
+                cell |= {"outputs": [], "execution_count": None}
         (place / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     return place
 
