@@ -67,8 +67,8 @@ def server(workplace):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--allow-root", "--no-browser", f"--port={port}", "--ip=127.0.0.1"]
     command += ["--ServerApp.token=", "--ServerApp.password=", f"--ServerApp.root_dir={workplace / 'notebooks'}"]
-    # Kernels must not inherit the wish of a batch run for still pictures.
-    environment = {k: v for k, v in os.environ.items() if k != "MOCOLAYERS_LABS"}
+    # Kernels must not inherit the wish of a batch run for still pictures; and Chromium needs a core as well.
+    environment = {k: v for k, v in os.environ.items() if k != "MOCOLAYERS_LABS"} | {"OMP_NUM_THREADS": "1"}
     environment |= {
         "JUPYTERLAB_SETTINGS_DIR": str(workplace / "settings"),
         "JUPYTER_CONFIG_DIR": str(workplace / "config"),
