@@ -24,7 +24,6 @@ SETTINGS = {
 }
 # notebook, a slider to drag with the mouse, and one to move with the arrow keys
 LABS = [
-    ("01_data", "rotation", "blur"),
     ("02_moco", "queue length", "temperature"),
     ("03_intermediate_layer_losses", "views alike", "feature scale"),
     ("04_low_label_finetuning", "labels", "seed of the draw"),
