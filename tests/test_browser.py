@@ -24,6 +24,7 @@ SETTINGS = {
 }
 # notebook, a slider to drag with the mouse, and one to move with the arrow keys
 LABS = [
+    ("01_data", "rotation", "blur"),
     ("02_moco", "queue length", "temperature"),
     ("03_intermediate_layer_losses", "views alike", "feature scale"),
     ("04_low_label_finetuning", "labels", "seed of the draw"),
@@ -116,7 +117,8 @@ def _running(browser, server: str, name: str):
     page.set_default_timeout(120_000)  # a machine that is busy with other things is slow, not wrong
     page.goto(f"{server}/lab/tree/{name}.ipynb?reset")
     page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=120_000)
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=120_000)
+    # Run All before the kernel is connected opens a dialog that asks for one.
+    page.wait_for_selector("#jp-main-statusbar :text('(ipykernel) | Idle')", timeout=120_000)
     page.click("li.lm-MenuBar-item:has-text('Run')")
     page.click("li.lm-Menu-item:has-text('Run All Cells')")
     prompts = ".jp-CodeCell .jp-InputPrompt"
