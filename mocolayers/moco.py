@@ -89,7 +89,7 @@ class MoCo(nn.Module):
         """key <- m * key + (1 - m) * query, parameters only."""
         key = [*self.encoder_k.parameters(), *self.head_k.parameters()]
         query = [*self.encoder_q.parameters(), *self.head_q.parameters()]
-        torch._foreach_lerp_(key, query, 1 - self.momentum)
+        follow(key, query, self.momentum)
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
@@ -128,6 +128,11 @@ class MoCo(nn.Module):
         back = order.argsort()
         key = self._encode(self.encoder_k, x[order])
         return Encoded([stage[back] for stage in key.stages], key.embedding[back])
+
+
+def follow(key: list[Tensor], query: list[Tensor], momentum: float) -> None:
+    """key <- m * key + (1 - m) * query, in place."""
+    torch._foreach_lerp_(key, query, 1 - momentum)
 
 
 def build_encoder(recipe: Recipe) -> StagedResNet:

@@ -44,9 +44,15 @@ plt.rcParams.update(STYLE)
 
 def show(figure: Figure, alt: str, photos: bool = False) -> None:
     """Display a figure in a notebook with a text for readers who cannot see it; sheets of photos as JPEG, a fifth."""
-    picture, form = io.BytesIO(), "jpeg" if photos else "png"
+    form = "jpeg" if photos else "png"
+    display(Image(rendered(figure, form), format=form, alt=alt))
+
+
+def rendered(figure: Figure, form: str = "png") -> bytes:
+    """A figure as the bytes of a picture file."""
+    picture = io.BytesIO()
     figure.savefig(picture, format=form)
-    display(Image(picture.getvalue(), format=form, alt=alt))
+    return picture.getvalue()
 
 
 def new_figure(

@@ -147,7 +147,10 @@ def _answer(lab) -> tuple[str, str]:
     return lab.locator("img").first.get_attribute("src"), lab.locator("table").first.inner_text()
 
 
-def _handle(lab, label: str):
+def _handle(lab, start: str):
+    """The knob of the slider whose label starts like this."""
+    labels = lab.locator(".widget-inline-hbox label").all_inner_texts()
+    label = next(text for text in labels if text.startswith(start))
     return lab.locator(f".widget-inline-hbox:has(label:text-is('{label}'))").locator(".noUi-handle").first
 
 
@@ -158,7 +161,7 @@ def test_sliders_move_picture_and_numbers(browser, server, name, by_mouse, by_ke
         lab = page.locator(".mocolayers-lab").first
         lab.scroll_into_view_if_needed()
         before = _answer(lab)
-        handle = _handle(lab, next(label for label in _labels(lab) if label.startswith(by_mouse)))
+        handle = _handle(lab, by_mouse)
         box = handle.bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         page.mouse.move(x, y)
@@ -167,7 +170,7 @@ def test_sliders_move_picture_and_numbers(browser, server, name, by_mouse, by_ke
         page.mouse.up()
         _wait(lambda: all(a != b for a, b in zip(before, _answer(lab), strict=True)), 60, "the mouse moved nothing")
         before = _answer(lab)
-        handle = _handle(lab, next(label for label in _labels(lab) if label.startswith(by_key)))
+        handle = _handle(lab, by_key)
         handle.focus()
         for _ in range(3):
             page.keyboard.press("ArrowRight")
@@ -175,10 +178,6 @@ def test_sliders_move_picture_and_numbers(browser, server, name, by_mouse, by_ke
         assert lab.locator("[role=alert]").count() == 0
         if name.startswith("03"):
             _train_pause_and_resume(page)
-
-
-def _labels(lab) -> list[str]:
-    return lab.locator(".widget-inline-hbox label").all_inner_texts()
 
 
 def _train_pause_and_resume(page) -> None:

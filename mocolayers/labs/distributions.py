@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import ks_2samp
 
 from mocolayers.distributions import flatten, ks_distance
 from mocolayers.labs.panel import Answer, Lab, choice, power_slider, quick_figure, slider, tick, whole_slider
@@ -57,18 +58,10 @@ def compute(
     if shuffle:
         first = first[rng.permutation(len(first))]
     p, q = first[:, column], second[:, column]
-    steps = np.unique(np.concatenate([p, q]))
-    shares = [np.searchsorted(np.sort(z), steps, side="right") / len(z) for z in (p, q)]
     auc = tuple(float(macro_auc(truth, z)[0]) for z in (first, second))
     at = float(np.mean(p <= threshold)), float(np.mean(q <= threshold))
-    return Gap(
-        np.sort(p),
-        np.sort(q),
-        at,
-        float(ks_distance(p, q)[0]),
-        float(steps[np.abs(shares[0] - shares[1]).argmax()]),
-        auc,
-    )
+    where = float(ks_2samp(p, q, method="asymp").statistic_location)
+    return Gap(np.sort(p), np.sort(q), at, float(ks_distance(p, q)[0]), where, auc)
 
 
 def draw_gap(gap: Gap, threshold: float, names: tuple[str, str], column: str):

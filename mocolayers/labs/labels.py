@@ -7,6 +7,7 @@ from sklearn.metrics import roc_curve
 from tqdm import tqdm
 
 from mocolayers.datasets import MedicalImages, class_matrix, label_subset
+from mocolayers.distributions import columns_of
 from mocolayers.finetune import linear_evaluation
 from mocolayers.labs.panel import Answer, Lab, quick_figure, steps_slider, whole_slider
 from mocolayers.metrics import macro_auc, patient_bootstrap
@@ -72,7 +73,7 @@ def compute(draws: dict[tuple[float, int], Draw], data: MedicalImages, fraction:
     test = data.rows("test")
     truth, draw = class_matrix(data, test), draws[fraction, seed]
     low, high = patient_bootstrap(truth, draw.probabilities, data.patients[test], RESAMPLES)
-    classes = [1] if data.task == "binary" else [c for c in range(truth.shape[1]) if 0 < truth[:, c].mean() < 1]
+    classes = [c for c in columns_of(data.task, truth.shape[1]) if 0 < truth[:, c].mean() < 1]
     roc = [(data.classes[c], *roc_curve(truth[:, c], draw.probabilities[:, c])[:2]) for c in classes]
     spread = np.array([d.auc for (f, _), d in draws.items() if f == fraction])
     return Shown(draw.auc, low, high, spread, roc)

@@ -20,6 +20,7 @@ from mocolayers.views import TwoViews
 IDEAL = "Barlow, ideal projector (synthetic)"
 LOSSES = ("raw MSE", "scale-free MSE", "Barlow", IDEAL)
 POOL = (4, 4, 1, 1)
+SCALE = 1 / 32  # s, as released
 SHOWN = 64  # features in the heat map
 MOST = 256  # images
 
@@ -105,7 +106,7 @@ def second_view(stages: Stages, similarity: float, batch: int) -> list[Tensor]:
 def _barlow(channels: tuple[int, ...], width: int) -> StageBarlow:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return StageBarlow(channels, (1.0,) * 4, width, scale=1 / 32).requires_grad_(False)
+        return StageBarlow(channels, (1.0,) * 4, width, scale=SCALE).requires_grad_(False)
 
 
 def compute(
@@ -163,7 +164,7 @@ def _ideal(weights: tuple[float, ...], similarity: float, batch: int, width: int
     seconds = (similarity * z + (1 - similarity**2) ** 0.5 * stranger, z, stranger)
     matrices = [cross_correlation(z, v) for v in seconds]
     parts = [barlow_terms(c) for c in matrices]
-    values = [np.array(weights) / 32 * (on + off_diagonal * off).item() for on, off in parts]
+    values = [np.array(weights) * SCALE * (on + off_diagonal * off).item() for on, off in parts]
     agreement = matrices[0].diagonal().mean().item()
     return Losses(*values, matrices[0].numpy(), agreement, np.full(4, np.nan), float("nan"))
 

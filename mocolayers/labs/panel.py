@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import html
-import io
 import os
 import traceback
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from mocolayers.plots import new_figure
+from mocolayers.plots import new_figure, rendered
 
 SETTLE_SECONDS = 0.03  # long enough for the messages of a slider that is still moving to arrive
 # Variables by which a notebook server tells its kernels that a person sits in front of them; batch runs have none.
@@ -49,7 +48,7 @@ class Lab:
     """
 
     def __init__(self, controls: dict[str, widgets.Widget], answer: Callable[..., Answer], question: str = "") -> None:
-        self.controls, self.answer, self.question = controls, answer, question
+        self.controls, self.answer = controls, answer
         self.computed, self._asked = 0, 0
         self.view = widgets.HTML()
         left = widgets.VBox([widgets.HTML(f"<b>{html.escape(question)}</b>"), *controls.values()])
@@ -119,9 +118,7 @@ def quick_figure(columns: int, size: tuple[float, float], **options) -> tuple[Fi
 
 def encoded_png(figure: Figure) -> str:
     """A figure as base64 text of a PNG."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    return base64.b64encode(picture.getvalue()).decode()
+    return base64.b64encode(rendered(figure)).decode()
 
 
 def as_html(answer: Answer) -> str:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mocolayers.datasets import MedicalImages, class_matrix
 from mocolayers.labs.panel import Answer, Lab, power_slider, quick_figure, steps_slider, tick, whole_slider
+from mocolayers.moco import follow
 from mocolayers.pretrain import Trainer, resolve_device, step_generator
 from mocolayers.recipe import Recipe
 
@@ -41,7 +42,7 @@ def key_history(recipe: Recipe, data: MedicalImages, device: str = "auto", steps
 
     Args:
         recipe: an arm of which the first `steps` steps are trained, in memory only.
-        data: its images; the last `images` training rows are encoded.
+        data: its images; `images` random training rows are encoded.
         device: see `pretrain`.
         steps, every: how long to train, and how often to encode.
         images: how many images have keys.
@@ -65,7 +66,7 @@ def key_history(recipe: Recipe, data: MedicalImages, device: str = "auto", steps
 @torch.no_grad()
 def _follow(pair, query, momentum: float) -> None:
     for follower, leader in zip(pair, query, strict=True):
-        torch._foreach_lerp_(list(follower.parameters()), list(leader.parameters()), 1 - momentum)
+        follow(list(follower.parameters()), list(leader.parameters()), momentum)
 
 
 @torch.no_grad()
@@ -80,7 +81,7 @@ class Game(NamedTuple):
 
     Attributes:
         logits: (N, 1 + K) similarities over the temperature, own key first.
-        same: (K,) or (N, K) True where a key of the queue shows the query's class: a false negative.
+        same: (N, K) True where a key of the queue shows the query's class: a false negative.
         loss: mean InfoNCE.
         found: share of queries whose own key beats the queue.
         strangers: mean InfoNCE with a fresh key of *another* image in the own key's place. It shows nothing of the

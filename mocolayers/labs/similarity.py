@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
 from mocolayers.labs.panel import Answer, Lab, choice, power_slider, quick_figure, tick, whole_slider
-from mocolayers.similarity import cka
+from mocolayers.similarity import cka, median_distance
 
 SHOWN = 60  # rows of the kernel that are drawn
 MOST = 400
@@ -77,10 +77,11 @@ def similarity_lab(pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> Lab:
 
     def answer(pair: str, sigma: float, relative: bool, rows: int) -> Answer:
         x, y = pairs[pair]
-        unit = float(np.median(pdist(x[: min(rows, 200)]))) if relative else 1.0
+        median = median_distance(x[:rows])
+        unit = median if relative else 1.0
         found = compute(x, y, sigma * unit, rows)
         numbers = {
-            "sigma in the features' units": f"{sigma * unit:.3g}   (median distance {np.median(found.distances):.3g})",
+            "sigma in the features' units": f"{sigma * unit:.3g}   (median distance {median:.3g})",
             "CKA, usual estimate": f"{found.usual:.3f}   rows permuted: {found.usual_null:.3f}",
             "CKA, debiased": f"{found.debiased:.3f}   rows permuted: {found.debiased_null:+.3f}",
             "linear CKA, debiased (no sigma)": f"{found.linear:.3f}",

@@ -12,8 +12,8 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from mocolayers.datasets import MedicalImages
-from mocolayers.labs.panel import WIDGET_TYPE, Answer, as_html, encoded_png, error_html, someone_is_there
-from mocolayers.plots import STAGE_COLOURS, new_figure
+from mocolayers.labs.panel import WIDGET_TYPE, Answer, as_html, error_html, someone_is_there
+from mocolayers.plots import STAGE_COLOURS, new_figure, show
 from mocolayers.pretrain import Trainer, pretrain
 from mocolayers.recipe import Recipe
 from mocolayers.runs import Run
@@ -68,7 +68,7 @@ class TrainingPanel:
     ) -> None:
         self.recipes, self.data, self.runs_dir, self.device = recipes, data, Path(runs_dir), device
         self.thread: threading.Thread | None = None
-        self._pause, self._drawn, self._history = threading.Event(), 0.0, pd.DataFrame()
+        self._pause, self._drawn = threading.Event(), 0.0
         self.arm = widgets.Dropdown(options=list(recipes), description="arm")
         self.bar = widgets.IntProgress(min=0, max=1, description="step 0")
         self.state = widgets.HTML("ready")
@@ -129,17 +129,13 @@ class TrainingPanel:
             display({WIDGET_TYPE: self.box._repr_mimebundle_()[WIDGET_TYPE], "text/plain": "training panel"}, raw=True)
         elif example is not None:
             alt = "Loss terms, kNN AUC, effective rank and stage distances over the steps of a finished run."
-            figure = draw_training(example, int(example["step"].max()))
-            display(
-                {"image/png": encoded_png(figure), "text/plain": alt}, raw=True, metadata={"image/png": {"alt": alt}}
-            )
+            show(draw_training(example, int(example["step"].max())), alt)
 
     def _train(self, recipe: Recipe) -> None:
         try:
             done = pretrain(recipe, self.data, self.runs_dir, self.device, progress=False, after_step=self._after_step)
-            self._history = done.history()
-            self._draw(recipe.steps)
-            self.state.value = "finished" if done.finished else "paused: a checkpoint stands in the run's folder"
+            self._draw(done.history(), recipe.steps)
+            self.state.value = _standing(done)
         except Exception as error:
             self.state.value, self.view.value = "failed", error_html(error)
         self._buttons(False)
@@ -147,18 +143,17 @@ class TrainingPanel:
     def _after_step(self, trainer: Trainer) -> bool:
         self.bar.value, self.bar.description = trainer.step, f"step {trainer.step}"
         if time.monotonic() - self._drawn > REDRAW_SECONDS and trainer.history:
-            self._history = pd.DataFrame(trainer.history)
-            self._draw(trainer.recipe.steps)
+            self._draw(pd.DataFrame(trainer.history), trainer.recipe.steps)
         return self._pause.is_set()
 
-    def _draw(self, steps: int) -> None:
-        last = self._history.iloc[-1]
-        knn = self._history["knn_auc"].dropna() if "knn_auc" in self._history else []
+    def _draw(self, history: pd.DataFrame, steps: int) -> None:
+        last = history.iloc[-1]
+        knn = history["knn_auc"].dropna() if "knn_auc" in history else []
         numbers = {
             "loss": f"{last['loss']:.3f}",
             "kNN AUC on validation": f"{knn.iloc[-1]:.3f}" if len(knn) else "not yet",
         }
-        figure = draw_training(self._history, steps)
+        figure = draw_training(history, steps)
         self.view.value = as_html(Answer(figure, f"Curves of the run up to step {last['step']:.0f}.", numbers))
         self._drawn = time.monotonic()
 
@@ -168,11 +163,11 @@ class TrainingPanel:
         self.bar.max, self.bar.value, self.bar.description = steps, 0, "step 0"
         self.state.value, self.view.value = "ready", ""
         if run.history_file.is_file():
-            self._history = run.history()
-            self.bar.value = steps if run.finished else int(self._history["step"].max())
+            history = run.history()
+            self.bar.value = steps if run.finished else int(history["step"].max())
             self.bar.description = f"step {self.bar.value}"
-            self._draw(steps)
-            self.state.value = "finished" if run.finished else "paused: a checkpoint stands in the run's folder"
+            self._draw(history, steps)
+            self.state.value = _standing(run)
         self._buttons(False)
 
     def _buttons(self, training: bool) -> None:
@@ -182,3 +177,7 @@ class TrainingPanel:
         self.pause_button.disabled = not training
         self.stop_button.disabled = not (training or self.run.folder.exists())
         self.arm.disabled = training
+
+
+def _standing(run: Run) -> str:
+    return "finished" if run.finished else "paused: a checkpoint stands in the run's folder"
