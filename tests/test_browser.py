@@ -34,7 +34,7 @@ LABS = [
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def workplace(smoke_series, tmp_path_factory):
     """Copies of the notebooks, set to the smoke runs that the series has left, beside the committed results."""
     place = tmp_path_factory.mktemp("browser")
@@ -55,7 +55,7 @@ def workplace(smoke_series, tmp_path_factory):
     return place
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(workplace):
     """The address of a JupyterLab with settings of its own."""
     for name, values in SETTINGS.items():
@@ -84,9 +84,12 @@ def server(workplace):
         process.wait(timeout=30)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium, or a skip that says how to get it."""
+    """Headless Chromium, or a skip that says how to get it.
+
+    It ends with this module: while playwright is open, its event loop runs in the thread of every later test.
+    """
     with playwright.sync_playwright() as p:
         found = [shutil.which(name) for name in ("chromium", "google-chrome")] + [p.chromium.executable_path]
         program = next((path for path in found if path and Path(path).exists()), None)
