@@ -1,0 +1,102 @@
+"""How long the labs take to answer: every control to both of its ends, from where the lab starts."""
+
+import statistics
+import time
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import skimage.data
+from PIL import Image
+from pretraining import made_up_images
+from tqdm import tqdm
+
+from mocolayers import labs
+from mocolayers.datasets import class_matrix
+from mocolayers.finetune import encode_splits
+from mocolayers.labs.panel import Lab, as_html
+from mocolayers.moco import build_encoder
+from mocolayers.recipe import EVALUATIONS, preset
+
+SIZES = (4700, 500, 600)  # about those of PneumoniaMNIST
+
+
+def all_labs() -> dict[str, Lab]:
+    """Every lab at the size of the lesson; what the pictures show does not matter for speed, so they are random."""
+    data = made_up_images(28, 1, SIZES)
+    recipe = preset("lesson", "moco", data)
+    encoder = build_encoder(recipe).eval()
+    draws = labs.label_draws(encode_splits(encoder, data), data, EVALUATIONS["lesson"])
+    stages = labs.stages_of(encoder, data, recipe)
+    rng = np.random.default_rng(0)
+    test = data.rows("test")
+    models = tuple(rng.dirichlet((1, 1), len(test)) for _ in range(2))
+    features = tuple(rng.normal(size=(2, len(test), encoder.dim)))
+    classes = dict.fromkeys(data.classes[1:], 1)
+    return {
+        "view": starting_at(labs.view_lab(three_pictures()), blur=4, rotation=30),
+        "queue": labs.queue_lab(labs.key_history(recipe, data, steps=8)),
+        "loss, MSE": labs.loss_lab(stages),
+        "loss, Barlow": starting_at(labs.loss_lab(stages), loss="Barlow", width=512),
+        "label": labs.label_lab(draws, data),
+        "CKA": starting_at(labs.similarity_lab({"random": features}), rows=400, relative=True),
+        "KS": labs.distribution_lab({"random": models}, class_matrix(data, test), data.task, classes),
+    }
+
+
+def three_pictures() -> dict[str, np.ndarray]:
+    """(128, 128, C) each: noise for the X-ray, two photographs."""
+    photographs = {"histology": skimage.data.immunohistochemistry(), "retina": skimage.data.retina()}
+    small = {name: np.asarray(Image.fromarray(p).resize((128, 128))) for name, p in photographs.items()}
+    return {"chest": made_up_images(128, 1).images[0]} | small
+
+
+def starting_at(lab: Lab, **values) -> Lab:
+    """The lab with its most expensive settings on, so that every move is timed at its worst."""
+    for name, value in values.items():
+        lab.controls[name].value = value
+    return lab
+
+
+def ends(control: widgets.Widget) -> list:
+    """The values between which a control can be moved; of a list, all."""
+    if isinstance(control, widgets.Dropdown):
+        return list(control.options)
+    if isinstance(control, widgets.SelectionSlider):
+        values = [value for _, value in control._options_full]
+        return [values[0], values[-1]]
+    if isinstance(control, widgets.Checkbox):
+        return [False, True]
+    if isinstance(control, widgets.FloatLogSlider):
+        return [control.base**control.min, control.base**control.max]
+    return [control.min, control.max]
+
+
+def seconds(lab: Lab, repeats: int) -> dict[str, float]:
+    """Median time of the answer after each move of one control, the rest where the lab starts."""
+    found, start = {}, lab.values()
+    for name, control in lab.controls.items():
+        for value in ends(control):
+            times = [timed(lab, start | {name: value}) for _ in range(repeats)]
+            found[f"{name} = {value:.3g}" if isinstance(value, float) else f"{name} = {value}"] = statistics.median(
+                times
+            )
+    return found
+
+
+def timed(lab: Lab, setting: dict) -> float:
+    """Seconds from a request to the HTML of its answer."""
+    started = time.perf_counter()
+    as_html(lab.answer(**setting))
+    return time.perf_counter() - started
+
+
+def table(repeats: int = 3) -> pd.DataFrame:
+    """One row per lab: how many moves were timed, the median and the slowest, and which that was."""
+    rows = []
+    for name, lab in tqdm(all_labs().items(), desc="labs"):
+        times = seconds(lab, repeats)
+        slowest = max(times, key=times.get)
+        middle = f"{statistics.median(times.values()):.2f}"
+        rows.append([name, len(times), middle, f"{times[slowest]:.2f}", slowest])
+    return pd.DataFrame(rows, columns=["lab", "moves", "median, s", "slowest, s", "slowest move"])

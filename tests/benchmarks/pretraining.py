@@ -1,0 +1,81 @@
+"""Pretraining speed of every arm against its compute bound, side by side.
+
+The bound does the same encoder passes, backward pass, optimiser step and momentum update on fixed tensors: no views, no
+queue, no stage loss, no monitors. Repeats go round all rows in turn, so that a slow minute hits all of them alike.
+"""
+
+import statistics
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from mocolayers.datasets import MedicalImages
+from mocolayers.moco import MoCo
+from mocolayers.pretrain import Trainer
+from mocolayers.recipe import PRETRAINED_ARMS, preset
+
+CPU = torch.device("cpu")
+
+
+def made_up_images(side: int, channels: int, sizes: tuple[int, int, int] = (2048, 0, 0)) -> MedicalImages:
+    """Random pixels in memory, as many as `sizes` for train, val and test; speed does not depend on what they show."""
+    rng, n = np.random.default_rng(0), sum(sizes)
+    images = rng.integers(0, 256, (n, side, side, channels)).astype(np.uint8)
+    card = {"task": "binary", "modality": "chest" if channels == 1 else "histology", "classes": ["a", "b"]}
+    card["sha256"] = dict.fromkeys(("images", "labels", "patients", "split"), "made up")
+    split = np.repeat(np.arange(3, dtype=np.uint8), sizes)
+    return MedicalImages("bench", card, images, rng.integers(0, 2, n), np.arange(n), split)
+
+
+def trainer_step(data: MedicalImages, arm: str):
+    """A function that does one real training step without monitors."""
+    recipe = preset("lesson", arm, data, log_every=10**9, monitor_every=10**9, steps=10**8)
+    trainer = Trainer(recipe, data, CPU)
+    trainer.train_step()
+    return trainer.train_step, recipe.batch
+
+
+def bound_step(data: MedicalImages):
+    """A function that does the encoder work of one MoCo step on fixed tensors."""
+    recipe = preset("lesson", "moco", data)
+    model = MoCo(recipe).to(memory_format=torch.channels_last).train()
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
+    x = torch.rand(recipe.batch, data.channels, data.side, data.side).to(memory_format=torch.channels_last)
+
+    def step() -> None:
+        embedding = model.head_q(model._encode(model.encoder_q, x).embedding)
+        with torch.no_grad():
+            model.momentum_update()
+            model.head_k(model._encode(model.encoder_k, x).embedding)
+        optimiser.zero_grad(set_to_none=True)
+        embedding.square().mean().backward()
+        optimiser.step()
+
+    step()
+    return step, recipe.batch
+
+
+def measure(steps: dict, repeats: int, count: int) -> dict[str, float]:
+    """Median pairs per second of each function, repeats taken in turn."""
+    found = {name: [] for name in steps}
+    for _ in tqdm(range(repeats), desc="repeats"):
+        for name, (step, batch) in steps.items():
+            started = time.perf_counter()
+            for _ in range(count):
+                step()
+            found[name].append(count * batch / (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def table(side: int, channels: int, repeats: int, count: int) -> pd.DataFrame:
+    """One row per arm: pairs per second, and as a share of the compute bound's and of MoCo's."""
+    data = made_up_images(side, channels)
+    steps = {"compute bound": bound_step(data)} | {arm: trainer_step(data, arm) for arm in PRETRAINED_ARMS}
+    speed = measure(steps, repeats, count)
+    rows = [
+        [name, f"{v:.0f}", f"{v / speed['compute bound']:.2f}", f"{v / speed['moco']:.2f}"] for name, v in speed.items()
+    ]
+    return pd.DataFrame(rows, columns=["arm", "pairs/s", "of the bound", "of moco"])
