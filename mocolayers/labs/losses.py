@@ -174,6 +174,13 @@ def rank_floor(width: int, batch: int) -> float:
     return max(width**2 / (batch - 1) - width, 0.0)
 
 
+def worth(floor: float, most: float) -> str:
+    """How much less identical views pay than unrelated images; they may pay more."""
+    if floor > most:
+        return f"nothing: it costs {floor / max(most, 1e-12):.1f} times as much"
+    return f"{1 - floor / max(most, 1e-12):.0%} of it"
+
+
 def draw_losses(found: Losses, stage: int):
     """Loss per stage with its floor, the correlation matrix, and who pulls."""
     figure, axes = quick_figure(3, (9.6, 3.3))
@@ -182,6 +189,7 @@ def draw_losses(found: Losses, stage: int):
     axes[0].hlines(found.floor, x - 0.45, x + 0.45, color="black", linewidth=2, label="identical views pay")
     axes[0].set_xticks(x, ["1", "2", "3", "4"])
     axes[0].set(xlabel="stage", title="loss per stage")
+    axes[0].margins(y=0.3)
     axes[0].legend(fontsize=8)
     axes[1].imshow(found.correlation[:SHOWN, :SHOWN], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     axes[1].set(title=f"correlation, stage {stage}", xlabel="feature of view k", ylabel="feature of view q")
@@ -211,8 +219,8 @@ def loss_lab(stages: Stages) -> Lab:
             "loss, all stages": f"{total:.3g}",
             "identical views would pay": f"{floor:.3g}",
             "unrelated images would pay": f"{most:.3g}",
-            "share of the loss that agreement can save": f"{1 - floor / max(most, 1e-12):.0%}",
-            f"agreement at stage {stage} (mean diagonal of C)": f"{found.agreement:.2f}",
+            "agreement can save": worth(floor, most),
+            f"mean diagonal of C, stage {stage}": f"{found.agreement:.2f}",
             "real views agree, stage by stage": seen,
             "norm of stage 4": f"{found.norm:.3g}",
         }

@@ -110,7 +110,7 @@ def quick_figure(columns: int, size: tuple[float, float], **options) -> tuple[Fi
     """
     figure, axes = new_figure(1, columns, size, layout="none", **options)
     inch = 1 / size[0], 1 / size[1]
-    figure.subplots_adjust(0.75 * inch[0], 0.55 * inch[1], 1 - 0.1 * inch[0], 1 - 0.32 * inch[1], 0.28)
+    figure.subplots_adjust(0.75 * inch[0], 0.55 * inch[1], 1 - 0.18 * inch[0], 1 - 0.32 * inch[1], 0.28)
     for axis in axes[0]:
         axis.locator_params(nbins=5)
     return figure, axes[0]
