@@ -1,18 +1,24 @@
 """The command line: `python -m mocolayers pretrain | finetune | series | results`."""
 
 import argparse
+import contextlib
+import dataclasses
 import sys
 from pathlib import Path
 
 from mocolayers import series
 from mocolayers.errors import DatasetError, RunError
-from mocolayers.recipe import ARMS, EVALUATIONS, PRESETS, preset
+from mocolayers.recipe import ARMS, EVALUATIONS, PRESETS, Recipe, preset
 
 EXAMPLES = {
     "pretrain": """  python -m mocolayers pretrain --dataset pneumoniamnist --arm mse
-  python -m mocolayers pretrain --dataset nih --arm barlow --seed 3 --set lr=0.03 steps=1000""",
+  python -m mocolayers pretrain --dataset nih --arm barlow --seed 3 --set lr=0.03 steps=1000
+  python -m mocolayers pretrain --dataset nih --arm mse --preset paper --dry-run
+  python -m mocolayers pretrain --dataset retina --preset paper --init resnet50.pth
+  torchrun --nproc-per-node 2 -m mocolayers pretrain --dataset nih --arm mse""",
     "finetune": """  python -m mocolayers finetune --dataset pneumoniamnist --arm mse --fraction 0.01 0.1
-  python -m mocolayers finetune --dataset pneumoniamnist --arm mse --mode linear""",
+  python -m mocolayers finetune --dataset pneumoniamnist --arm mse --mode linear
+  torchrun --nproc-per-node 2 -m mocolayers finetune --dataset nih --arm mse --fraction 0.01""",
     "results": """  python -m mocolayers results
   python -m mocolayers results --dataset pneumoniamnist --seed 0 1 2 3 4 --jobs 2
   python -m mocolayers results --only-write""",
@@ -24,10 +30,20 @@ def main(words: list[str] | None = None) -> int:
     """Run one command; an error a person can mend becomes one line and exit code 1."""
     args = build_parser().parse_args(words)
     try:
-        return args.run(args)
+        with _together(args):
+            return args.run(args)
     except (DatasetError, RunError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _together(args: argparse.Namespace):
+    """Join the other processes where torchrun started this one; loading torch is left to the commands that train."""
+    if args.run not in (run_pretrain, run_finetune):
+        return contextlib.nullcontext()
+    from mocolayers.distributed import processes
+
+    return processes(args.device)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,6 +57,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "pretrain", "pretrain one arm on one data set; a killed run is resumed", run_pretrain)
     _about_a_run(command)
+    command.add_argument(
+        "--dry-run", action="store_true", help="train two steps in memory: speed, memory, and time of the whole run"
+    )
 
     command = _add(commands, "finetune", "judge a pretrained arm at label fractions", run_finetune)
     _about_a_run(command)
@@ -79,13 +98,26 @@ def _about_a_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="seed (0)")
     command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (runs)")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
-    command.add_argument("--set", nargs="+", default=[], metavar="FIELD=NUMBER", help="change fields of the recipe")
+    command.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change fields of the recipe")
+    command.add_argument("--init", type=Path, help="start from these weights of a ResNet: .pth or .safetensors")
+    command.add_argument("--compile", action="store_true", help="torch.compile the encoders, for long runs on a GPU")
 
 
 def run_pretrain(args: argparse.Namespace) -> int:
     """Pretrain, or find that it is done, and say where the run is."""
+    if args.dry_run:
+        return run_dry(args)
     run, _ = _pretrained(args)
-    print(f"{run.folder}: {run.recipe.arm} on {run.recipe.dataset}, seed {run.recipe.seed}")
+    _say(f"{run.folder}: {run.recipe.arm} on {run.recipe.dataset}, seed {run.recipe.seed}")
+    return 0
+
+
+def run_dry(args: argparse.Namespace) -> int:
+    """Try the recipe on this machine and say what it would take."""
+    from mocolayers.dry_run import describe, try_steps
+
+    recipe, data = _chosen(args)
+    _say(describe(recipe, data, try_steps(recipe, data, args.device, args.init), args.preset))
     return 0
 
 
@@ -98,7 +130,7 @@ def run_finetune(args: argparse.Namespace) -> int:
     for fraction in args.fraction or plan.fractions:
         row = evaluate(run, data, args.mode, fraction, 0, plan, args.device)
         interval = f"{row['low']:.3f} to {row['high']:.3f}"
-        print(f"{args.mode} {fraction:g} ({row['labels']} labels): AUC {row['auc']:.3f}, 95% interval {interval}")
+        _say(f"{args.mode} {fraction:g} ({row['labels']} labels): AUC {row['auc']:.3f}, 95% interval {interval}")
     return 0
 
 
@@ -116,23 +148,45 @@ def run_results(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pretrained(args: argparse.Namespace):
+def _say(line: str) -> None:
+    from mocolayers.distributed import rank
+
+    if rank() == 0:
+        print(line, flush=True)
+
+
+def _chosen(args: argparse.Namespace):
+    """The recipe that the arguments describe, and its data."""
     from mocolayers.datasets import load
+    from mocolayers.distributed import from_first
+    from mocolayers.runs import initial_weights
+
+    from_first(lambda: load(args.dataset).name)  # one process makes what is missing, the others find it
+    data, changes = load(args.dataset), _changes(args.set)
+    if args.init:
+        changes["init"] = initial_weights(args.init)[1]
+    return preset(args.preset, args.arm, data, args.seed, **changes), data
+
+
+def _pretrained(args: argparse.Namespace):
     from mocolayers.pretrain import pretrain
 
-    data = load(args.dataset)
-    recipe = preset(args.preset, args.arm, data, args.seed, **_changes(args.set))
-    return pretrain(recipe, data, args.runs_dir, args.device), data
+    recipe, data = _chosen(args)
+    return pretrain(recipe, data, args.runs_dir, args.device, init=args.init, compiled=args.compile), data
 
 
-def _changes(words: list[str]) -> dict[str, float]:
-    changes = {}
+def _changes(words: list[str]) -> dict[str, float | int | str]:
+    """Fields of a recipe by the type that they have there."""
+    kinds, changes = {field.name: field.type for field in dataclasses.fields(Recipe)}, {}
     for word in words:
         name, _, value = word.partition("=")
+        kind = kinds.get(name, str)
         try:
-            changes[name] = float(value) if "." in value or "e" in value else int(value)
+            changes[name] = kind(value) if value and kind in (int, float, str) else None
         except ValueError:
-            raise ValueError(f"--set {word}: write FIELD=NUMBER, for example lr=0.03") from None
+            changes[name] = None
+        if changes[name] is None:
+            raise ValueError(f"--set {word}: write FIELD=VALUE, for example lr=0.03 batch=64 layout=resnet18")
     return changes
 
 

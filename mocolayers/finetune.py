@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mocolayers.datasets import MedicalImages, class_matrix, label_subset
+from mocolayers.distributed import average_running_statistics, from_first, own_part, parallel, share_rows
 from mocolayers.encoder import StagedResNet
 from mocolayers.files import atomic_write
 from mocolayers.metrics import macro_auc, patient_bootstrap, scores
@@ -39,11 +40,15 @@ def encode(encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, batch: 
     """(n, D) embeddings of the given rows, with batch-norm in evaluation mode."""
     encoder.eval()
     device = next(encoder.parameters()).device
-    parts = [
-        encoder(to_float(torch.from_numpy(data.images[group]).to(device))).embedding.float().cpu()
-        for group in np.array_split(rows, max(1, -(-len(rows) // batch)))
-    ]
-    return torch.cat(parts).numpy()
+
+    def encoded(own: np.ndarray) -> np.ndarray:
+        parts = [
+            encoder(to_float(torch.from_numpy(data.images[group]).to(device))).embedding.float().cpu()
+            for group in np.array_split(own, max(1, -(-len(own) // batch)))
+        ]
+        return torch.cat(parts).numpy()
+
+    return share_rows(rows, encoded)
 
 
 def encode_splits(encoder: StagedResNet, data: MedicalImages) -> dict[str, np.ndarray]:
@@ -131,27 +136,36 @@ class Classifier(nn.Module):
         """(B, L) logits of images (B, C, H, W)."""
         return self.head(self.encoder(x).embedding)
 
-    def loss(self, x: Tensor, classes: Tensor) -> Tensor:
-        """Cross-entropy, or its mean over labels for a multilabel task; classes (B, L) booleans."""
-        if self.task == "multilabel":
-            return F.binary_cross_entropy_with_logits(self(x), classes.float())
-        return F.cross_entropy(self(x), classes.int().argmax(dim=1))
-
     @torch.no_grad()
     def predict(self, data: MedicalImages, rows: np.ndarray, batch: int = 250) -> np.ndarray:
         """(n, L) probabilities of the given rows; batch-norm in evaluation mode."""
         self.eval()
-        device, parts = self.head.weight.device, []
-        for group in np.array_split(rows, max(1, -(-len(rows) // batch))):
-            logits = self(to_float(torch.from_numpy(data.images[group]).to(device))).float()
-            parts.append(logits.sigmoid() if self.task == "multilabel" else logits.softmax(dim=1))
-        return torch.cat(parts).cpu().numpy()
+        device = self.head.weight.device
+
+        def predicted(own: np.ndarray) -> np.ndarray:
+            parts = []
+            for group in np.array_split(own, max(1, -(-len(own) // batch))):
+                logits = self(to_float(torch.from_numpy(data.images[group]).to(device))).float()
+                parts.append(logits.sigmoid() if self.task == "multilabel" else logits.softmax(dim=1))
+            return torch.cat(parts).cpu().numpy()
+
+        return share_rows(rows, predicted)
+
+
+def task_loss(task: str, logits: Tensor, classes: Tensor) -> Tensor:
+    """Cross-entropy, or its mean over labels for a multilabel task; logits and boolean classes (B, L)."""
+    if task == "multilabel":
+        return F.binary_cross_entropy_with_logits(logits, classes.float())
+    return F.cross_entropy(logits, classes.int().argmax(dim=1))
 
 
 def fine_tune(
     encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, plan: Evaluation, seed: int, device: str = "auto"
 ) -> Classifier:
     """Train encoder and a new linear layer together on some labels; from an untrained encoder this is "supervised".
+
+    Started by torchrun, the processes share every batch, and each image's view is what it is in one process; batch-norm
+    sees each process's part.
 
     Args:
         encoder: the start; it is copied.
@@ -167,12 +181,14 @@ def fine_tune(
         torch.manual_seed(seed)
         model = Classifier(encoder, data.task, len(data.classes))
     model.to(resolve_device(device), memory_format=torch.channels_last)
+    in_parallel = parallel(model)
     optimiser = torch.optim.Adam(model.parameters(), lr=plan.lr)
     held_out = np.sort(np.random.default_rng(0).permutation(data.rows("val"))[: plan.most_validation_rows])
     truth, best, kept = class_matrix(data, held_out), -np.inf, None
     for step in range(plan.steps):
-        _fine_tune_step(model, optimiser, data, rows, plan, seed, step)
+        _fine_tune_step(in_parallel.train(), optimiser, data, rows, plan, seed, step)
         if (step + 1) % plan.check_every == 0 or step + 1 == plan.steps:
+            average_running_statistics(model)
             reached = np.nan_to_num(macro_auc(truth, model.predict(data, held_out))[0])
             if reached > best:
                 best, kept = reached, copy.deepcopy(model.state_dict())
@@ -181,13 +197,12 @@ def fine_tune(
 
 
 def _fine_tune_step(model, optimiser, data, rows, plan: Evaluation, seed: int, step: int) -> None:
-    model.train()
     drawn = np.sort(np.random.default_rng((seed, step)).choice(rows, plan.batch, replace=len(rows) < plan.batch))
-    device = model.head.weight.device
+    drawn, device = drawn[own_part(plan.batch)], next(model.parameters()).device
     x = to_float(torch.from_numpy(data.images[drawn]).to(device))
     x = random_view(x, FINETUNE_VIEWS.get(data.modality, FINETUNE_VIEWS["chest"]), step_generator(seed, step))
     optimiser.zero_grad(set_to_none=True)
-    model.loss(x, torch.from_numpy(class_matrix(data, drawn)).to(device)).backward()
+    task_loss(data.task, model(x), torch.from_numpy(class_matrix(data, drawn)).to(device)).backward()
     optimiser.step()
 
 
@@ -221,7 +236,7 @@ def evaluate(
         raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}, or give the features to judge")
     place = evaluation_file(run, mode, fraction, subset, plan)
     beside = (".json", ".npz", ".safetensors") if mode == "finetune" else (".json", ".npz")
-    if all(place.with_suffix(ending).is_file() for ending in beside):
+    if from_first(lambda: all(place.with_suffix(ending).is_file() for ending in beside)):
         return json.loads(place.read_text())
     started = time.perf_counter()
     seed = run.recipe.seed
@@ -229,12 +244,11 @@ def evaluate(
     place.parent.mkdir(parents=True, exist_ok=True)
     if mode != "finetune":
         encoded = features() if features else encode_splits(run.load_encoder(), data)
-        probabilities, _ = linear_evaluation(encoded, data, rows, plan)
+        probabilities, _ = from_first(lambda: linear_evaluation(encoded, data, rows, plan))
     else:
         model = fine_tune(run.load_encoder(), data, rows, plan, fine_tuning_seed(seed, subset), device)
         probabilities = model.predict(data, data.rows("test"))
-        save_weights(model, place.with_suffix(".safetensors"))
-    np.savez_compressed(place.with_suffix(".npz"), test=probabilities)
+        from_first(lambda: save_weights(model, place.with_suffix(".safetensors")))
     row = describe(run, data, probabilities, plan) | {
         "mode": mode,
         "fraction": fraction,
@@ -242,6 +256,11 @@ def evaluate(
         "labels": len(rows),
         "seconds": round(time.perf_counter() - started, 2),
     }
+    return from_first(lambda: _kept(place, probabilities, row))
+
+
+def _kept(place: Path, probabilities: np.ndarray, row: dict) -> dict:
+    np.savez_compressed(place.with_suffix(".npz"), test=probabilities)
     atomic_write(place, lambda path: path.write_text(json.dumps(row, indent=1)))
     return row
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mocolayers.distributed import mean_over_processes, world_size
+
 
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Cross-entropy of picking each query's own key out of the key and the queue.
@@ -78,9 +80,16 @@ def cross_correlation(z_u: Tensor, z_v: Tensor, eps: float = 1e-5) -> Tensor:
 
     Source: Zbontar et al. 2021, equation 2 (2103.03230), with batch-norm's biased variance and epsilon.
     """
-    z_u = F.batch_norm(z_u, None, None, training=True, eps=eps)
-    z_v = F.batch_norm(z_v, None, None, training=True, eps=eps)
-    return z_u.T @ z_v / len(z_u)
+    z_u, z_v = standardise(z_u, eps), standardise(z_v, eps)
+    return mean_over_processes(z_u.T @ z_v / len(z_u))
+
+
+def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:
+    """Mean 0 and variance 1 of every feature (B, D) over the batch, that of all processes together."""
+    if world_size() == 1:
+        return F.batch_norm(z, None, None, training=True, eps=eps)
+    centred = z - mean_over_processes(z.mean(dim=0))
+    return centred / (mean_over_processes(centred.square().mean(dim=0)) + eps).sqrt()
 
 
 def barlow_terms(correlation: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,14 +139,23 @@ class StageBarlow(nn.Module):
         return losses
 
 
+class WholeBatchNorm(nn.BatchNorm1d):
+    """Batch-norm of (B, D) over the batch of all processes; torch's SyncBatchNorm, on any device."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if world_size() == 1:
+            return super().forward(x)
+        return standardise(x, self.eps) * self.weight + self.bias
+
+
 def projector(channels: int, width: int) -> nn.Sequential:
     """Three linear layers without bias, batch-norm and ReLU between them: channels -> width -> width -> width."""
     return nn.Sequential(
         nn.Linear(channels, width, bias=False),
-        nn.BatchNorm1d(width),
+        WholeBatchNorm(width),
         nn.ReLU(inplace=True),
         nn.Linear(width, width, bias=False),
-        nn.BatchNorm1d(width),
+        WholeBatchNorm(width),
         nn.ReLU(inplace=True),
         nn.Linear(width, width, bias=False),
     )

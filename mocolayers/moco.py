@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mocolayers.distributed import gather, own_part, world_size
 from mocolayers.encoder import Encoded, StagedResNet
-from mocolayers.losses import StageBarlow, StageMSE, info_nce
+from mocolayers.losses import StageBarlow, StageMSE, info_nce, pool_stage
 from mocolayers.recipe import Recipe
 
 
@@ -67,22 +68,24 @@ class MoCo(nn.Module):
         """Loss of a batch of pairs; also moves the key encoder and, at the end, puts the new keys into the queue.
 
         Args:
-            x_q, x_k: (B, C, H, W) two views of the same B images.
-            generator: for the shuffle of the keys; only needed when bn_splits > 1.
+            x_q, x_k: (B, C, H, W) two views of the same B images: in distributed training, this process's part of
+                the batch. The output is of the same rows; the queue takes the keys of all.
+            generator: for the shuffle of the keys; only needed when bn_splits > 1, or in distributed training.
         """
         query = self._encode(self.encoder_q, x_q)
         q = F.normalize(self.head_q(query.embedding).float(), dim=1)  # (B, D)
         with torch.no_grad():
             self.momentum_update()
-            key = self._encode_shuffled(x_k, generator)
-            k = F.normalize(self.head_k(key.embedding).float(), dim=1)  # (B, D)
+            key_stages, embedding = self._encode_shuffled(x_k, generator)
+            keys = F.normalize(self.head_k(embedding).float(), dim=1)  # (B of all processes, D)
+            k = keys[own_part(len(keys))]  # (B, D)
         loss, logits = info_nce(q, k, self.queue[: int(self.filled)], self.temperature)
         terms = {"info_nce": loss}
         if self.stage_loss is not None:
-            for number, term in enumerate(self.stage_loss(query.stages, key.stages), start=1):
+            for number, term in enumerate(self.stage_loss(query.stages, key_stages), start=1):
                 terms[f"stage{number}"] = term
-        self.enqueue(k)
-        return MoCoOutput(sum(terms.values()), terms, logits, q, k, query.stages, key.stages)
+        self.enqueue(keys)
+        return MoCoOutput(sum(terms.values()), terms, logits, q, k, query.stages, key_stages)
 
     @torch.no_grad()
     def momentum_update(self) -> None:
@@ -109,8 +112,8 @@ class MoCo(nn.Module):
         self.filled.copy_((self.filled + len(keys)).clamp(max=length))
 
     def _encode(self, encoder: StagedResNet, x: Tensor) -> Encoded:
-        """Encode in bn_splits groups, each with batch-norm statistics of its own."""
-        groups = [encoder(group) for group in x.chunk(self.bn_splits)]
+        """Encode in groups, each with batch-norm statistics of its own: bn_splits in all, at least one a process."""
+        groups = [encoder(group) for group in x.chunk(max(1, self.bn_splits // world_size()))]
         if len(groups) == 1:
             return groups[0]
         stages = [torch.cat(maps) for maps in zip(*(group.stages for group in groups), strict=True)]
@@ -120,14 +123,20 @@ class MoCo(nn.Module):
         """Encode keys in another grouping than the queries, so that batch statistics do not give the pairs away.
 
         Embedding *and* stages are put back in order; with only the embedding in order the stage losses would compare
-        unrelated images.
+        unrelated images. Returned are the stages of this process's rows, and the embeddings of all.
         """
-        if self.bn_splits == 1:
+        if self.bn_splits == 1 and world_size() == 1:
             return self.encoder_k(x)
+        x = gather(x)
         order = torch.randperm(len(x), generator=generator).to(x.device)
-        back = order.argsort()
-        key = self._encode(self.encoder_k, x[order])
-        return Encoded([stage[back] for stage in key.stages], key.embedding[back])
+        back, mine = order.argsort(), own_part(len(x))
+        key = self._encode(self.encoder_k, x[order[mine]])
+        if world_size() == 1:
+            return Encoded([stage[back] for stage in key.stages], key.embedding[back])
+        # Whole maps would be more than a network wants to carry; the losses and monitors only look at pooled ones.
+        sides = getattr(self.stage_loss, "pool", (1,) * 4)
+        pooled = [pool_stage(s, min(side, s.shape[2])) for s, side in zip(key.stages, sides, strict=True)]
+        return Encoded([gather(stage)[back[mine]] for stage in pooled], gather(key.embedding)[back])
 
 
 def follow(key: list[Tensor], query: list[Tensor], momentum: float) -> None:

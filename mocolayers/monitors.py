@@ -7,6 +7,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from mocolayers.datasets import MedicalImages, class_matrix
+from mocolayers.distributed import mean_over_processes
 from mocolayers.losses import cross_correlation, stage_distance
 from mocolayers.moco import MoCoOutput
 
@@ -52,7 +53,8 @@ def gradient_shares(output: MoCoOutput, parameters: list[Tensor]) -> dict[str, f
     norms = {}
     for name, term in output.terms.items():
         gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-        norms[name] = sum(g.float().square().sum() for g in gradients if g is not None) ** 0.5
+        whole = [mean_over_processes(g.float()) for g in gradients if g is not None]
+        norms[name] = sum(g.square().sum() for g in whole) ** 0.5
     total = max(float(sum(norms.values())), 1e-12)
     return {f"gradient_{name}": float(norm) / total for name, norm in norms.items()}
 

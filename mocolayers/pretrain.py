@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mocolayers.datasets import MedicalImages
+from mocolayers.distributed import (
+    average_running_statistics,
+    averaged,
+    from_first,
+    own_part,
+    parallel,
+    rank,
+    share_rows,
+    world_size,
+)
 from mocolayers.encoder import gather_batch_norm_statistics
 from mocolayers.errors import RunError
 from mocolayers.files import atomic_write
 from mocolayers.moco import MoCo, MoCoOutput
 from mocolayers.monitors import contrastive_accuracy, effective_rank, gradient_shares, knn_monitor, stage_statistics
 from mocolayers.recipe import Recipe
-from mocolayers.runs import Run, load_checkpoint, save_weights
+from mocolayers.runs import Run, load_checkpoint, save_weights, start_from
 from mocolayers.views import TwoViews, to_float
 
 CHECKPOINT_SECONDS = 30
@@ -31,12 +42,19 @@ def pretrain(
     device: str = "auto",
     progress: bool = True,
     after_step: Callable[["Trainer"], bool] | None = None,
+    init: str | Path | None = None,
+    compiled: bool = False,
 ) -> Run:
     """Train by a recipe, or find that it has been trained already.
 
     Every random choice of a step follows from the seed and the step's number, so a run that was killed goes on from its
     checkpoint to bit-identical weights (on a CPU with the same number of threads), and all arms of a seed see the same
     initial weights, the same batches and the same views.
+
+    Started by torchrun, the processes share every batch: the recipe's is that of all together. They give the queue, the
+    loss and the gradients of one process with that batch, if bn_splits is a multiple of their number (each process has
+    its own groups of batch-norm); a run may be resumed by another number of them. The folder of runs must be one that
+    all processes see.
 
     Args:
         recipe: what to train; `recipe.preset` makes one.
@@ -46,6 +64,8 @@ def pretrain(
         progress: show a progress bar.
         after_step: called after every step with the trainer, whose `step` and `history` may be read; True ends the
             call with a checkpoint to resume from.
+        init: file of weights that the encoder starts from; the recipe's `init` is its fingerprint.
+        compiled: compile the encoders with torch.compile; pays on GPUs in long runs, and rounds a little differently.
     Returns:
         The run; `run.finished` is False only if `after_step` ended it.
     Raises:
@@ -57,19 +77,25 @@ def pretrain(
             "make the recipe again from the data set as it is now"
         )
     run = Run(recipe, runs_dir)
-    if run.finished:
+    if from_first(lambda: run.finished):
         return run
-    run.open()
-    trainer = Trainer(recipe, data, resolve_device(device))
-    if run.checkpoint_file.is_file():
-        trainer.restore(load_checkpoint(run.checkpoint_file), run.checkpoint_file)
+    trainer = Trainer(recipe, data, resolve_device(device), init, compiled)
+    if state := from_first(lambda: _opened(run)):
+        trainer.restore(state, run.checkpoint_file)
     if recipe.steps == 0:
         trainer.calibrate()
-    elif not _train(trainer, run, progress, after_step):
+    elif not _train(trainer, run, progress and rank() == 0, after_step):
         return run
-    _write_history(trainer, run)
-    save_weights(trainer.model.encoder_q, run.encoder_file)
+    from_first(lambda: _write_history(trainer, run))
+    average_running_statistics(trainer.model)
+    from_first(lambda: save_weights(trainer.model.encoder_q, run.encoder_file))
     return run
+
+
+def _opened(run: Run) -> dict | None:
+    """Make the run's folder; the state of its checkpoint, if there is one."""
+    run.open()
+    return load_checkpoint(run.checkpoint_file) if run.checkpoint_file.is_file() else None
 
 
 def _train(trainer: "Trainer", run: Run, progress: bool, after_step) -> bool:
@@ -79,14 +105,23 @@ def _train(trainer: "Trainer", run: Run, progress: bool, after_step) -> bool:
         while trainer.step < recipe.steps:
             trainer.train_step()
             bar.update()
-            stop = after_step is not None and after_step(trainer)
-            if stop or time.monotonic() - saved > CHECKPOINT_SECONDS or trainer.step == recipe.steps:
-                _write_history(trainer, run)
-                atomic_write(run.checkpoint_file, lambda path: torch.save(trainer.state(), path))
+            stop = after_step is not None and from_first(lambda: after_step(trainer))
+            # Processes agree on the time only now and then: asking costs a message.
+            asked = world_size() == 1 or trainer.step % recipe.log_every == 0
+            late = asked and from_first(lambda: time.monotonic() - saved > CHECKPOINT_SECONDS)  # noqa: B023
+            if stop or late or trainer.step == recipe.steps:
+                _save(trainer, run)
                 saved = time.monotonic()
             if stop and trainer.step < recipe.steps:
                 return False
     return True
+
+
+def _save(trainer: "Trainer", run: Run) -> None:
+    average_running_statistics(trainer.model)
+    if rank() == 0:
+        _write_history(trainer, run)
+        atomic_write(run.checkpoint_file, lambda path: torch.save(trainer.state(), path))
 
 
 def _write_history(trainer: "Trainer", run: Run) -> None:
@@ -100,42 +135,61 @@ class Trainer:
         recipe: what to train.
         data: its images; only train and unlabelled rows are trained on.
         device: where to compute.
+        init, compiled: see `pretrain`.
     """
 
-    def __init__(self, recipe: Recipe, data: MedicalImages, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: MedicalImages,
+        device: torch.device,
+        init: str | Path | None = None,
+        compiled: bool = False,
+    ) -> None:
         self.recipe, self.data, self.device = recipe, data, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             model = MoCo(recipe)
+        if recipe.init:
+            start_from(model, init, recipe.init)
         self.model = model.to(device, memory_format=torch.channels_last).train()
+        if compiled:
+            self.model.encoder_q.compile()
+            self.model.encoder_k.compile()
+        self.in_parallel = parallel(self.model)
         self.views = TwoViews(recipe.views)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.SGD(
             trained, lr=recipe.lr, momentum=recipe.sgd_momentum, weight_decay=recipe.weight_decay
         )
         self.rows = data.pretraining_rows()
-        self.batch = min(recipe.batch, len(self.rows))
+        self.batch = min(recipe.batch, len(self.rows))  # of all processes together
         self.steps_per_epoch = len(self.rows) // self.batch
-        self.half_precision = use_bf16(recipe.precision, device)
+        self.dtype = autocast_type(recipe.precision, device)
+        # fp16 has so few small numbers that gradients are scaled up, or they become zero.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.step, self.history, self._order = 0, [], (-1, None)
+        self._feed = Feeder(lambda step: torch.from_numpy(data.images[self.batch_rows(step)]), device)
 
     def train_step(self) -> MoCoOutput:
         """One optimiser step on the next batch."""
         generator = step_generator(self.recipe.seed, self.step)
-        x_q, x_k = self.views(self._images(self._batch_rows()), generator)
+        x_q, x_k = self.views(self._feed(self.step), generator)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
         with self.autocast():
-            output = self.model(x_q, x_k, generator)
+            output = self.in_parallel(x_q, x_k, generator)
         monitor = (self.step + 1) % self.recipe.monitor_every == 0 or self.step + 1 == self.recipe.steps
         row = self._observe(output, monitor) if monitor or self.step % self.recipe.log_every == 0 else None
         self.optimiser.zero_grad(set_to_none=True)
-        output.loss.backward()
-        self.optimiser.step()
+        self.scaler.scale(output.loss).backward()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.step += 1
         if row is not None:
             if monitor:
-                row["knn_auc"] = knn_monitor(self._encode, self.data)
+                average_running_statistics(self.model)
+                row["knn_auc"] = knn_monitor(lambda rows: share_rows(rows, self._encode), self.data)
             self.history.append(row)
         return output
 
@@ -145,8 +199,8 @@ class Trainer:
         gather_batch_norm_statistics(self.model.encoder_q, (to_float(self._images(rows)) for rows in groups))
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 where it is used, else nothing."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.half_precision else contextlib.nullcontext()
+        """bf16 or fp16 where it is used, else nothing."""
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
 
     def state(self) -> dict:
         """All that a resumed run needs."""
@@ -154,6 +208,7 @@ class Trainer:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "history": self.history,
         }
 
@@ -162,6 +217,8 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
+            if state.get("scaler"):
+                self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError) as error:
             first = str(error).splitlines()[0]
             raise RunError(
@@ -169,11 +226,12 @@ class Trainer:
             ) from None
         self.step, self.history = state["step"], state["history"]
 
-    def _batch_rows(self) -> np.ndarray:
-        epoch, place = divmod(self.step, self.steps_per_epoch)
+    def batch_rows(self, step: int) -> np.ndarray:
+        """The rows of a step that this process holds."""
+        epoch, place = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             self._order = (epoch, np.random.default_rng((self.recipe.seed, epoch)).permutation(self.rows))
-        return self._order[1][place * self.batch : (place + 1) * self.batch]
+        return self._order[1][place * self.batch : (place + 1) * self.batch][own_part(self.batch)]
 
     def _images(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(self.data.images[rows]).to(self.device)
@@ -205,7 +263,35 @@ class Trainer:
         }
         if monitor and len(output.terms) > 1:
             row |= gradient_shares(output, list(self.model.encoder_q.parameters()))
-        return row
+        return averaged(row)
+
+
+class Feeder:
+    """The images of a step, on the device; for a GPU those of the next step are read while this one is computed.
+
+    Args:
+        read: from the number of a step to its images (B, H, W, C).
+        device: where they are wanted.
+        ahead: read ahead in a thread; by default only for a GPU, since it would take time from a processor that trains.
+    """
+
+    def __init__(self, read: Callable[[int], Tensor], device: torch.device, ahead: bool | None = None) -> None:
+        self.read, self.device = read, device
+        self.pool = ThreadPoolExecutor(1) if (device.type == "cuda" if ahead is None else ahead) else None
+        self._next = (-1, None)
+
+    def __call__(self, step: int) -> Tensor:
+        if self.pool is None:
+            return self.read(step)
+        number, waiting = self._next
+        images = waiting.result() if number == step else self.pool.submit(self._fetch, step).result()
+        self._next = (step + 1, self.pool.submit(self._fetch, step + 1))
+        return images.to(self.device, non_blocking=True)
+
+    def _fetch(self, step: int) -> Tensor:
+        images = self.read(step)
+        # Only from pinned memory can a GPU copy while it computes.
+        return images.pin_memory() if self.device.type == "cuda" else images
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -222,7 +308,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto" is the first GPU, else the processor."""
+    """ "auto" is the GPU, in distributed training this process's, else the processor."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -230,10 +316,15 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """bf16 pays on GPUs and on processors with AVX512-BF16 or AMX; elsewhere it is emulated, and many times slower."""
+def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """What a recipe's precision means on a device; None is fp32.
+
+    bf16 pays on GPUs and on processors with AVX512-BF16 or AMX; elsewhere it is emulated, and many times slower.
+    """
+    types = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
     if precision == "auto":
-        return torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"precision {precision!r}: choose 'auto', 'fp32' or 'bf16'")
-    return precision == "bf16"
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else None
+    if precision not in types:
+        raise ValueError(f"precision {precision!r}: choose 'auto', {', '.join(map(repr, types))}")
+    return types[precision]

@@ -1,6 +1,8 @@
 """Folders of finished and interrupted runs: `runs/KEY/` with recipe, checkpoint, encoder and history."""
 
+import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from mocolayers.encoder import StagedResNet
 from mocolayers.errors import RunError
 from mocolayers.files import atomic_write
-from mocolayers.moco import build_encoder
+from mocolayers.moco import MoCo, build_encoder
 from mocolayers.recipe import Recipe
 
 
@@ -64,6 +66,51 @@ def load_weights(model: torch.nn.Module, path: Path) -> None:
     except (SafetensorError, RuntimeError) as error:
         first = str(error).splitlines()[0]
         raise RunError(f"{path} cannot be used ({first}). Delete it and run again: rm {path}") from None
+
+
+def initial_weights(path: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """Weights to start an encoder from, under torchvision's names, and a fingerprint of the file.
+
+    Args:
+        path: a state dict of torchvision's or timm's ResNet (.pth, read without running code in it), or safetensors.
+    Raises:
+        RunError: the file is missing or is not a state dict.
+    """
+    try:
+        read = partial(torch.load, map_location="cpu", weights_only=True)
+        read = load_file if path.suffix == ".safetensors" else read
+        state = {name.removeprefix("module."): tensor for name, tensor in read(path).items()}
+        fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{path} cannot be read ({first}); --init wants a state dict as .pth or .safetensors") from None
+    return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}, fingerprint
+
+
+def start_from(model: MoCo, path: str | Path | None, fingerprint: str) -> None:
+    """Fill both encoders with `initial_weights`; a first layer for colours is summed over them for gray images.
+
+    Raises:
+        RunError: the weights are of another architecture, or not those of the recipe.
+    """
+    if path is None:
+        raise RunError(f"this recipe starts from weights with fingerprint {fingerprint}; give their file: --init PATH")
+    weights, found = initial_weights(Path(path))
+    if found != fingerprint:
+        raise RunError(f"{path} has fingerprint {found}, the recipe starts from {fingerprint}; give that file")
+    encoder = model.encoder_q
+    first = weights.get("conv1.weight")  # (C, 3, h, w)
+    if first is not None and first.shape[1] == 3 and encoder.conv1.in_channels == 1:
+        weights["conv1.weight"] = first.sum(dim=1, keepdim=True)
+    try:
+        encoder.load_state_dict(weights)
+        model.encoder_k.load_state_dict(weights)
+    except RuntimeError as error:
+        about = str(error).splitlines()[1].strip()
+        raise RunError(
+            f"{path} does not fit the recipe's encoder ({about}); for ImageNet weights of a ResNet-50 use --preset "
+            "paper, or --set layout=resnet18 width=64 stem=imagenet for those of a ResNet-18"
+        ) from None
 
 
 def load_checkpoint(path: Path) -> dict:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mocolayers.distributed import own_part, world_size
 from mocolayers.recipe import Views
 
 # Luma weights of ITU-R BT.601, as PIL and torchvision use them to drop colour.
@@ -35,7 +36,7 @@ class TwoViews:
             x_q and x_k, (B, C, H, W) float32 in [0, 1] each.
         """
         x = to_float(images)
-        both = random_view(torch.cat([x, x]), self.views, generator)  # (2B, C, H, W)
+        both = random_view(torch.cat([x, x]), self.views, generator, copies=2)  # (2B, C, H, W)
         x_q, x_k = both.chunk(2)
         return x_q, x_k
 
@@ -45,15 +46,40 @@ def to_float(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).to(torch.float32).div(255)
 
 
-def random_view(x: Tensor, views: Views, generator: torch.Generator) -> Tensor:
-    """One random view of each image of a batch (B, C, H, W) in [0, 1]."""
-    x = _resample(x, _geometry(len(x), views, generator).to(x.device))
-    x = _jitter(x, views, generator)
+def random_view(x: Tensor, views: Views, generator: torch.Generator, copies: int = 1) -> Tensor:
+    """One random view of each image of a batch.
+
+    Args:
+        x: (B, C, H, W) in [0, 1].
+        views: which augmentations, and how strong.
+        generator: a CPU generator.
+        copies: how many times the batch's images stand in x, one pass after the other.
+    """
+    draws = Draws(generator, len(x), copies)
+    x = _resample(x, _geometry(views, draws).to(x.device))
+    x = _jitter(x, views, draws)
     if views.gray and x.shape[1] == 3:
-        x = torch.where(_happens(x, views.gray, generator), luma(x), x)
+        x = torch.where(_happens(x, views.gray, draws), luma(x), x)
     if views.blur:
-        x = torch.where(_happens(x, views.blur, generator), gaussian_blur(x, _uniform(x, *views.sigma, generator)), x)
+        x = torch.where(_happens(x, views.blur, draws), gaussian_blur(x, _uniform(x, *views.sigma, draws)), x)
     return x
+
+
+class Draws:
+    """Random numbers, one per image.
+
+    In distributed training they are drawn for the whole batch and a process keeps those of its part, so that the views
+    of an image do not depend on how many processes there are.
+    """
+
+    def __init__(self, generator: torch.Generator, count: int, copies: int) -> None:
+        self.generator, self.copies = generator, copies
+        self.whole = count // copies * world_size()
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """(count,) numbers between two."""
+        drawn = torch.rand(self.copies * self.whole, generator=self.generator) * (high - low) + low
+        return drawn.view(self.copies, self.whole)[:, own_part(self.whole)].flatten()
 
 
 def luma(x: Tensor) -> Tensor:
@@ -76,14 +102,11 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     return sum(kernel[:, i].view(b, 1, 1, 1) * rows[..., i : i + w] for i in range(2 * radius + 1))
 
 
-def _geometry(n: int, views: Views, generator: torch.Generator) -> Tensor:
-    """(n, 2, 3) affine maps from the view's coordinates to the image's, both in [-1, 1]."""
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.rand(n, generator=generator) * (high - low) + low
-
-    area = uniform(views.crop, 1.0)
-    aspect = torch.exp(uniform(-math.log(views.ratio), math.log(views.ratio))) if views.crop < 1 else torch.ones(n)
+def _geometry(views: Views, draws: Draws) -> Tensor:
+    """(B, 2, 3) affine maps from the view's coordinates to the image's, both in [-1, 1]."""
+    uniform, area = draws.uniform, draws.uniform(views.crop, 1.0)
+    ratio = math.log(views.ratio)
+    aspect = torch.exp(uniform(-ratio, ratio)) if views.crop < 1 else torch.ones_like(area)
     width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
     centre_x, centre_y = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
     angle = uniform(-views.rotation, views.rotation) * math.pi / 180
@@ -100,18 +123,18 @@ def _resample(x: Tensor, geometry: Tensor) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _jitter(x: Tensor, views: Views, generator: torch.Generator) -> Tensor:
+def _jitter(x: Tensor, views: Views, draws: Draws) -> Tensor:
     """Brightness, contrast, saturation, hue, in this order; the same probability for the four together."""
     if not views.jitter:
         return x
-    y = x * _uniform(x, 1 - views.brightness, 1 + views.brightness, generator)
+    y = x * _uniform(x, 1 - views.brightness, 1 + views.brightness, draws)
     mean = luma(y).mean(dim=(2, 3), keepdim=True)
-    y = mean + (y - mean) * _uniform(x, 1 - views.contrast, 1 + views.contrast, generator)
+    y = mean + (y - mean) * _uniform(x, 1 - views.contrast, 1 + views.contrast, draws)
     if x.shape[1] == 3 and (views.saturation or views.hue):
         gray = luma(y)
-        y = gray + (y - gray) * _uniform(x, 1 - views.saturation, 1 + views.saturation, generator)
-        y = _turn_hue(y, _uniform(x, -views.hue, views.hue, generator))
-    return torch.where(_happens(x, views.jitter, generator), y.clamp(0, 1), x)
+        y = gray + (y - gray) * _uniform(x, 1 - views.saturation, 1 + views.saturation, draws)
+        y = _turn_hue(y, _uniform(x, -views.hue, views.hue, draws))
+    return torch.where(_happens(x, views.jitter, draws), y.clamp(0, 1), x)
 
 
 def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
@@ -125,10 +148,9 @@ def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     return mean + cos * (x - mean) + sin * (x.roll(1, dims=1) - x.roll(-1, dims=1))
 
 
-def _uniform(x: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
-    drawn = torch.rand(len(x), generator=generator).view(-1, 1, 1, 1)
-    return (drawn * (high - low) + low).to(x.device)
+def _uniform(x: Tensor, low: float, high: float, draws: Draws) -> Tensor:
+    return draws.uniform(low, high).view(-1, 1, 1, 1).to(x.device)
 
 
-def _happens(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    return (torch.rand(len(x), generator=generator) < probability).view(-1, 1, 1, 1).to(x.device)
+def _happens(x: Tensor, probability: float, draws: Draws) -> Tensor:
+    return (draws.uniform() < probability).view(-1, 1, 1, 1).to(x.device)

@@ -62,6 +62,25 @@ def pretrained(make_data, tmp_path):
 
 
 @pytest.fixture
+def watched():
+    """A function that makes a data set remember which rows of its images were read, and returns where."""
+
+    class Watched:
+        def __init__(self, images):
+            self.images, self.asked, self.shape = images, [], images.shape
+
+        def __getitem__(self, rows):
+            self.asked.append(rows)
+            return self.images[rows]
+
+    def watch(data):
+        object.__setattr__(data, "images", Watched(data.images))
+        return data.images.asked
+
+    return watch
+
+
+@pytest.fixture
 def samples():
     """The folder of real samples, or a skip that says what is missing."""
     place = Path(os.environ.get("MOCOLAYERS_SAMPLES", Path(__file__).resolve().parents[2] / "shared" / "data"))

@@ -1,10 +1,14 @@
 """Claims about the staged ResNet."""
 
+import re
+
 import pytest
 import torch
 import torchvision
 
 from mocolayers.encoder import StagedResNet, gather_batch_norm_statistics
+from mocolayers.runs import save_weights
+from mocolayers.series import HOME
 
 
 @pytest.mark.parametrize("layout", ["resnet18", "resnet50"])
@@ -38,3 +42,19 @@ def test_gathered_statistics_are_those_of_the_images():
         expected = torch.cat([encoder.conv1(b) for b in batches]).mean(dim=(0, 2, 3))
     assert torch.allclose(encoder.bn1.running_mean, expected, atol=1e-4)
     assert not encoder.training and encoder.bn1.momentum == 0.1
+
+
+def test_a_saved_encoder_loads_into_torchvision_as_the_readme_says(tmp_path):
+    torch.manual_seed(0)
+    ours = StagedResNet("resnet18", 64, "imagenet").eval()
+    save_weights(ours, tmp_path / "encoder.safetensors")
+    readme = (HOME / "README.md").read_text(encoding="utf-8")
+    lines = re.search(r"```python\n(.*?)```", readme[readme.index("### Your encoder elsewhere") :], re.S)[1]
+    assert len(list(filter(None, lines.splitlines()))) == 5, "two imports and three lines"
+    names = {}
+    exec(lines.replace("resnet50", "resnet18").replace("runs/KEY", str(tmp_path)), names)
+    theirs = names["model"].eval()
+    theirs.fc = torch.nn.Identity()
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(theirs(x), ours(x).embedding, atol=1e-5)

@@ -67,23 +67,13 @@ def test_fine_tuning_returns_the_weights_that_did_best_on_validation(pretrained,
     assert not torch.equal(model.head.weight, seen[5]["head.weight"])
 
 
-def test_fine_tuning_never_reads_a_test_image_and_leaves_the_run_as_it_was(pretrained):
+def test_fine_tuning_never_reads_a_test_image_and_leaves_the_run_as_it_was(pretrained, watched):
     data, run = pretrained()
-
-    class Recorder:
-        def __init__(self, images):
-            self.images, self.asked, self.shape = images, [], images.shape
-
-        def __getitem__(self, rows):
-            self.asked.append(rows)
-            return self.images[rows]
-
-    recorder = Recorder(data.images)
-    object.__setattr__(data, "images", recorder)
+    asked = watched(data)
     encoder = run.load_encoder()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     fine_tune(encoder, data, data.rows("train"), PLAN, 0)
-    assert not set(np.concatenate(recorder.asked)) & set(data.rows("test"))
+    assert not set(np.concatenate(asked)) & set(data.rows("test"))
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
 
 

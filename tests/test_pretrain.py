@@ -10,13 +10,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file
 
+from mocolayers import dry_run
 from mocolayers import pretrain as module
 from mocolayers.errors import RunError
 from mocolayers.pretrain import Trainer, learning_rate, pretrain, step_generator
 from mocolayers.recipe import PRESETS, PRETRAINED_ARMS, preset
-from mocolayers.runs import Run, find_runs
+from mocolayers.runs import Run, find_runs, initial_weights
 
 SMALL = {"batch": 16, "queue": 40, "log_every": 2, "monitor_every": 5, "steps": 12}
 
@@ -95,12 +97,11 @@ def test_every_arm_trains_and_is_watched(make_data, tmp_path, arm):
     assert history["step"].iloc[-1] == SMALL["steps"] and history["loss"].notna().all()
 
 
-def test_training_reads_no_validation_or_test_image_except_for_the_knn_monitor(make_data, tmp_path, monkeypatch):
+def test_training_reads_no_validation_or_test_image_except_for_the_knn_monitor(
+    make_data, tmp_path, monkeypatch, watched
+):
     data = make_data()
-    asked = []
-    monkeypatch.setattr(
-        Trainer, "_images", lambda self, rows, real=Trainer._images: asked.append(rows) or real(self, rows)
-    )
+    asked = watched(data)
     monkeypatch.setattr(module, "knn_monitor", lambda encode, data: 0.5)
     pretrain(preset("smoke", "moco", data, **SMALL), data, tmp_path, progress=False)
     assert set(np.concatenate(asked)) <= set(data.pretraining_rows())
@@ -112,7 +113,7 @@ def test_all_arms_of_a_seed_see_the_same_batches_and_views(make_data):
     for arm in ("moco", "barlow"):
         trainer = Trainer(preset("smoke", arm, data, 3, **SMALL), data, torch.device("cpu"))
         trainer.step = 4
-        rows = trainer._batch_rows()
+        rows = trainer.batch_rows(trainer.step)
         seen.append((rows, trainer.views(trainer._images(rows), step_generator(3, 4))))
     assert np.array_equal(seen[0][0], seen[1][0])
     assert torch.equal(seen[0][1][0], seen[1][1][0]) and torch.equal(seen[0][1][1], seen[1][1][1])
@@ -124,7 +125,7 @@ def test_an_epoch_visits_every_image_once(make_data):
     rows = []
     for step in range(trainer.steps_per_epoch):
         trainer.step = step
-        rows.append(trainer._batch_rows())
+        rows.append(trainer.batch_rows(trainer.step))
     rows = np.concatenate(rows)
     assert len(set(rows)) == len(rows) >= len(trainer.rows) - trainer.batch
 
@@ -213,3 +214,83 @@ def test_a_gpu_that_is_not_there_is_a_clear_error():
         pytest.skip("this machine has a GPU")
     with pytest.raises(RunError, match="--device cpu"):
         module.resolve_device("cuda")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_training_starts_from_given_weights(make_data, tmp_path, channels, prefix):
+    theirs = torchvision.models.resnet18()
+    path = tmp_path / "imagenet.pth"
+    torch.save({prefix + name: value for name, value in theirs.state_dict().items()}, path)
+    data = make_data(channels=channels)
+    changes = {"layout": "resnet18", "width": 64, "stem": "imagenet", "init": initial_weights(path)[1]}
+    recipe = preset("smoke", "moco", data, **changes)
+    assert recipe.key != preset("smoke", "moco", data, **changes | {"init": ""}).key
+    model = Trainer(recipe, data, torch.device("cpu"), path).model
+    x = torch.rand(2, 1, 64, 64).expand(-1, 3, -1, -1)
+    theirs.fc = torch.nn.Identity()
+    for encoder in (model.encoder_q, model.encoder_k):
+        with torch.no_grad():
+            assert torch.allclose(encoder.eval()(x[:, :channels]).embedding, theirs.eval()(x), atol=1e-4)
+
+
+def test_weights_that_do_not_fit_or_cannot_be_read_are_a_clear_error(make_data, tmp_path):
+    data, path = make_data(), tmp_path / "imagenet.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    recipe = preset("smoke", "moco", data, init=initial_weights(path)[1])
+    with pytest.raises(RunError, match="does not fit.*--set layout="):
+        Trainer(recipe, data, torch.device("cpu"), path)
+    with pytest.raises(RunError, match="--init PATH"):
+        Trainer(recipe, data, torch.device("cpu"))
+    path.write_bytes(b"not weights")
+    with pytest.raises(RunError, match="state dict"):
+        initial_weights(path)
+
+
+def test_fp16_scales_its_gradients_and_still_learns(make_data, tmp_path):
+    data = make_data()
+    recipe = preset("smoke", "mse", data, precision="fp16", **SMALL)
+    trainer = Trainer(recipe, data, torch.device("cpu"))
+    before = trainer.model.encoder_q.conv1.weight.clone()
+    for _ in range(2):
+        assert torch.isfinite(trainer.train_step().loss)
+    assert trainer.state()["scaler"]["scale"] > 1
+    assert not torch.equal(trainer.model.encoder_q.conv1.weight, before)
+
+
+def test_the_sound_paper_preset_closes_the_leaks_of_the_released_one(make_data):
+    data = make_data(n=600)
+    released, sound = (preset(name, "mse", data) for name in ("paper", "paper-sound"))
+    images = len(data.pretraining_rows())
+    assert released.bn_splits == 1 and sound.bn_splits == 2
+    assert sound.batch / sound.bn_splits >= 16
+    assert released.queue > images and sound.queue <= images / 4
+    assert (sound.layout, sound.temperature, sound.stage_weights) == (
+        released.layout,
+        released.temperature,
+        released.stage_weights,
+    )
+
+
+def test_a_dry_run_measures_and_writes_nothing(make_data, tmp_path):
+    data = make_data()
+    recipe = preset("smoke", "barlow", data)
+    tried = dry_run.try_steps(recipe, data, "cpu")
+    assert tried.batch == recipe.batch and 0 < tried.seconds < 60 and tried.peak > 10**7
+    text = dry_run.describe(recipe, data, tried, "smoke")
+    assert f"batch {recipe.batch}" in text and "images/s" in text and "whole run" in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_dry_run_takes_the_largest_batch_that_fits(make_data, monkeypatch):
+    data = make_data()
+    recipe = preset("paper-sound", "moco", data, layout="resnet10", width=8)
+    used = []
+    monkeypatch.setattr(dry_run, "_free", lambda device: 1000)
+    # A made-up machine on which a step takes 100 bytes, and 50 more for every image.
+    monkeypatch.setattr(
+        dry_run, "_measure", lambda trainer, steps: (used.append(trainer.batch) or 1.0, 100 + 50 * trainer.batch)
+    )
+    tried = dry_run.try_steps(recipe, data, "cpu")
+    assert tried.batch == used[-1] == 14, "800 bytes are 80% of what is free"
+    assert "batch 32 would not fit" in dry_run.describe(recipe, data, tried, "paper-sound")

@@ -1,0 +1,146 @@
+"""Training in several processes that `torchrun` started; alone, every function here does nothing or the obvious.
+
+Whatever a process does with a batch, it does with its part of it: rows [r * B / N, (r + 1) * B / N) for process r of N.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from datetime import timedelta
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+
+from mocolayers.errors import RunError
+
+PATIENCE = timedelta(minutes=30)  # a process may judge, read or write alone for so long while the others wait
+
+
+@contextlib.contextmanager
+def processes(device: str):
+    """Join the processes of this training for the length of a `with`; without torchrun, nothing happens.
+
+    Args:
+        device: "cuda" (nccl) or "cpu" (gloo); "auto" takes the GPU if there is one.
+    Raises:
+        RunError: inside the `with`, when another process has ended.
+    """
+    if "RANK" not in os.environ:
+        yield
+        return
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(word in str(error).lower() for word in ("connection", "socket", "nccl", "timed out")):
+            raise
+        raise RunError(
+            "another process of this training has ended; its own message stands above. The same command goes on from "
+            "the last checkpoint"
+        ) from None
+    distributed.destroy_process_group()
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0; process 0 writes and speaks for all."""
+    return distributed.get_rank() if world_size() > 1 else 0
+
+
+def own_part(count: int) -> slice:
+    """Which rows of a batch of `count` this process holds.
+
+    Raises:
+        RunError: the processes cannot share the batch evenly.
+    """
+    if count % world_size():
+        raise RunError(
+            f"a batch of {count} cannot be shared by {world_size()} processes; give one they divide: --set batch=NUMBER"
+        )
+    each = count // world_size()
+    return slice(rank() * each, (rank() + 1) * each)
+
+
+@torch.no_grad()
+def gather(part: Tensor) -> Tensor:
+    """(B / N, ...) of each process to the same (B, ...) on all; without gradient."""
+    if world_size() == 1:
+        return part
+    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    distributed.all_gather(parts, part.contiguous())
+    return torch.cat(parts)
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(x)
+        return x / world_size()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Mean.apply(gradient)
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of a tensor over processes, with gradient.
+
+    The gradient is that of the *sum* of all processes' losses. `DistributedDataParallel` then averages, which leaves
+    the gradient that one process with the whole batch would find: of a loss that every process computes from such
+    means, and of the mean of losses over rows.
+    """
+    return x if world_size() == 1 else _Mean.apply(x)
+
+
+def averaged(row: dict[str, float]) -> dict[str, float]:
+    """Numbers under the same names on every process, averaged."""
+    if world_size() == 1:
+        return row
+    values = torch.tensor(list(row.values()), dtype=torch.float64)
+    if distributed.get_backend() == "nccl":
+        values = values.cuda()
+    return dict(zip(row, mean_over_processes(values).tolist(), strict=True))
+
+
+@torch.no_grad()
+def average_running_statistics(model: nn.Module) -> None:
+    """Give every process the mean of all running means and variances; each followed only the images it saw."""
+    if world_size() > 1:
+        for name, buffer in model.named_buffers():
+            if "running_" in name:
+                buffer.copy_(mean_over_processes(buffer))
+
+
+def share_rows(rows: np.ndarray, encode: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """`encode(rows)`, (n, ...), each process encoding some of the rows."""
+    if world_size() == 1:
+        return encode(rows)
+    own = np.array_split(rows, world_size())[rank()]
+    parts: list = [None] * world_size()
+    distributed.all_gather_object(parts, encode(own) if len(own) else None)
+    return np.concatenate([part for part in parts if part is not None])
+
+
+def from_first(function: Callable[[], object]):
+    """Call a function on process 0 only; every process gets the result, and waits for it."""
+    if world_size() == 1:
+        return function()
+    result = [function() if rank() == 0 else None]
+    distributed.broadcast_object_list(result)
+    return result[0]
+
+
+def parallel(module: nn.Module) -> nn.Module:
+    """The module to call in training: it averages gradients over processes. Alone, the module itself."""
+    if world_size() == 1:
+        return module
+    return nn.parallel.DistributedDataParallel(module, forward_sync_buffers=False)
