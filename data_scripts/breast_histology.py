@@ -3,12 +3,15 @@
 import re
 
 import numpy as np
-from common import Picture, arguments, finish, need_source, read_images, run, split_by_patient, to_rgb
+from common import arguments, finish, read_images, run, split_by_patient
+from conversion import Picture, to_rgb
 from PIL import Image
+from sources import open_source
 
 from mocolayers.errors import DatasetError
 
 PATCH = 50
+KAGGLE = "paultimothymooney/breast-histopathology-images"
 FILE = re.compile(r"(?P<patient>\d+)_idx\d+_x\d+_y\d+_class(?P<label>[01])\.png$")
 CARD = {
     "title": "Breast histopathology patches (IDC)",
@@ -19,7 +22,8 @@ CARD = {
     "licence": "see the Kaggle page",
     "citation": "Janowczyk and Madabhushi 2016; Cruz-Roa et al. 2014",
 }
-EXAMPLES = """  python data_scripts/breast_histology.py --source ~/IDC_regular_ps50_idx5
+EXAMPLES = """  python data_scripts/breast_histology.py                                    # downloads from Kaggle
+  python data_scripts/breast_histology.py --source ~/IDC_regular_ps50_idx5
   python data_scripts/breast_histology.py --source ~/IDC_regular_ps50_idx5 --side 48 --name breast_48"""
 
 
@@ -49,8 +53,8 @@ def to_square(image: Image.Image) -> tuple[Image.Image, str]:
 
 
 def main(args) -> None:
-    pictures = find(need_source(args.source, "one folder per patient"))
-    images, kept, report = read_images(pictures, to_square, args.side, args.skip_bad, args.workers)
+    pictures = find(open_source(args.source, "one folder per patient", args.out, KAGGLE))
+    images, kept, report = read_images(pictures, to_square, args)
     labels = np.array([picture.label for picture in kept])
     patients = np.array([picture.patient for picture in kept])
     split = split_by_patient(patients, labels, args.seed, (0.6, 0.2, 0.2))

@@ -14,7 +14,8 @@ from medmnist import INFO  # noqa: E402
 sys.path.insert(0, HERE)
 
 import numpy as np  # noqa: E402
-from common import arguments, finish, pixel_hashes, rows_without_copies, run  # noqa: E402
+from common import arguments, finish, rows_without_copies, run  # noqa: E402
+from conversion import pixel_hashes  # noqa: E402
 
 from mocolayers.errors import DatasetError  # noqa: E402
 

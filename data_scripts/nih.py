@@ -3,27 +3,20 @@
 from pathlib import Path
 
 import numpy as np
-from common import (
-    Picture,
-    arguments,
-    finish,
-    inside,
-    need_source,
-    read_images,
-    read_table,
-    run,
-    split_by_patient,
-    to_gray,
-)
+from common import arguments, finish, read_images, run, split_by_patient
+from conversion import Picture, to_gray
+from sources import inside, open_source, read_table
 
-from mocolayers.datasets import UNLABELLED
+from mocolayers.datasets import TEST, TRAIN, UNLABELLED
 from mocolayers.errors import DatasetError
 
 FINDINGS = [
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 ]  # fmt: skip
+KAGGLE = "nih-chest-xrays/data"
 LISTS = ("train_list.txt", "val_list.txt", "test_list.txt")
+OFFICIAL_LISTS = ("train_val_list.txt", "test_list.txt")
 CARD = {
     "title": "NIH ChestX-ray14",
     "modality": "chest",
@@ -54,18 +47,32 @@ def find(source: Path) -> list[Picture]:
     return pictures
 
 
-def listed_splits(folder: Path, pictures: list[Picture]) -> np.ndarray | None:
-    """Split codes from the three lists in a folder, or None where there are none."""
-    if not all((folder / name).is_file() for name in LISTS):
-        return None
+def listed_splits(folder: Path, pictures: list[Picture], seed: int) -> np.ndarray | None:
+    """Split codes from the lists in a folder, or None where there are none.
+
+    The publisher's own two lists know no validation: a seeded eighth of the patients of the first is taken for it, as
+    the sizes of the paper's lists have it.
+    """
+    if all((folder / name).is_file() for name in OFFICIAL_LISTS):
+        split = _from_lists(folder, OFFICIAL_LISTS, pictures) * TEST
+        train = np.flatnonzero(split == TRAIN)
+        patients = np.array([pictures[row].patient for row in train])
+        positive = [any(pictures[row].label) for row in train]
+        split[train] = split_by_patient(patients, positive, seed, (0.875, 0.125, 0.0))
+        return split
+    return _from_lists(folder, LISTS, pictures) if all((folder / name).is_file() for name in LISTS) else None
+
+
+def _from_lists(folder: Path, lists: tuple[str, ...], pictures: list[Picture]) -> np.ndarray:
+    """For every picture the number of the list that names it."""
     code = {}
-    for number, name in enumerate(LISTS):
+    for number, name in enumerate(lists):
         for line in (folder / name).read_text(encoding="utf-8").split("\n"):
             if line.strip():
                 code[line.split()[0]] = number
     missing = [picture.path.name for picture in pictures if picture.path.name not in code]
     if missing:
-        raise DatasetError(f"{folder}: {missing[0]} stands in none of {', '.join(LISTS)}")
+        raise DatasetError(f"{folder}: {missing[0]} stands in none of {', '.join(lists)}")
     return np.array([code[picture.path.name] for picture in pictures], np.uint8)
 
 
@@ -84,17 +91,17 @@ def plain(image):
 
 
 def main(args) -> None:
-    source = need_source(args.source, "Data_Entry_2017.csv and images_*/")
+    source = open_source(args.source, "Data_Entry_2017.csv and images_*/", args.out, KAGGLE)
     pictures = find(source)
     patients = np.array([picture.patient for picture in pictures])
-    split = listed_splits(args.splits or source, pictures)
+    split = listed_splits(args.splits or source, pictures, args.seed)
     if split is None:
         split = split_by_patient(patients, [any(picture.label) for picture in pictures], args.seed)
     for picture, code in zip(pictures, split, strict=True):
         picture.split = int(code)
     if args.unlabelled:
-        pictures += unlabelled(need_source(args.unlabelled, "a second NIH tree"), pictures, split)
-    images, kept, report = read_images(pictures, plain, args.side, args.skip_bad, args.workers)
+        pictures += unlabelled(open_source(args.unlabelled, "a second NIH tree", args.out, KAGGLE), pictures, split)
+    images, kept, report = read_images(pictures, plain, args)
     labels = np.array([picture.label for picture in kept], np.uint8)
     task = {"task": "multilabel", "classes": FINDINGS}
     if args.task == "finding":

@@ -3,26 +3,17 @@
 from pathlib import Path
 
 import numpy as np
-from common import (
-    Picture,
-    arguments,
-    finish,
-    inside,
-    need_source,
-    read_images,
-    read_table,
-    rows_without_copies,
-    run,
-    split_by_patient,
-    to_rgb,
-)
+from common import arguments, finish, read_images, rows_without_copies, run, split_by_patient
+from conversion import Picture, to_rgb
 from PIL import Image
 from scipy import ndimage
+from sources import inside, open_source, read_table
 
 from mocolayers.datasets import TEST
 from mocolayers.errors import DatasetError
 
 REFERABLE = 2
+KAGGLE = "competition:diabetic-retinopathy-detection"
 EYEPACS = {
     "title": "Diabetic retinopathy (EyePACS)",
     "source": "Kaggle competition diabetic-retinopathy-detection",
@@ -87,10 +78,12 @@ def crop_to_disc(image: Image.Image) -> tuple[Image.Image, str]:
 
 
 def main(args) -> None:
-    source = need_source(args.source, "trainLabels.csv and train/ (EyePACS), or train_labels.csv and train/ (IDRiD)")
+    source = open_source(
+        args.source, "trainLabels.csv and train/ (EyePACS), or train_labels.csv and train/ (IDRiD)", args.out, KAGGLE
+    )
     idrid = (source / "train_labels.csv").is_file()
     pictures = find_idrid(source) if idrid else find_eyepacs(source)
-    images, kept, report = read_images(pictures, crop_to_disc, args.side, args.skip_bad, args.workers)
+    images, kept, report = read_images(pictures, crop_to_disc, args)
     patients = np.array([picture.patient for picture in kept])
     grades = np.array([picture.grade for picture in kept], np.uint8)
     fractions = (0.85, 0.15, 0.0) if idrid else (0.6, 0.15, 0.25)

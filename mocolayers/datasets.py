@@ -99,7 +99,8 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
 
     Args:
         target: the folder to make, e.g. `data/nih`; an older one of that name is replaced at the very end.
-        arrays: "images", "labels", "patients", "split", and any extra (N, ...) array such as "grades".
+        arrays: "images", "labels", "patients", "split", and any extra (N, ...) array such as "grades". One that does
+            not fit into memory has shape, dtype, ndim, len and `blocks()`, which yields it a few rows at a time.
         card: title, modality (chest, histology, retina), task, classes, source, licence, citation; image side,
             counts and sha256 are filled in here.
     Returns:
@@ -113,7 +114,7 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
     work.mkdir(parents=True)
     try:
         for name, array in arrays.items():
-            np.save(work / f"{name}.npy", array)
+            _save_array(work / f"{name}.npy", array)
         split = arrays["split"]
         full = card | {
             "name": target.name,
@@ -129,6 +130,18 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _save_array(path: Path, array) -> None:
+    """`np.save`, of an array in memory or of one that comes in blocks."""
+    if not hasattr(array, "blocks"):
+        np.save(path, array)
+        return
+    with open(path, "wb") as file:
+        form = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+        np.lib.format.write_array_header_1_0(file, form)
+        for block in array.blocks():
+            file.write(np.ascontiguousarray(block, array.dtype).data)
 
 
 def load(name: str = "auto", folder: str | Path | None = None, verify: bool = False) -> MedicalImages:

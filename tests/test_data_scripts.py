@@ -1,6 +1,7 @@
 """Claims about the scripts, on tiny trees in each publisher's own layout, and on real samples where they are."""
 
 import hashlib
+import os
 import subprocess
 import sys
 
@@ -26,7 +27,7 @@ def prepare(name, source, out, *words):
 
 def fails(name, source, out, *words):
     done = run_script(name, "--source", source, "--out", out, "--side", 16, *words)
-    assert done.returncode == 1 and not list(out.glob("*")), "nothing is left behind"
+    assert done.returncode == 1 and not list(out.glob("[!.]*")), "nothing stands under a final name"
     assert "Traceback" not in done.stderr
     return done.stderr.strip().splitlines()[-1]
 
@@ -82,12 +83,15 @@ def test_a_corrupt_image_is_an_error_that_names_it_or_is_listed(breast, tmp_path
 
 
 def nih_tree(root, patients, findings="Mass|Nodule", first=0):
-    lines = ["Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age"]
+    lines = [
+        "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
+        "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
+    ]
     for patient in patients:
         for number in range(2):
             name = f"{patient:08d}_{number + first:03d}.png"
             label = findings if (patient + number) % 2 else "No Finding"
-            lines.append(f"{name},{label},{number},{patient},50")
+            lines.append(f"{name},{label},{number},{patient},50,M,PA,2682,2749,0.143,0.143,")
             save(root / "images_001" / "images" / name, noise(channels=1))
     (root / "Data_Entry_2017.csv").write_text("\n".join(lines) + "\n")
     return root
@@ -240,13 +244,65 @@ def test_medmnist_equal_pictures_never_stand_on_two_sides(npz, tmp_path):
     assert len(np.unique(data.patients)) == 39 - 1 + 10 + 12, "equal pictures count as one patient"
 
 
-@pytest.mark.parametrize("name", ["breast_histology", "nih", "retina"])
-def test_without_a_source_the_script_says_what_it_wants(name, tmp_path):
-    done = run_script(name, "--out", tmp_path)
-    assert done.returncode == 1 and "--source" in done.stderr and done.stderr.count("\n") == 1
+KAGGLEHUB = """
+def dataset_download(name):
+    assert name == "nih-chest-xrays/data"
+    return TREE
+def competition_download(name):
+    raise ValueError("403 Forbidden: you need permission")
+"""
 
 
-@pytest.mark.parametrize("name", ["breast_histology", "nih", "retina", "medmnist", "phantoms"])
+def without_source(name, out, tree):
+    """Run a script without --source, with a stand-in for kagglehub that knows one data set, and no network."""
+    (out / "kagglehub.py").write_text(f"TREE = {str(tree)!r}\n{KAGGLEHUB}")
+    command = [
+        sys.executable,
+        str(SCRIPTS / f"{name}.py"),
+        "--out",
+        str(out / "data"),
+        "--side",
+        "16",
+        "--workers",
+        "1",
+    ]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(out)})
+
+
+def test_without_a_source_the_publishers_files_are_downloaded(tmp_path):
+    tree = nih_tree(tmp_path / "nih", range(1, 11))
+    done = without_source("nih", tmp_path, tree)
+    assert done.returncode == 0, done.stderr
+    assert len(load("nih", tmp_path / "data").images) == 20
+
+
+def test_a_download_that_fails_names_the_credentials_and_the_other_way(tmp_path):
+    done = without_source("retina", tmp_path, tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert all(word in done.stderr for word in ("403 Forbidden", "kaggle.json", "--source PATH", "trainLabels.csv"))
+
+
+def test_nih_official_lists_take_validation_out_of_training_by_patient(tmp_path):
+    tree = nih_tree(tmp_path / "nih", range(1, 41))
+    names = sorted(p.name for p in tree.glob("images_001/images/*.png"))
+    (tree / "train_val_list.txt").write_text("\n".join(names[:64]))
+    (tree / "test_list.txt").write_text("\n".join(names[64:]))
+    data, _ = prepare("nih", tree, tmp_path / "out")
+    assert [len(data.rows(s)) for s in ("train", "val", "test")] == [56, 8, 16]
+    assert_split_by_patient(data)
+
+
+def test_nih_a_picture_that_two_patients_share_is_reported(tmp_path):
+    tree = nih_tree(tmp_path / "nih", range(1, 21))
+    files = sorted(tree.glob("images_001/images/*.png"))
+    for file in files[10:40:2]:
+        file.write_bytes(files[0].read_bytes())
+    data, text = prepare("nih", tree, tmp_path / "out")
+    assert data.card["report"]["duplicate_images"] == 15 and data.card["report"]["across_splits"] == 1
+    assert "equal pixels: 15 images, 1 pictures in several splits" in text
+
+
+@pytest.mark.parametrize("name", ["breast_histology", "nih", "retina", "medmnist", "phantoms", "folder"])
 def test_help_has_examples(name):
     done = subprocess.run([sys.executable, str(SCRIPTS / f"{name}.py"), "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and f"python data_scripts/{name}.py" in done.stdout

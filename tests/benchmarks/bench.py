@@ -9,6 +9,7 @@ import platform
 import sys
 from pathlib import Path
 
+import conversion
 import labs
 import pandas as pd
 import pretraining
@@ -21,6 +22,7 @@ SECTIONS = {
     "Pretraining at the lesson recipe, 28 px gray": lambda args: pretraining.table(28, 1, args.repeats, args.count),
     "Pretraining at the lesson recipe, 28 px colour": lambda args: pretraining.table(28, 3, args.repeats, args.count),
     "Labs: from a move of a slider to the picture": lambda args: labs.table(args.repeats),
+    "Conversion of made-up X-rays, 256 px to 28 px, two processes": lambda args: conversion.table(args.images),
 }
 EXAMPLES = """examples:
   python tests/benchmarks/bench.py
@@ -47,6 +49,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--repeats", type=int, default=5, help="rounds over all rows (5)")
     parser.add_argument("--count", type=int, default=4, help="training steps per round (4)")
+    parser.add_argument("--images", type=int, default=20_000, help="X-rays to convert (20,000)")
     parser.add_argument("--only", default="", help="print the sections whose title holds this word, and write nothing")
     return parser
 

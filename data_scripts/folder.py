@@ -1,0 +1,171 @@
+"""Your own images, a CSV or one folder per class, to the prepared format."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from common import arguments, finish, read_images, run, split_by_patient
+from conversion import Picture, to_gray, to_rgb
+from sources import inside, open_source, read_table
+
+from mocolayers.datasets import SPLITS, TASKS, TEST, TRAIN, UNLABELLED
+from mocolayers.errors import DatasetError
+
+ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+MODALITIES = ("chest", "histology", "retina", "other")
+EXAMPLES = """  python data_scripts/folder.py --source ~/scans --name scans --modality chest --gray
+      where ~/scans/CLASS/*.png, or ~/scans/train|val|test/CLASS/*.png
+  python data_scripts/folder.py --source ~/scans --name scans --patient-regex '(P\\d+)_'
+  python data_scripts/folder.py --source ~/scans --name scans --csv ~/scans/table.csv \\
+      --file path --label opacity effusion --patient patient --split fold
+      several label columns of 0 and 1: multilabel; one: its values are the classes"""
+
+
+def from_classes(source: Path, pattern: str | None) -> tuple[list[Picture], list[str]]:
+    """One folder per class, perhaps inside train/, val/, test/ and unlabelled/; labels are places in the class list."""
+    places = {name: source / name for name in SPLITS if (source / name).is_dir()} or {None: source}
+    names = {f.name for split, root in places.items() if split != "unlabelled" for f in root.iterdir() if f.is_dir()}
+    classes = sorted(name for name in names if not name.startswith("."))
+    pictures = []
+    for split, root in places.items():
+        for path in sorted(root.rglob("*")):
+            if path.suffix.lower() not in ENDINGS:
+                continue
+            parent = path.relative_to(root).parts[0]
+            if split != "unlabelled" and parent not in classes:
+                raise DatasetError(f"{path} is in no class folder; expected {root}/CLASS/{path.name}")
+            label = classes.index(parent) if parent in classes else 0
+            pictures.append(Picture(path, _patient(path.name, pattern), label, SPLITS.get(split)))
+    if not pictures:
+        raise DatasetError(f"{source} holds no CLASS/*.png (or .jpg, .tif, ...); give --csv FILE for a table")
+    return pictures, classes
+
+
+def _patient(name: str, pattern: str | None) -> str | None:
+    if pattern is None:
+        return None
+    found = re.search(pattern, name)
+    if not found or not found.groups():
+        raise DatasetError(f"--patient-regex {pattern!r} finds no group in {name!r}; write it like '(P[0-9]+)_'")
+    return found[1]
+
+
+def from_table(source: Path, args) -> tuple[list[Picture], list[str]]:
+    """One line per image; labels are places in the class list, or 0 and 1 for each of several label columns."""
+    wanted = [args.file, *args.label, *filter(None, (args.patient, args.split))]
+    table = read_table(args.csv, wanted)
+    labels, classes = _labels(table, args)
+    pictures = []
+    for row, name in enumerate(table[args.file]):
+        path = inside(source, name, args.csv)
+        if not path.is_file():
+            raise DatasetError(f"{args.csv}: {name!r} is not under {source}")
+        split = _split(table[args.split][row], args.csv) if args.split else None
+        patient = table[args.patient][row] if args.patient else None
+        pictures.append(Picture(path, patient, labels[row], split))
+    return pictures, classes
+
+
+def _labels(table: pd.DataFrame, args) -> tuple[list, list[str]]:
+    unlabelled = table[args.split].str.lower() == "unlabelled" if args.split else np.zeros(len(table), bool)
+    told = table.loc[~unlabelled, args.label]
+    if (empty := (told == "").any(axis=1)).any():
+        row = told.index[empty][0]
+        raise DatasetError(f"{args.csv}: {table[args.file][row]!r} has no label; remove the line or split 'unlabelled'")
+    if len(args.label) > 1:
+        if not told.isin(["0", "1"]).all(axis=None):
+            raise DatasetError(f"{args.csv}: the label columns {', '.join(args.label)} should hold 0 and 1 only")
+        return (table[args.label] == "1").astype(int).to_numpy().tolist(), list(args.label)
+    column = table[args.label[0]]
+    numbers = pd.to_numeric(told[args.label[0]], errors="coerce")
+    classes = told[args.label[0]].unique()
+    classes = sorted(classes, key=float) if numbers.notna().all() else sorted(classes)
+    if args.task == "ordinal" and not numbers.notna().all():
+        raise DatasetError(f"{args.csv}: --task ordinal wants numbers in {args.label[0]!r}, found {classes[0]!r}")
+    return [classes.index(value) if value in classes else 0 for value in column], classes
+
+
+def _split(name: str, csv: Path) -> int:
+    if name.lower() not in SPLITS:
+        raise DatasetError(f"{csv}: {name!r} is no split; write {', '.join(SPLITS)}")
+    return SPLITS[name.lower()]
+
+
+def task_of(args, classes: list[str]) -> str:
+    """What kind of labels these are, from the columns and the number of classes unless told."""
+    if args.csv and len(args.label) > 1:
+        return "multilabel"
+    if len(classes) < 2:
+        raise DatasetError(f"every image has the same class, {classes[0]!r}: there is nothing to learn")
+    return args.task or ("binary" if len(classes) == 2 else "multiclass")
+
+
+def gray(image):
+    return to_gray(image), f"{image.mode} images turned gray" if image.mode != "L" else ""
+
+
+def colour(image):
+    return to_rgb(image), f"{image.mode} images turned RGB" if image.mode != "RGB" else ""
+
+
+def splits(kept: list[Picture], patients: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """The split codes given, or seeded ones by patient for images that have none."""
+    given = np.array([-1 if picture.split is None else picture.split for picture in kept])
+    if (given >= 0).all():
+        split = given.astype(np.uint8)
+    else:
+        positive = labels.any(axis=1) if labels.ndim == 2 else labels > 0
+        split = split_by_patient(patients, positive, seed)
+    for code, name in ((TRAIN, "train"), (TEST, "test")):
+        if not (split == code).any():
+            raise DatasetError(f"no image is in the {name} split; give more patients, or a split for every image")
+    return split
+
+
+def warn(split: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
+    """Say which classes a split lacks: nothing can be measured for them there."""
+    shown = labels.astype(bool) if labels.ndim == 2 else labels[:, None] == np.arange(len(classes))
+    for name, code in SPLITS.items():
+        if code != UNLABELLED and (split == code).any():
+            for lacking in np.flatnonzero(~shown[split == code].any(axis=0)):
+                print(f"warning: no {name} image shows {classes[lacking]!r}")
+
+
+def main(args) -> None:
+    if args.csv and not args.label:
+        raise DatasetError("--csv wants --label COLUMN as well, one or several")
+    if not args.name:
+        raise DatasetError("give the data set a name: --name NAME")
+    if args.source is None:
+        raise DatasetError("give --source PATH, the folder with your images")
+    source = open_source(args.source, "your images", args.out, "")
+    pictures, classes = from_table(source, args) if args.csv else from_classes(source, args.patient_regex)
+    task = task_of(args, classes)
+    if not any(picture.patient for picture in pictures):
+        print("no patients are known: every image counts as a patient of its own, so check that no one has two")
+        for picture in pictures:
+            picture.patient = str(picture.path.relative_to(source))
+    images, kept, report = read_images(pictures, gray if args.gray else colour, args)
+    labels = np.array([picture.label for picture in kept], np.uint8 if task == "multilabel" else np.int64)
+    patients = np.array([picture.patient for picture in kept])
+    split = splits(kept, patients, labels, args.seed)
+    warn(split, labels, classes)
+    card = {"title": args.title or args.name, "modality": args.modality, "task": task, "classes": classes}
+    card |= {"source": str(args.source.name), "licence": "your own", "citation": ""}
+    finish(args, {"images": images, "labels": labels, "patients": patients, "split": split}, card, report)
+
+
+if __name__ == "__main__":
+    parser = arguments(__doc__, "", 28, EXAMPLES)
+    parser.add_argument("--csv", type=Path, help="table with one line per image; else one folder per class")
+    parser.add_argument("--file", default="file", help="its column of paths below --source (%(default)s)")
+    parser.add_argument("--label", nargs="+", default=[], help="its column or columns of labels")
+    parser.add_argument("--patient", help="its column of patients")
+    parser.add_argument("--split", help="its column of splits: train, val, test, unlabelled")
+    parser.add_argument("--patient-regex", help="finds the patient in a file name, as the first group")
+    parser.add_argument("--task", choices=[t for t in TASKS if t != "multilabel"], help="kind of labels; else guessed")
+    parser.add_argument("--modality", choices=MODALITIES, default="other", help="decides the views (%(default)s)")
+    parser.add_argument("--gray", action="store_true", help="one channel, for X-rays; else colour")
+    parser.add_argument("--title", help="for figures; else the name")
+    run(main, parser)
