@@ -131,10 +131,17 @@ class StageBarlow(nn.Module):
 
     def forward(self, query_stages: Sequence[Tensor], key_stages: Sequence[Tensor]) -> list[Tensor]:
         """The weighted loss of each stage; add them up for the loss."""
+        return self.compare(self.project(query_stages), self.project([v.detach() for v in key_stages]))
+
+    def project(self, stages: Sequence[Tensor]) -> list[Tensor]:
+        """(B, D) projected averages of every stage."""
+        return [project(stage.mean(dim=(2, 3))) for project, stage in zip(self.projectors, stages, strict=True)]
+
+    def compare(self, z_query: Sequence[Tensor], z_key: Sequence[Tensor]) -> list[Tensor]:
+        """The weighted loss of each stage from its projections."""
         losses = []
-        for u, v, project, weight in zip(query_stages, key_stages, self.projectors, self.weights, strict=True):
-            u, v = u.mean(dim=(2, 3)), v.detach().mean(dim=(2, 3))  # (B, C_l)
-            on, off = barlow_terms(cross_correlation(project(u), project(v)))
+        for z_u, z_v, weight in zip(z_query, z_key, self.weights, strict=True):
+            on, off = barlow_terms(cross_correlation(z_u, z_v))
             losses.append(weight * self.scale * (on + self.off_diagonal * off))
         return losses
 

@@ -92,7 +92,6 @@ def draw_labels(shown: Shown, draws, data: MedicalImages, fraction: float, seed:
     tiles[: len(blocks)] = blocks
     axes[0].imshow(tiles.reshape(side, side), cmap="Blues", vmin=-0.15, vmax=1, interpolation="nearest")
     axes[0].set(title="labelled images (dark)", xlabel="patients side by side, line by line", xticks=[], yticks=[])
-    axes[0].grid(False)
     for _, false, true in shown.roc:
         axes[1].plot(false, true, color="#0072B2", linewidth=1.2, alpha=1 if len(shown.roc) == 1 else 0.5)
     axes[1].plot([0, 1], [0, 1], color="#999999", linestyle=":")

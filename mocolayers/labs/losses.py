@@ -22,7 +22,7 @@ LOSSES = ("raw MSE", "scale-free MSE", "Barlow", IDEAL)
 POOL = (4, 4, 1, 1)
 SCALE = 1 / 32  # s, as released
 SHOWN = 64  # features in the heat map
-MOST = 256  # images
+MOST = 128  # images, the lesson's batch
 
 
 class Stages(NamedTuple):
@@ -135,20 +135,19 @@ def compute(
     if loss == IDEAL:
         return _ideal(weights, similarity, batch, width, off_diagonal)
     u = [(gain * s[:batch]).requires_grad_(True) for s in stages.query]
-    v = [gain * s for s in second_view(stages, similarity, batch)]
+    others = ([gain * s for s in second_view(stages, similarity, batch)], [gain * s[:batch] for s in stages.stranger])
     if loss == "Barlow":
         module = _barlow(tuple(s.shape[1] for s in u), width)
         module.weights, module.off_diagonal = weights, off_diagonal
-        z = [module.projectors[stage - 1](s[stage - 1].mean(dim=(2, 3))) for s in (u, v)]
+        compare, own, (second, stranger) = module.compare, module.project(u), map(module.project, others)
+        z = own[stage - 1], second[stage - 1]
     else:
-        module = StageMSE(weights, POOL, scale_free=loss != "raw MSE")
-        z = [s[stage - 1].mean(dim=(2, 3)) for s in (u, v)]
-    terms = module(u, v)
-    gradients = torch.autograd.grad(sum(terms), u)
+        compare, own, (second, stranger) = StageMSE(weights, POOL, scale_free=loss != "raw MSE"), u, others
+        z = [s[stage - 1].mean(dim=(2, 3)) for s in (u, second)]
+    terms = compare(own, second)
     with torch.no_grad():
-        floor = module(u, u)
-        unrelated = module(u, [gain * s[:batch] for s in stages.stranger])
-        correlation = cross_correlation(*z)
+        floor, unrelated, correlation = compare(own, own), compare(own, stranger), cross_correlation(*z)
+    gradients = torch.autograd.grad(sum(terms), u)
     # From the scaled, pooled map back to the network's own: times the gain, spread over the places of each cell.
     pulls = [gain * g.norm().item() / cell**0.5 for g, cell in zip(gradients, stages.cell, strict=True)]
     nce = [pull[:batch].sum().item() ** 0.5 / batch for pull in stages.pull]
@@ -193,7 +192,6 @@ def draw_losses(found: Losses, stage: int):
     axes[0].legend(fontsize=8)
     axes[1].imshow(found.correlation[:SHOWN, :SHOWN], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     axes[1].set(title=f"correlation, stage {stage}", xlabel="feature of view k", ylabel="feature of view q")
-    axes[1].grid(False)
     axes[2].barh(x, found.shares, color=STAGE_COLOURS)
     axes[2].barh(x, 1 - found.shares, left=found.shares, color="#0072B2")
     axes[2].set_yticks(x, ["1", "2", "3", "4"])
@@ -235,7 +233,7 @@ def loss_lab(stages: Stages) -> Lab:
         "similarity": slider("views alike", 0.6, 0, 1, 0.05),
         "gain": power_slider("feature scale", 1.0, -2, 1),
         "batch": steps_slider("batch B", sizes[-1], sizes),
-        "width": steps_slider("projector D", 128, [16, 32, 64, 128, 256, 512]),
+        "width": steps_slider("projector D", 128, [16, 32, 64, 128, 256]),
         "off_diagonal": power_slider("off-diagonal w", 1.0, -3, 0),
         "weight": power_slider("weight λ", 0.1, -5, 2),
         **{f"stage{s}": slider(f"stage {s} (× λ)", 1.0, 0, 1, 0.25) for s in (1, 2, 3, 4)},

@@ -112,13 +112,14 @@ def quick_figure(columns: int, size: tuple[float, float], **options) -> tuple[Fi
     inch = 1 / size[0], 1 / size[1]
     figure.subplots_adjust(0.75 * inch[0], 0.55 * inch[1], 1 - 0.18 * inch[0], 1 - 0.32 * inch[1], 0.28)
     for axis in axes[0]:
-        axis.locator_params(nbins=5)
+        axis.locator_params(nbins=4)
+        axis.grid(False)
     return figure, axes[0]
 
 
 def encoded_png(figure: Figure) -> str:
     """A figure as base64 text of a PNG."""
-    return base64.b64encode(rendered(figure)).decode()
+    return base64.b64encode(rendered(figure, quick=True)).decode()
 
 
 def as_html(answer: Answer) -> str:

@@ -53,7 +53,6 @@ def draw_alike(found: Alike, sigma: float):
     for axis, kernel, name in zip(axes, found.kernels, ("first", "second"), strict=False):
         axis.imshow(kernel, cmap="cividis", vmin=0, vmax=1, interpolation="nearest")
         axis.set(title=f"kernel of the {name}", xlabel="image", xticks=[], yticks=[])
-        axis.grid(False)
     axes[2].hist(found.distances, 40, color="#56B4E9")
     axes[2].axvline(sigma, color="#D55E00", linewidth=2)
     axes[2].set(title="distances; line: sigma", xlabel="distance of two images", yticks=[])

@@ -37,7 +37,7 @@ def all_labs() -> dict[str, Lab]:
         "view": starting_at(labs.view_lab(three_pictures()), blur=4, rotation=30),
         "queue": labs.queue_lab(labs.key_history(recipe, data, steps=8)),
         "loss, MSE": labs.loss_lab(stages),
-        "loss, Barlow": starting_at(labs.loss_lab(stages), loss="Barlow", width=512),
+        "loss, Barlow": starting_at(labs.loss_lab(stages), loss="Barlow", width=256),
         "label": labs.label_lab(draws, data),
         "CKA": starting_at(labs.similarity_lab({"random": features}), rows=400, relative=True),
         "KS": labs.distribution_lab({"random": models}, class_matrix(data, test), data.task, classes),
