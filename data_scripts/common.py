@@ -114,7 +114,7 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
 
 def contact_sheet(data: MedicalImages):
     """A figure of some random images of every class in every split, for a look at what was made."""
-    from mocolayers.plots import image_sheet
+    from mocolayers.plots import strips
 
     rng, groups = np.random.default_rng(0), {}
     for split in SPLITS:
@@ -126,5 +126,5 @@ def contact_sheet(data: MedicalImages):
         for name, inside in kinds.items():
             if inside.any() and len(groups) < KINDS:
                 chosen = np.sort(rng.permutation(rows[inside])[:SHEET])
-                groups[f"{split}\n{name}"] = data.images[chosen]
-    return image_sheet(groups, SHEET, f"{data.name}: {len(data.images)} images of {data.side} px")
+                groups[f"{split}: {name}"] = data.images[chosen]
+    return strips(groups, SHEET, f"{data.name}: {len(data.images)} images of {data.side} px")

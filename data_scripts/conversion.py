@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import multiprocessing
+import os
 import shutil
+import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -98,13 +101,26 @@ def convert(pictures: list[Picture], prepare, side: int, work: Path, skip_bad: b
     known = len(paths) - sum(len(part) for _, part in waiting)
     if known:
         print(f"{known} of {len(paths)} images were converted before and are not read again")
-    with tqdm(total=len(paths), unit="image", initial=known) as bar, ProcessPoolExecutor(workers) as pool:
+    with (
+        tqdm(total=len(paths), unit="image", initial=known) as bar,
+        ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool,
+    ):
         for errors, count in pool.map(partial(_convert_part, prepare, side), waiting):
             bar.update(count)
             if errors and not skip_bad:
                 pool.shutdown(cancel_futures=True)
                 break
     return _gather([file for file, _ in jobs if file.is_file()], pictures, size, skip_bad)
+
+
+def _end_with_parent() -> None:
+    """A reading process whose script was killed would wait for work for ever."""
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _work_folder(work: Path, paths: list[Path], prepare, side: int) -> Path:

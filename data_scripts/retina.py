@@ -31,14 +31,20 @@ EXAMPLES = """  python data_scripts/retina.py --source ~/eyepacs
 
 
 def find_eyepacs(source: Path) -> list[Picture]:
-    """Both eyes carry the patient's number: ID_left.jpeg, ID_right.jpeg."""
-    table = read_table(source / "trainLabels.csv", ["image", "level"])
+    """Both eyes carry the patient's number: ID_left.jpeg, ID_right.jpeg.
+
+    The labels of the competition's test images were published later; they are used where their file is.
+    """
     pictures = []
-    for name, level in zip(table["image"], table["level"], strict=True):
-        path = inside(source / "train", f"{name}.jpeg")
-        if not path.is_file():
-            raise DatasetError(f"{source / 'trainLabels.csv'} names {name}, but {path} does not exist")
-        pictures.append(Picture(path, name.rsplit("_", 1)[0], int(level), grade=int(level)))
+    for labels, part in (("trainLabels.csv", "train"), ("retinopathy_solution.csv", "test")):
+        if part == "test" and not (source / labels).is_file():
+            continue
+        table = read_table(source / labels, ["image", "level"])
+        for name, level in zip(table["image"], table["level"], strict=True):
+            path = inside(source / part, f"{name}.jpeg")
+            if not path.is_file():
+                raise DatasetError(f"{source / labels} names {name}, but {path} does not exist")
+            pictures.append(Picture(path, name.rsplit("_", 1)[0], int(level), grade=int(level)))
     return pictures
 
 

@@ -121,7 +121,7 @@ def inside(root: Path, name: str, source: object = "the table") -> Path:
 def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     """A CSV with at least the given columns, as text."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False)
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: {error}") from None
     table.columns = table.columns.str.strip()

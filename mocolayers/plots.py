@@ -89,6 +89,18 @@ def image_sheet(groups: dict[str, np.ndarray], columns: int = 10, title: str = "
     return figure
 
 
+def strips(groups: dict[str, np.ndarray], columns: int, title: str) -> Figure:
+    """`image_sheet` for many groups of images (n, H, W, C): each is one picture, which draws ten times as fast."""
+    figure, axes = new_figure(len(groups), 1, (columns * 0.8 + 2, len(groups) * 0.85 + 0.4))
+    for axis, (name, images) in zip(axes[:, 0], groups.items(), strict=True):
+        line = np.full((images.shape[1], columns, *images.shape[2:]), 255, np.uint8)
+        line[:, : len(images)] = images.swapaxes(0, 1)
+        _picture(axis, line.reshape(len(line), -1, images.shape[3]))
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
 def view_sheet(originals: np.ndarray, first: np.ndarray, second: np.ndarray, title: str = "") -> Figure:
     """Each original (n, H, W, C) above its two views (n, C, H, W)."""
     figure, axes = new_figure(3, len(originals), (len(originals) * 1.0, 3.6))

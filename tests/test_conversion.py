@@ -1,6 +1,5 @@
 """Claims about reading many images: a part at a time, resumed after a kill, from folders and from archives."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import time
 import zipfile
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from test_data_scripts import noise, prepare, run_script, save
@@ -35,12 +35,14 @@ def test_a_killed_conversion_goes_on_where_it_was_and_ends_byte_identical(tmp_pa
     source, out = patches(tmp_path / "patches"), tmp_path / "out"
     command = [sys.executable, str(SCRIPTS / "breast_histology.py"), "--source", str(source), "--out", str(out)]
     command += ["--side", "256", "--workers", "1"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not list(out.glob(".breast_histology.work-*/*.npz")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.killpg(running.pid, signal.SIGKILL)
+    readers = psutil.Process(running.pid).children()
+    running.send_signal(signal.SIGKILL)
     running.communicate()
+    assert readers and not psutil.wait_procs(readers, timeout=20)[1], "the processes that read end with the script"
     parts = {path: path.stat().st_mtime_ns for path in out.glob(".breast_histology.work-*/[0-9]*.npz")}
     assert parts and not (out / "breast_histology").exists()
     read = subprocess.run([*command, "--seed", "0"], capture_output=True, text=True)

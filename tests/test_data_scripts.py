@@ -181,6 +181,14 @@ def test_eyepacs_both_eyes_of_a_patient_stay_together_and_grades_are_kept(tmp_pa
     assert corners < 30 and edges > 40, "the disc reaches the sides and the corners stay dark"
 
 
+def test_eyepacs_takes_the_competitions_test_images_where_their_labels_are(tmp_path):
+    tree = eyepacs_tree(tmp_path / "eyes", 12)
+    save(tree / "test" / "900_left.jpeg", fundus())
+    assert len(prepare("retina", tree, tmp_path / "out")[0].images) == 24
+    (tree / "retinopathy_solution.csv").write_text("image,level,Usage\n900_left,4,Private\n")
+    assert len(prepare("retina", tree, tmp_path / "more")[0].images) == 25
+
+
 def test_retina_grades_can_be_the_task(tmp_path):
     data, _ = prepare("retina", eyepacs_tree(tmp_path / "eyes"), tmp_path / "out", "--task", "grade")
     assert data.task == "ordinal" and data.labels.max() == 4
