@@ -85,8 +85,8 @@ def duplicates(images: np.ndarray, split: np.ndarray) -> dict[str, int]:
     return {"duplicate_images": int(len(images) - len(names)), "across_splits": int((sides.sum(axis=1) > 1).sum())}
 
 
-def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, report: dict) -> None:
-    """Complete the report, write the prepared data set, and print what it holds."""
+def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, report: dict) -> dict:
+    """Complete the report, write the prepared data set, print what it holds, and return the report."""
     split, labels = arrays["split"], arrays["labels"]
     report = report | duplicates(arrays["images"], split) | {"patients": {}, "classes": {}}
     for name, code in SPLITS.items():
@@ -110,6 +110,7 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
         print(f"  {note}: {count}")
     for line in report.get("skipped", []):
         print(f"  skipped {line}")
+    return report
 
 
 def contact_sheet(data: MedicalImages):

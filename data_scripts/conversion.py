@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from sources import fingerprint
 from tqdm import tqdm
 
 from mocolayers.errors import DatasetError
@@ -124,11 +125,7 @@ def _end_with_parent() -> None:
 
 
 def _work_folder(work: Path, paths: list[Path], prepare, side: int) -> Path:
-    seen = hashlib.sha256(f"{prepare.__module__}.{prepare.__name__} {side}".encode())
-    for path in paths:
-        about = path.stat()
-        seen.update(f"\n{path} {about.st_size} {about.st_mtime_ns}".encode())
-    folder = work.with_name(f"{work.name}-{seen.hexdigest()[:12]}")
+    folder = work.with_name(f"{work.name}-{fingerprint(paths, f'{prepare.__module__}.{prepare.__name__} {side}')}")
     for other in work.parent.glob(f"{work.name}-*"):
         if other != folder:
             shutil.rmtree(other)
@@ -210,6 +207,16 @@ def to_gray(image: Image.Image) -> Image.Image:
         values = np.asarray(image, dtype=np.float32)
         return Image.fromarray((values / 257 if values.max() > 255 else values).astype(np.uint8))
     return image.convert("L")
+
+
+def gray(image: Image.Image) -> tuple[Image.Image, str]:
+    """`to_gray` for `convert`, with a note where the image was not."""
+    return to_gray(image), f"{image.mode} images turned gray" if image.mode != "L" else ""
+
+
+def colour(image: Image.Image) -> tuple[Image.Image, str]:
+    """`to_rgb` for `convert`, with a note where the image was not."""
+    return to_rgb(image), f"{image.mode} images turned RGB" if image.mode != "RGB" else ""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

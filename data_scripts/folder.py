@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from common import arguments, finish, read_images, run, split_by_patient
-from conversion import Picture, to_gray, to_rgb
+from conversion import Picture, colour, gray
 from sources import inside, open_source, read_table
 
-from mocolayers.datasets import SPLITS, TASKS, TEST, TRAIN, UNLABELLED
+from mocolayers.datasets import SPLITS, TASKS, TEST, TRAIN
 from mocolayers.errors import DatasetError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
@@ -101,14 +101,6 @@ def task_of(args, classes: list[str]) -> str:
     return args.task or ("binary" if len(classes) == 2 else "multiclass")
 
 
-def gray(image):
-    return to_gray(image), f"{image.mode} images turned gray" if image.mode != "L" else ""
-
-
-def colour(image):
-    return to_rgb(image), f"{image.mode} images turned RGB" if image.mode != "RGB" else ""
-
-
 def splits(kept: list[Picture], patients: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
     """The split codes given, or seeded ones by patient for images that have none."""
     given = np.array([-1 if picture.split is None else picture.split for picture in kept])
@@ -123,13 +115,12 @@ def splits(kept: list[Picture], patients: np.ndarray, labels: np.ndarray, seed: 
     return split
 
 
-def warn(split: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
+def warn(counts: dict[str, dict[str, int]]) -> None:
     """Say which classes a split lacks: nothing can be measured for them there."""
-    shown = labels.astype(bool) if labels.ndim == 2 else labels[:, None] == np.arange(len(classes))
-    for name, code in SPLITS.items():
-        if code != UNLABELLED and (split == code).any():
-            for lacking in np.flatnonzero(~shown[split == code].any(axis=0)):
-                print(f"warning: no {name} image shows {classes[lacking]!r}")
+    for split, classes in counts.items():
+        for name, count in classes.items():
+            if split != "unlabelled" and not count:
+                print(f"warning: no {split} image shows {name!r}")
 
 
 def main(args) -> None:
@@ -150,10 +141,10 @@ def main(args) -> None:
     labels = np.array([picture.label for picture in kept], np.uint8 if task == "multilabel" else np.int64)
     patients = np.array([picture.patient for picture in kept])
     split = splits(kept, patients, labels, args.seed)
-    warn(split, labels, classes)
     card = {"title": args.title or args.name, "modality": args.modality, "task": task, "classes": classes}
     card |= {"source": str(args.source.name), "licence": "your own", "citation": ""}
-    finish(args, {"images": images, "labels": labels, "patients": patients, "split": split}, card, report)
+    arrays = {"images": images, "labels": labels, "patients": patients, "split": split}
+    warn(finish(args, arrays, card, report)["classes"])
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from common import arguments, finish, read_images, run, split_by_patient
-from conversion import Picture, to_gray
+from conversion import Picture, gray
 from sources import inside, open_source, read_table
 
 from mocolayers.datasets import TEST, TRAIN, UNLABELLED
@@ -86,10 +86,6 @@ def unlabelled(source: Path, known: list[Picture], split: np.ndarray) -> list[Pi
     return more
 
 
-def plain(image):
-    return to_gray(image), f"{image.mode} images turned gray" if image.mode != "L" else ""
-
-
 def main(args) -> None:
     source = open_source(args.source, "Data_Entry_2017.csv and images_*/", args.out, KAGGLE)
     pictures = find(source)
@@ -101,7 +97,7 @@ def main(args) -> None:
         picture.split = int(code)
     if args.unlabelled:
         pictures += unlabelled(open_source(args.unlabelled, "a second NIH tree", args.out, KAGGLE), pictures, split)
-    images, kept, report = read_images(pictures, plain, args)
+    images, kept, report = read_images(pictures, gray, args)
     labels = np.array([picture.label for picture in kept], np.uint8)
     task = {"task": "multilabel", "classes": FINDINGS}
     if args.task == "finding":

@@ -1,6 +1,6 @@
 """Where the images come from: an unpacked folder, an archive that is unpacked once, or the publisher by kagglehub."""
 
-import contextlib
+import hashlib
 import shutil
 import tarfile
 import tempfile
@@ -35,25 +35,26 @@ def open_source(source: Path | None, what: str, out: Path, kaggle: str) -> Path:
     if source.is_file():
         if not source.name.endswith(ARCHIVES):
             raise DatasetError(f"{source} is neither a folder nor one of {', '.join(ARCHIVES)}; it should hold {what}")
-        return unpack([source], out / f".{source.name}.unpacked")
+        return unpack([source], out)
     archives = sorted(p for p in source.iterdir() if p.name.endswith((*ARCHIVES, ".zip.001")))
     if not archives:
         return source
     # Publishers give the images as archives beside the tables.
-    target = unpack(archives, out / f".{source.name}.unpacked")
+    target = unpack(archives, out)
     for table in [*source.glob("*.csv"), *source.glob("*.txt")]:
         shutil.copy2(table, target / table.name)
     return target
 
 
-def unpack(archives: list[Path], target: Path) -> Path:
-    """Unpack archives into one folder; it stands under its final name only when it is whole.
+def unpack(archives: list[Path], out: Path) -> Path:
+    """Unpack archives into one folder of `out`, named after what they are; it stands there only when it is whole.
 
     What was unpacked before is not unpacked again; after an interruption it goes on with the archive it stood at.
 
     Raises:
         DatasetError: a damaged archive, or a member that would be written outside the target.
     """
+    target = out / f".{archives[0].name}-{fingerprint(archives)}.unpacked"
     if target.is_dir():
         return target
     partial = target.with_name(target.name + ".partial")
@@ -63,10 +64,7 @@ def unpack(archives: list[Path], target: Path) -> Path:
         if done.is_file():
             continue
         try:
-            if archive.name.endswith((".zip", ".zip.001")):
-                _unzip(archive, partial)
-            else:
-                _untar(archive, partial)
+            _unpack_one(archive, partial)
         except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
             raise DatasetError(f"{archive} cannot be unpacked: {error}") from None
         done.touch()
@@ -74,16 +72,23 @@ def unpack(archives: list[Path], target: Path) -> Path:
     return target
 
 
-def _unzip(archive: Path, target: Path) -> None:
-    pieces = sorted(archive.parent.glob(archive.name.removesuffix(".001") + ".0*")) or [archive]
-    with contextlib.ExitStack() as stack:
-        whole = stack.enter_context(tempfile.TemporaryFile(dir=target)) if len(pieces) > 1 else archive
-        for piece in pieces if len(pieces) > 1 else []:
-            with open(piece, "rb") as file:
-                shutil.copyfileobj(file, whole)
-        file = stack.enter_context(zipfile.ZipFile(whole))
-        for member in tqdm(file.infolist(), desc=f"unpacking {archive.name}", unit="file"):
-            inside(target, member.filename, archive)
+def _unpack_one(archive: Path, target: Path) -> None:
+    if archive.name.endswith(".zip"):
+        _unzip(archive, target)
+    elif archive.name.endswith(".zip.001"):  # one zip, cut into pieces
+        with tempfile.TemporaryFile(dir=target) as whole:
+            for piece in sorted(archive.parent.glob(archive.name.removesuffix("001") + "*")):
+                with open(piece, "rb") as file:
+                    shutil.copyfileobj(file, whole)
+            _unzip(whole, target)
+    else:
+        _untar(archive, target)
+
+
+def _unzip(archive, target: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        for member in tqdm(file.infolist(), desc="unpacking", unit="file"):
+            inside(target, member.filename, "the archive")
             file.extract(member, target)
 
 
@@ -108,6 +113,15 @@ def _download(kaggle: str, what: str) -> Path:
             f"{kaggle} could not be downloaded ({first}). To download: {CREDENTIALS} and accept the "
             f"terms on its page. Or pass --source PATH, a folder or archive with {what}"
         ) from None
+
+
+def fingerprint(files: list[Path], about: str = "") -> str:
+    """Twelve characters that change with the names, sizes and times of files, and with what is done with them."""
+    seen = hashlib.sha256(about.encode())
+    for path in files:
+        state = path.stat()
+        seen.update(f"\n{path} {state.st_size} {state.st_mtime_ns}".encode())
+    return seen.hexdigest()[:12]
 
 
 def inside(root: Path, name: str, source: object = "the table") -> Path:

@@ -31,7 +31,7 @@ from mocolayers.metrics import calibration_error
 from mocolayers.recipe import Evaluation
 from mocolayers.runs import Run
 from mocolayers.similarity import cka, cka_null, patient_interval, released_cka
-from mocolayers.views import to_float
+from mocolayers.views import batches, to_float
 
 STAGES = (1, 2, 3, 4)
 PIXEL_SIDE = 28
@@ -56,8 +56,8 @@ def stage_features(
     encoder.eval()
     device = next(encoder.parameters()).device
     parts = []
-    for group in np.array_split(rows, max(1, -(-len(rows) // batch))):
-        stages = encoder(to_float(torch.from_numpy(data.images[group]).to(device))).stages
+    for x in batches(data, rows, device, batch):
+        stages = encoder(x).stages
         parts.append([F.adaptive_avg_pool2d(stage, pool).flatten(1).float().cpu().numpy() for stage in stages])
     return [np.concatenate(stage) for stage in zip(*parts, strict=True)]
 

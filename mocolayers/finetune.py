@@ -24,7 +24,7 @@ from mocolayers.moco import build_encoder
 from mocolayers.pretrain import resolve_device, step_generator
 from mocolayers.recipe import Evaluation, Views
 from mocolayers.runs import Run, load_weights, save_weights
-from mocolayers.views import random_view, to_float
+from mocolayers.views import batches, random_view, to_float
 
 MODES = ("linear", "finetune")
 # Mild on purpose, and the same at every label fraction.
@@ -42,11 +42,7 @@ def encode(encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, batch: 
     device = next(encoder.parameters()).device
 
     def encoded(own: np.ndarray) -> np.ndarray:
-        parts = [
-            encoder(to_float(torch.from_numpy(data.images[group]).to(device))).embedding.float().cpu()
-            for group in np.array_split(own, max(1, -(-len(own) // batch)))
-        ]
-        return torch.cat(parts).numpy()
+        return torch.cat([encoder(x).embedding.float().cpu() for x in batches(data, own, device, batch)]).numpy()
 
     return share_rows(rows, encoded)
 
@@ -143,11 +139,8 @@ class Classifier(nn.Module):
         device = self.head.weight.device
 
         def predicted(own: np.ndarray) -> np.ndarray:
-            parts = []
-            for group in np.array_split(own, max(1, -(-len(own) // batch))):
-                logits = self(to_float(torch.from_numpy(data.images[group]).to(device))).float()
-                parts.append(logits.sigmoid() if self.task == "multilabel" else logits.softmax(dim=1))
-            return torch.cat(parts).cpu().numpy()
+            logits = torch.cat([self(x).float() for x in batches(data, own, device, batch)])
+            return (logits.sigmoid() if self.task == "multilabel" else logits.softmax(dim=1)).cpu().numpy()
 
         return share_rows(rows, predicted)
 

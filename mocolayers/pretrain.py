@@ -30,7 +30,7 @@ from mocolayers.moco import MoCo, MoCoOutput
 from mocolayers.monitors import contrastive_accuracy, effective_rank, gradient_shares, knn_monitor, stage_statistics
 from mocolayers.recipe import Recipe
 from mocolayers.runs import Run, load_checkpoint, save_weights, start_from
-from mocolayers.views import TwoViews, to_float
+from mocolayers.views import TwoViews, batches, to_float
 
 CHECKPOINT_SECONDS = 30
 
@@ -119,9 +119,8 @@ def _train(trainer: "Trainer", run: Run, progress: bool, after_step) -> bool:
 
 def _save(trainer: "Trainer", run: Run) -> None:
     average_running_statistics(trainer.model)
-    if rank() == 0:
-        _write_history(trainer, run)
-        atomic_write(run.checkpoint_file, lambda path: torch.save(trainer.state(), path))
+    from_first(lambda: _write_history(trainer, run))
+    from_first(lambda: atomic_write(run.checkpoint_file, lambda path: torch.save(trainer.state(), path)))
 
 
 def _write_history(trainer: "Trainer", run: Run) -> None:
@@ -238,10 +237,9 @@ class Trainer:
 
     @torch.no_grad()
     def _encode(self, rows: np.ndarray) -> np.ndarray:
-        self.model.encoder_q.eval()
-        groups = np.array_split(rows, max(1, len(rows) // 250))
-        features = [self.model.encoder_q(to_float(self._images(group))).embedding.float().cpu() for group in groups]
-        self.model.encoder_q.train()
+        encoder = self.model.encoder_q.eval()
+        features = [encoder(x).embedding.float().cpu() for x in batches(self.data, rows, self.device)]
+        encoder.train()
         return torch.cat(features).numpy()
 
     def _observe(self, output: MoCoOutput, monitor: bool) -> dict[str, float]:

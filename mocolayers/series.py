@@ -147,13 +147,8 @@ def write_html(notebook: Path, page: Path) -> None:
     atomic_write(page, lambda path: path.write_text(body, encoding="utf-8"))
 
 
-def fingerprint(notebook: Path, values: dict) -> str:
-    """Changes with the notebook's source cells, its parameters, the module's code and the prepared data."""
-    return code_fingerprint(notebook, values) + data_fingerprint(values["DATASET"])
-
-
 def code_fingerprint(notebook: Path, values: dict) -> str:
-    """The part that a notebook cannot change while it runs."""
+    """Changes with the notebook's source cells, its parameters and the module's code: not while a notebook runs."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     parts = [json.dumps([[cell["cell_type"], cell["source"]] for cell in cells]), json.dumps(values, sort_keys=True)]
     parts += [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py"))]

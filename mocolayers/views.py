@@ -1,11 +1,14 @@
 """`TwoViews`: two random views of a whole batch of images at once, on the batch's device."""
 
 import math
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mocolayers.datasets import MedicalImages
 from mocolayers.distributed import own_part, world_size
 from mocolayers.recipe import Views
 
@@ -44,6 +47,12 @@ class TwoViews:
 def to_float(images: Tensor) -> Tensor:
     """(B, H, W, C) uint8 to (B, C, H, W) float32 in [0, 1]."""
     return images.permute(0, 3, 1, 2).to(torch.float32).div(255)
+
+
+def batches(data: MedicalImages, rows: np.ndarray, device: torch.device, size: int = 250) -> Iterator[Tensor]:
+    """The images of some rows as they are, (B, C, H, W) in [0, 1] on the device, at most `size` at a time."""
+    for group in np.array_split(rows, max(1, -(-len(rows) // size))):
+        yield to_float(torch.from_numpy(data.images[group]).to(device))
 
 
 def random_view(x: Tensor, views: Views, generator: torch.Generator, copies: int = 1) -> Tensor:

@@ -139,6 +139,14 @@ def test_archives_beside_the_tables_and_split_archives_are_put_together(tmp_path
     assert (found / "trainLabels.csv").is_file()
 
 
+def test_a_changed_archive_is_unpacked_again(tmp_path):
+    archive = tmp_path / "archive.zip"
+    for text in ("old", "newer"):
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("a.txt", text)
+        assert (sources.open_source(archive, "anything", tmp_path / "out", "") / "a.txt").read_text() == text
+
+
 @pytest.mark.parametrize("form", ["zip", "tar"])
 def test_an_archive_that_writes_outside_its_folder_is_refused(tmp_path, form):
     (tmp_path / "secret").write_text("harmless")

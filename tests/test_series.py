@@ -316,7 +316,12 @@ def fingerprint(tmp_path, monkeypatch):
     monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
     notebook = write_notebook(tmp_path, "01_any", "1 + 1")
     values = {"DATASET": "a", "PRESET": PRESET, "SEED": 0, "DEVICE": "auto", "RUNS_DIR": "runs"}
-    return lambda **changed: series.fingerprint(notebook, values | changed)
+
+    def fingerprint(**changed):
+        now = values | changed
+        return series.code_fingerprint(notebook, now) + series.data_fingerprint(now["DATASET"])
+
+    return fingerprint
 
 
 def test_the_fingerprint_tells_parameters_apart(fingerprint):
