@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
@@ -24,10 +25,11 @@ from mocolayers.finetune import fine_tune
 from mocolayers.moco import MoCo
 from mocolayers.pretrain import Feeder, Trainer, pretrain
 from mocolayers.recipe import PRETRAINED_ARMS, Evaluation, preset
+from mocolayers.series import HOME
 
 CPU = torch.device("cpu")
 # Two groups of batch-norm: one in each of two processes.
-SMALL = {"batch": 32, "queue": 80, "steps": 6, "monitor_every": 3, "log_every": 3, "bn_splits": 2}
+SMALL = {"batch": 32, "queue": 80, "steps": 6, "monitor_every": 3, "log_every": 3, "bn_splits": 2, "precision": "fp32"}
 PLAN = Evaluation(subsets=1, steps=4, batch=16, check_every=2, most_validation_rows=40, resamples=20)
 
 
@@ -235,6 +237,28 @@ def test_torchrun_ends_all_processes_when_one_dies(make_data, tmp_path):
     _, said = running.communicate(timeout=60)
     assert running.returncode != 0 and "SIGKILL" in said
     assert not any(worker.is_running() for worker in workers)
+
+
+LEAVES_THREADS = """
+from pathlib import Path
+from mocolayers import distributed
+
+with distributed.processes("cpu"):
+    import torch.distributed.nn.functional
+    distributed.from_first(lambda: None)
+print("left:", *((task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the threads of a process have names on Linux only")
+def test_no_thread_of_a_group_outlives_it_to_abort_the_process_at_exit(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(LEAVES_THREADS)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+    environment = os.environ | {"PYTHONPATH": str(HOME), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "left:" in done.stdout and "gloo" not in done.stdout
 
 
 def test_a_batch_that_processes_cannot_share_is_a_clear_error(monkeypatch):
