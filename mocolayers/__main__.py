@@ -19,11 +19,18 @@ EXAMPLES = {
     "finetune": """  python -m mocolayers finetune --dataset pneumoniamnist --arm mse --fraction 0.01 0.1
   python -m mocolayers finetune --dataset pneumoniamnist --arm mse --mode linear
   torchrun --nproc-per-node 2 -m mocolayers finetune --dataset nih --arm mse --fraction 0.01""",
+    "tune": """  python -m mocolayers tune
+  python -m mocolayers tune --dataset breast_histology --runs-dir trials""",
     "results": """  python -m mocolayers results
-  python -m mocolayers results --dataset pneumoniamnist --seed 0 1 2 3 4 --jobs 2
+  python -m mocolayers results --dataset pneumoniamnist --seed 10 11 12 --jobs 2 --skip-analyses
   python -m mocolayers results --only-write""",
+    "status": """  python -m mocolayers status
+  python -m mocolayers status --seed 10 11 --runs-dir runs""",
 }
-REAL = ["pneumoniamnist", "breast_histology", "nih", "retina"]
+REAL = ["pneumoniamnist", "breast_histology", "nih_finding", "retina"]
+RESULTS = series.HOME / "results"
+TUNING = ["pneumoniamnist", "breast_histology", "nih_finding"]
+FRESH = [10, 11, 12, 13, 14]
 
 
 def main(words: list[str] | None = None) -> int:
@@ -68,14 +75,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--fraction", nargs="+", type=float, help="label fractions in (0, 1]; default: the preset's")
 
+    command.add_argument("--subset", type=int, default=0, help="number of the label subset within the seed (0)")
+
+    command = _add(commands, "tune", "the same number of trials for every arm, judged on validation", run_tune)
+    _about_a_grid(command, TUNING)
+
     command = _add(commands, "results", "run the whole grid, then write results/ and the README's table", run_results)
-    command.add_argument("--dataset", nargs="+", default=REAL, help=f"prepared data sets ({' '.join(REAL)})")
-    command.add_argument("--seed", nargs="+", type=int, default=[0, 1, 2], help="seeds (0 1 2)")
-    command.add_argument("--arm", nargs="+", choices=ARMS, default=list(ARMS), help="arms (all)")
-    command.add_argument("--preset", choices=PRESETS, default="lesson", help="size of the runs (lesson)")
-    command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (runs)")
-    command.add_argument("--jobs", type=int, help="processes (one per core)")
+    _about_a_grid(command, REAL)
+    _about_seeds(command)
+    command.add_argument("--skip-analyses", action="store_true", help="no probing, similarity and output distances")
     command.add_argument("--only-write", action="store_true", help="train nothing: README from results/*.csv as it is")
+
+    command = _add(commands, "status", "how much of the grid is done, and when it may end", run_status)
+    _about_a_grid(command, REAL)
+    _about_seeds(command)
     return parser
 
 
@@ -91,6 +104,18 @@ def _add(commands, name: str, text: str, run) -> argparse.ArgumentParser:
     return command
 
 
+def _about_a_grid(command: argparse.ArgumentParser, datasets: list[str]) -> None:
+    command.add_argument("--dataset", nargs="+", default=datasets, help=f"prepared data sets ({' '.join(datasets)})")
+    command.add_argument("--preset", choices=PRESETS, default="lesson", help="size of the runs (lesson)")
+    command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (runs)")
+    command.add_argument("--jobs", type=int, help="processes (one per core)")
+
+
+def _about_seeds(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", nargs="+", type=int, default=FRESH, help=f"seeds ({' '.join(map(str, FRESH))})")
+    command.add_argument("--arm", nargs="+", choices=ARMS, default=list(ARMS), help="arms (all)")
+
+
 def _about_a_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dataset", default="auto", help="prepared data set (auto)")
     command.add_argument("--arm", choices=ARMS, default="moco", help="what is trained (moco)")
@@ -99,6 +124,7 @@ def _about_a_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (runs)")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
     command.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change fields of the recipe")
+    command.add_argument("--tuned", action="store_true", help="the arm's settings and the precision of the results")
     command.add_argument("--init", type=Path, help="start from these weights of a ResNet: .pth or .safetensors")
     command.add_argument("--compile", action="store_true", help="torch.compile the encoders, for long runs on a GPU")
 
@@ -128,10 +154,36 @@ def run_finetune(args: argparse.Namespace) -> int:
     run, data = _pretrained(args)
     plan = EVALUATIONS[args.preset]
     for fraction in args.fraction or plan.fractions:
-        row = evaluate(run, data, args.mode, fraction, 0, plan, args.device)
+        row = evaluate(run, data, args.mode, fraction, args.subset, plan, args.device)
         interval = f"{row['low']:.3f} to {row['high']:.3f}"
         _say(f"{args.mode} {fraction:g} ({row['labels']} labels): AUC {row['auc']:.3f}, 95% interval {interval}")
     return 0
+
+
+def run_tune(args: argparse.Namespace) -> int:
+    """Try all settings and write the table of trials and the choice."""
+    from mocolayers import tuning
+    from mocolayers.sweep import tune
+
+    trials = tune(args.dataset, args.preset, args.runs_dir, args.jobs)
+    for arm, changes in tuning.write_settings(trials, RESULTS).items():
+        print(f"{arm}: {changes or 'as in the preset'}")
+    return 0
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """Count what stands in the folder of runs."""
+    from mocolayers.sweep import status
+
+    print(status(args.dataset, args.seed, args.preset, tuple(args.arm), args.runs_dir, _settings(args.preset)))
+    return 0
+
+
+def _settings(preset_name: str) -> dict:
+    """What tuning chose; it was tuned for the lesson preset, others are run as they are."""
+    from mocolayers.tuning import read_settings
+
+    return read_settings(RESULTS) if preset_name == "lesson" else {}
 
 
 def run_results(args: argparse.Namespace) -> int:
@@ -139,12 +191,11 @@ def run_results(args: argparse.Namespace) -> int:
     from mocolayers import report
     from mocolayers.sweep import sweep, write_tables
 
-    folder = series.HOME / "results"
     if not args.only_write:
-        tables = sweep(args.dataset, args.seed, args.preset, tuple(args.arm), args.runs_dir, args.jobs)
-        write_tables(tables, folder)
-    report.write_readme(folder / "low_label.csv", series.HOME / "README.md")
-    print(f"tables and figures in {folder} and the results in README.md are written")
+        grid = (args.dataset, args.seed, args.preset, tuple(args.arm), args.runs_dir, args.jobs)
+        write_tables(sweep(*grid, _settings(args.preset), not args.skip_analyses), RESULTS)
+    report.write_readme(RESULTS / "low_label.csv", series.HOME / "README.md")
+    print(f"tables and figures in {RESULTS} and the results in README.md are written")
     return 0
 
 
@@ -165,6 +216,10 @@ def _chosen(args: argparse.Namespace):
     data, changes = load(args.dataset), _changes(args.set)
     if args.init:
         changes["init"] = initial_weights(args.init)[1]
+    if args.tuned:
+        from mocolayers.tuning import changed
+
+        return changed(args.preset, args.arm, data, args.seed, _settings(args.preset).get(args.arm, {}) | changes), data
     return preset(args.preset, args.arm, data, args.seed, **changes), data
 
 

@@ -65,16 +65,24 @@ def linear_evaluation(
     Returns:
         (n_test, L) probabilities for the test rows, and the chosen C.
     """
+    probe, _ = best_probe(features, data, rows, plan)
+    return probe.predict(features["test"]), probe.penalty
+
+
+def best_probe(
+    features: dict[str, np.ndarray], data: MedicalImages, rows: np.ndarray, plan: Evaluation
+) -> tuple["LinearProbe", float]:
+    """The probe of `linear_evaluation` and its validation AUC; neither features nor labels of the test are needed."""
     inside = np.searchsorted(data.rows("train"), rows)
     x, classes = features["train"][inside], class_matrix(data, rows)
     truth = class_matrix(data, data.rows("val"))
     best, chosen = -np.inf, None
     for penalty in plan.penalties:
         model = LinearProbe(data.task, penalty).fit(x, classes)
-        reached = np.nan_to_num(macro_auc(truth, model.predict(features["val"]))[0])
+        reached = float(np.nan_to_num(macro_auc(truth, model.predict(features["val"]))[0]))
         if reached > best:
             best, chosen = reached, model
-    return chosen.predict(features["test"]), chosen.penalty
+    return chosen, best
 
 
 class LinearProbe:
