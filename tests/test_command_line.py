@@ -18,7 +18,7 @@ def command(*words, data):
     )
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune", "series", "results"])
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "series", "tune", "results", "status"])
 def test_help_shows_examples(name, capsys):
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])

@@ -1,0 +1,59 @@
+"""Claims about how the paper's claims are read from tables."""
+
+import pandas as pd
+import pytest
+
+from mocolayers import claims
+from mocolayers.series import HOME
+
+
+def table(gains, **more):
+    """`mse` beats `moco` by gains[dataset][seed]."""
+    cells = [(dataset, seed, gain) for dataset, by_seed in gains.items() for seed, gain in enumerate(by_seed)]
+    rows = [
+        {"dataset": dataset, "seed": seed, "arm": arm, "auc": 0.7 + (arm == "mse") * gain} | more
+        for dataset, seed, gain in cells
+        for arm in ("moco", "mse")
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_differences_are_averaged_over_data_sets_within_a_seed():
+    found = claims.paired_by_seed(table({"a": [0.0, 0.1], "b": [0.2, 0.1]}), "auc")
+    assert found["mse"].tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_a_seed_that_is_missing_on_one_data_set_does_not_count():
+    missing = pd.DataFrame([{"dataset": "b", "seed": 1, "arm": "moco", "auc": 0.7}])
+    found = claims.paired_by_seed(pd.concat([table({"a": [0.1, 0.5], "b": [0.1]}), missing]), "auc")
+    assert found["mse"].dropna().tolist() == pytest.approx([0.1])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "better", "sign", "said"),
+    [
+        (0.01, 0.02, 0, 1, "supported"),
+        (-0.02, 0.01, 0, 1, "cannot tell"),
+        (-0.02, -0.01, 0, 1, "opposite"),
+        (-0.02, -0.01, 0, -1, "supported"),
+        (-0.005, 0.01, -0.01, 1, "supported"),
+    ],
+)
+def test_a_claim_has_a_side(low, high, better, sign, said):
+    assert claims.judged(low, high, better, sign) == said
+
+
+def test_the_gain_that_shrinks_with_labels_is_seen(tmp_path):
+    rows = [table({"a": [0.2, 0.21]}, fraction=0.01), table({"a": [0.0, 0.01]}, fraction=1.0)]
+    pd.concat(rows).assign(mode="linear").to_csv(tmp_path / "low_label.csv", index=False)
+    found = claims.claims(tmp_path).set_index("claim")
+    shrinks = found.loc["3 gains are largest with few labels"]
+    assert shrinks["difference"] == pytest.approx(0.2) and shrinks["verdict"] == "supported"
+    assert not any(claim.startswith(("4", "5", "6")) for claim in found.index), "a missing table leaves its claims out"
+
+
+def test_every_claim_is_answered_for_every_arm_from_the_committed_tables():
+    found = claims.claims(HOME / "results")
+    assert {claim[0] for claim in found["claim"]} == set("123456")
+    assert (found.groupby("claim")["arm"].nunique() == 4).all()
+    assert set(found["verdict"]) <= set(claims.JUDGED)
