@@ -3,6 +3,7 @@
 Plain functions and modules on tensors; nothing here knows about queues, optimisers or training.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -32,8 +33,28 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[T
 
 
 def pool_stage(stage: Tensor, side: int) -> Tensor:
-    """Average-pool a feature map (B, C, H, W) to (B, C, side, side)."""
-    return F.adaptive_avg_pool2d(stage, side)
+    """Average-pool a feature map (B, C, H, W) to (B, C, side, side), over the windows of `adaptive_avg_pool2d`.
+
+    Matrix products, because the gradients of torch's pooling, and of a mean over H and W, are in another order of
+    memory than channels-last maps: on a processor they cost several times as much as the pooling.
+    """
+    b, c, h, w = stage.shape
+    if h == w == side:
+        return stage
+    x = stage.permute(0, 2, 3, 1)  # (B, H, W, C)
+    if side == 1:
+        return x.flatten(1, 2).mean(dim=1).view(b, c, 1, 1)
+    down, across = windows(h, side).to(x), windows(w, side).to(x)
+    x = (down @ x.flatten(2)).view(b * side, w, c)
+    x = (across @ x).view(b, side, side, c)
+    return (x / torch.outer(down.sum(1), across.sum(1)).unsqueeze(2)).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def windows(length: int, count: int) -> Tensor:
+    """(count, length) ones where a pixel of a line is in a window of adaptive pooling; they may overlap, and else 0."""
+    start, pixel = torch.arange(count).unsqueeze(1) * length, torch.arange(length)
+    return ((pixel >= start // count) & (pixel < -(-(start + length) // count))).float()
 
 
 def stage_distance(u: Tensor, v: Tensor, scale_free: bool = False) -> Tensor:
@@ -135,7 +156,9 @@ class StageBarlow(nn.Module):
 
     def project(self, stages: Sequence[Tensor]) -> list[Tensor]:
         """(B, D) projected averages of every stage."""
-        return [project(stage.mean(dim=(2, 3))) for project, stage in zip(self.projectors, stages, strict=True)]
+        return [
+            project(pool_stage(stage, 1).flatten(1)) for project, stage in zip(self.projectors, stages, strict=True)
+        ]
 
     def compare(self, z_query: Sequence[Tensor], z_key: Sequence[Tensor]) -> list[Tensor]:
         """The weighted loss of each stage from its projections."""

@@ -20,7 +20,8 @@ class MoCoOutput(NamedTuple):
         terms: "info_nce", and "stage1" ... "stage4" where a stage loss is on; weighted scalars.
         logits: (B, 1 + K), the positive in column 0.
         q, k: (B, D) unit-length queries and keys.
-        query_stages, key_stages: four feature maps (B, C_l, H_l, W_l) each, rows in the order of the batch.
+        query_stages, key_stages: four feature maps each, pooled as the stage loss pools them or else averaged,
+            (B, C_l, side_l, side_l); rows in the order of the batch.
     """
 
     loss: Tensor
@@ -112,12 +113,18 @@ class MoCo(nn.Module):
         self.filled.copy_((self.filled + len(keys)).clamp(max=length))
 
     def _encode(self, encoder: StagedResNet, x: Tensor) -> Encoded:
-        """Encode in groups, each with batch-norm statistics of its own: bn_splits in all, at least one a process."""
-        groups = [encoder(group) for group in x.chunk(max(1, self.bn_splits // world_size()))]
-        if len(groups) == 1:
-            return groups[0]
+        """Encode in groups, each with batch-norm statistics of its own: bn_splits in all, at least one a process.
+
+        The stages come pooled: whole maps are slow to put together and in order, and nothing looks at them.
+        """
+        groups = [self._pooled(encoder(group)) for group in x.chunk(max(1, self.bn_splits // world_size()))]
         stages = [torch.cat(maps) for maps in zip(*(group.stages for group in groups), strict=True)]
         return Encoded(stages, torch.cat([group.embedding for group in groups]))
+
+    def _pooled(self, encoded: Encoded) -> Encoded:
+        sides = getattr(self.stage_loss, "pool", (1,) * 4)
+        stages = [pool_stage(s, min(side, s.shape[2])) for s, side in zip(encoded.stages, sides, strict=True)]
+        return Encoded(stages, encoded.embedding)
 
     def _encode_shuffled(self, x: Tensor, generator: torch.Generator | None) -> Encoded:
         """Encode keys in another grouping than the queries, so that batch statistics do not give the pairs away.
@@ -126,17 +133,12 @@ class MoCo(nn.Module):
         unrelated images. Returned are the stages of this process's rows, and the embeddings of all.
         """
         if self.bn_splits == 1 and world_size() == 1:
-            return self.encoder_k(x)
+            return self._encode(self.encoder_k, x)
         x = gather(x)
         order = torch.randperm(len(x), generator=generator).to(x.device)
         back, mine = order.argsort(), own_part(len(x))
         key = self._encode(self.encoder_k, x[order[mine]])
-        if world_size() == 1:
-            return Encoded([stage[back] for stage in key.stages], key.embedding[back])
-        # Whole maps would be more than a network wants to carry; the losses and monitors only look at pooled ones.
-        sides = getattr(self.stage_loss, "pool", (1,) * 4)
-        pooled = [pool_stage(s, min(side, s.shape[2])) for s, side in zip(key.stages, sides, strict=True)]
-        return Encoded([gather(stage)[back[mine]] for stage in pooled], gather(key.embedding)[back])
+        return Encoded([gather(stage)[back[mine]] for stage in key.stages], gather(key.embedding)[back])
 
 
 def follow(key: list[Tensor], query: list[Tensor], momentum: float) -> None:

@@ -7,7 +7,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from mocolayers.encoder import StagedResNet
-from mocolayers.losses import StageBarlow, StageMSE, barlow_terms, cross_correlation, info_nce, stage_distance
+from mocolayers.losses import (
+    StageBarlow,
+    StageMSE,
+    barlow_terms,
+    cross_correlation,
+    info_nce,
+    pool_stage,
+    stage_distance,
+)
 
 SHAPES = [(6, 8, 8, 8), (6, 16, 4, 4), (6, 32, 2, 2), (6, 64, 1, 1)]
 
@@ -32,6 +40,17 @@ def test_info_nce_equals_a_softmax_built_by_hand(length):
         by_hand.append(-np.log(positive / (positive + np.exp(queue @ q[row] / 0.2).sum())))
     assert loss.item() == pytest.approx(np.mean(by_hand), abs=1e-5)
     assert logits.shape == (5, 1 + length)
+
+
+@pytest.mark.parametrize("side", [1, 2, 4, 7, 14, 16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_pooling_and_its_gradient_equal_torchs_whether_the_side_divides_or_not(side, layout):
+    maps = [normal(3, 5, 14, 10).to(memory_format=layout).requires_grad_() for _ in range(2)]
+    pooled = [pool(x, side) for pool, x in zip((pool_stage, F.adaptive_avg_pool2d), maps, strict=True)]
+    assert torch.allclose(*pooled, atol=1e-6)
+    for x in pooled:
+        (x * normal(*x.shape, seed=1)).sum().backward()
+    assert torch.allclose(maps[0].grad, maps[1].grad, atol=1e-6)
 
 
 def test_stage_mse_equals_torch_on_pooled_maps():

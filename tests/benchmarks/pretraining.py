@@ -1,7 +1,8 @@
 """Pretraining speed of every arm against its compute bound, side by side.
 
-The bound does the same encoder passes, backward pass, optimiser step and momentum update on fixed tensors: no views, no
-queue, no stage loss, no monitors. Repeats go round all rows in turn, so that a slow minute hits all of them alike.
+The bound does the same encoder passes, backward pass, optimiser step and momentum update in the same precision on fixed
+tensors: no views, no queue, no stage loss, no monitors. Repeats go round all rows in turn, so that a slow minute hits
+all of them alike.
 """
 
 import statistics
@@ -10,10 +11,10 @@ import time
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from mocolayers.datasets import MedicalImages
-from mocolayers.moco import MoCo
 from mocolayers.pretrain import Trainer
 from mocolayers.recipe import PRETRAINED_ARMS, preset
 
@@ -30,28 +31,32 @@ def made_up_images(side: int, channels: int, sizes: tuple[int, int, int] = (2048
     return MedicalImages("bench", card, images, rng.integers(0, 2, n), np.arange(n), split)
 
 
-def trainer_step(data: MedicalImages, arm: str):
+def trainer_step(data: MedicalImages, arm: str, **changes):
     """A function that does one real training step without monitors."""
-    recipe = preset("lesson", arm, data, log_every=10**9, monitor_every=10**9, steps=10**8)
+    recipe = preset("lesson", arm, data, log_every=10**9, monitor_every=10**9, steps=10**8, **changes)
     trainer = Trainer(recipe, data, CPU)
     trainer.train_step()
     return trainer.train_step, recipe.batch
 
 
-def bound_step(data: MedicalImages):
+def bound_step(data: MedicalImages, **changes):
     """A function that does the encoder work of one MoCo step on fixed tensors."""
-    recipe = preset("lesson", "moco", data)
-    model = MoCo(recipe).to(memory_format=torch.channels_last).train()
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
+    recipe = preset("lesson", "moco", data, **changes)
+    trainer = Trainer(recipe, data, CPU)
+    model, optimiser = trainer.model, trainer.optimiser
     x = torch.rand(recipe.batch, data.channels, data.side, data.side).to(memory_format=torch.channels_last)
 
+    def encode(encoder: nn.Module, head: nn.Module) -> torch.Tensor:
+        return head(torch.cat([encoder(group).embedding for group in x.chunk(recipe.bn_splits)]))
+
     def step() -> None:
-        embedding = model.head_q(model._encode(model.encoder_q, x).embedding)
-        with torch.no_grad():
-            model.momentum_update()
-            model.head_k(model._encode(model.encoder_k, x).embedding)
+        with trainer.autocast():
+            q = encode(model.encoder_q, model.head_q)
+            with torch.no_grad():
+                model.momentum_update()
+                encode(model.encoder_k, model.head_k)
         optimiser.zero_grad(set_to_none=True)
-        embedding.square().mean().backward()
+        q.float().square().mean().backward()
         optimiser.step()
 
     step()
