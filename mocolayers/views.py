@@ -95,8 +95,8 @@ def luma(x: Tensor) -> Tensor:
     """(B, 1, H, W) gray value of (B, 3, H, W) colour, or of (B, 1, H, W) itself."""
     if x.shape[1] == 1:
         return x
-    weights = torch.tensor(LUMA, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
-    return (x * weights).sum(dim=1, keepdim=True)
+    red, green, blue = x.split(1, dim=1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
@@ -107,8 +107,17 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     kernel = torch.exp(-0.5 * (offset / sigma.view(b, 1).clamp_min(1e-3)) ** 2)
     kernel = kernel / kernel.sum(dim=1, keepdim=True)  # (B, 2r + 1)
     padded = F.pad(x, (radius,) * 4, mode="reflect")
-    rows = sum(kernel[:, i].view(b, 1, 1, 1) * padded[:, :, i : i + h] for i in range(2 * radius + 1))
-    return sum(kernel[:, i].view(b, 1, 1, 1) * rows[..., i : i + w] for i in range(2 * radius + 1))
+    return _correlate(_correlate(padded, kernel, dim=2), kernel, dim=3)
+
+
+def _correlate(x: Tensor, kernel: Tensor, dim: int) -> Tensor:
+    """Correlate each image (B, C, H, W) with its own kernel (B, K) along H or W, which becomes shorter by K - 1."""
+    weights = kernel.T.reshape(-1, len(x), 1, 1, 1)  # (K, B, 1, 1, 1)
+    length = x.shape[dim] - len(weights) + 1
+    y = weights[0] * x.narrow(dim, 0, length)
+    for place, weight in enumerate(weights[1:], start=1):
+        y.addcmul_(weight, x.narrow(dim, place, length))
+    return y
 
 
 def _geometry(views: Views, draws: Draws) -> Tensor:
@@ -128,22 +137,37 @@ def _geometry(views: Views, draws: Draws) -> Tensor:
 
 
 def _resample(x: Tensor, geometry: Tensor) -> Tensor:
-    grid = F.affine_grid(geometry, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    h, w = x.shape[2:]
+    column, row = ((2 * torch.arange(n, device=x.device) + 1) / n - 1 for n in (w, h))
+    across = geometry[:, :, :1] * column  # (B, 2, W)
+    down = geometry[:, :, 1:2] * row + geometry[:, :, 2:]  # (B, 2, H)
+    grid = down.unsqueeze(3) + across.unsqueeze(2)  # (B, 2, H, W); torch's affine_grid takes ten times as long
+    return F.grid_sample(x, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def _jitter(x: Tensor, views: Views, draws: Draws) -> Tensor:
     """Brightness, contrast, saturation, hue, in this order; the same probability for the four together."""
     if not views.jitter:
         return x
-    y = x * _uniform(x, 1 - views.brightness, 1 + views.brightness, draws)
-    mean = luma(y).mean(dim=(2, 3), keepdim=True)
-    y = mean + (y - mean) * _uniform(x, 1 - views.contrast, 1 + views.contrast, draws)
+    brightness = _uniform(x, 1 - views.brightness, 1 + views.brightness, draws)
+    contrast = _uniform(x, 1 - views.contrast, 1 + views.contrast, draws)
+    mean = luma(x.mean(dim=(2, 3), keepdim=True))
+    y = torch.addcmul(brightness * (1 - contrast) * mean, brightness * contrast, x)
     if x.shape[1] == 3 and (views.saturation or views.hue):
-        gray = luma(y)
-        y = gray + (y - gray) * _uniform(x, 1 - views.saturation, 1 + views.saturation, draws)
-        y = _turn_hue(y, _uniform(x, -views.hue, views.hue, draws))
-    return torch.where(_happens(x, views.jitter, draws), y.clamp(0, 1), x)
+        saturation = _uniform(x, 1 - views.saturation, 1 + views.saturation, draws)
+        y = _change_colours(y, saturation, _uniform(x, -views.hue, views.hue, draws))
+    return torch.where(_happens(x, views.jitter, draws), y.clamp_(0, 1), x)
+
+
+def _change_colours(x: Tensor, saturation: Tensor, turn: Tensor) -> Tensor:
+    """Saturation and hue of each image (B, 3, H, W), by (B, 1, 1, 1).
+
+    Both are linear in the colour, so it is enough to change the three primary colours and to mix them for each pixel.
+    """
+    primary = torch.eye(3, device=x.device).view(1, 3, 3, 1)  # an image of three pixels
+    gray = luma(primary)
+    changed = _turn_hue(gray + (primary - gray) * saturation, turn)  # (B, 3, 3, 1)
+    return (changed.squeeze(3) @ x.flatten(2)).view_as(x)
 
 
 def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
