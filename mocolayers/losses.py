@@ -102,7 +102,7 @@ def cross_correlation(z_u: Tensor, z_v: Tensor, eps: float = 1e-5) -> Tensor:
     Source: Zbontar et al. 2021, equation 2 (2103.03230), with batch-norm's biased variance and epsilon.
     """
     z_u, z_v = standardise(z_u, eps), standardise(z_v, eps)
-    return mean_over_processes(z_u.T @ z_v / len(z_u))
+    return mean_over_processes(z_u.T @ (z_v / len(z_v)))
 
 
 def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:
@@ -152,13 +152,12 @@ class StageBarlow(nn.Module):
 
     def forward(self, query_stages: Sequence[Tensor], key_stages: Sequence[Tensor]) -> list[Tensor]:
         """The weighted loss of each stage; add them up for the loss."""
-        return self.compare(self.project(query_stages), self.project([v.detach() for v in key_stages]))
+        return self.compare(*self.project(query_stages, [v.detach() for v in key_stages]))
 
-    def project(self, stages: Sequence[Tensor]) -> list[Tensor]:
-        """(B, D) projected averages of every stage."""
-        return [
-            project(pool_stage(stage, 1).flatten(1)) for project, stage in zip(self.projectors, stages, strict=True)
-        ]
+    def project(self, *views: Sequence[Tensor]) -> list[list[Tensor]]:
+        """For each view the projected average of every stage, (B, D)."""
+        stages = [project_views(*each) for each in zip(self.projectors, *views, strict=True)]
+        return [list(view) for view in zip(*stages, strict=True)]
 
     def compare(self, z_query: Sequence[Tensor], z_key: Sequence[Tensor]) -> list[Tensor]:
         """The weighted loss of each stage from its projections."""
@@ -176,6 +175,18 @@ class WholeBatchNorm(nn.BatchNorm1d):
         if world_size() == 1:
             return super().forward(x)
         return standardise(x, self.eps) * self.weight + self.bias
+
+
+def project_views(projector: nn.Sequential, *views: Tensor) -> Sequence[Tensor]:
+    """(B, D) projections of the averages of maps (B, C, H, W) of several views.
+
+    They go through in one pass, in which only batch-norm looks at each view by itself.
+    """
+    x = torch.cat([pool_stage(view, 1).flatten(1) for view in views])
+    for layer in projector:
+        alone = isinstance(layer, WholeBatchNorm)
+        x = torch.cat([layer(view) for view in x.chunk(len(views))]) if alone else layer(x)
+    return x.chunk(len(views))
 
 
 def projector(channels: int, width: int) -> nn.Sequential:

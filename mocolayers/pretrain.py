@@ -159,7 +159,7 @@ class Trainer:
         self.views = TwoViews(recipe.views)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.SGD(
-            trained, lr=recipe.lr, momentum=recipe.sgd_momentum, weight_decay=recipe.weight_decay
+            trained, lr=recipe.lr, momentum=recipe.sgd_momentum, weight_decay=recipe.weight_decay, fused=True
         )
         self.rows = data.pretraining_rows()
         self.batch = min(recipe.batch, len(self.rows))  # of all processes together

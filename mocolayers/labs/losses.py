@@ -139,7 +139,7 @@ def compute(
     if loss == "Barlow":
         module = _barlow(tuple(s.shape[1] for s in u), width)
         module.weights, module.off_diagonal = weights, off_diagonal
-        compare, own, (second, stranger) = module.compare, module.project(u), map(module.project, others)
+        compare, (own, second, stranger) = module.compare, module.project(u, *others)
         z = own[stage - 1], second[stage - 1]
     else:
         compare, own, (second, stranger) = StageMSE(weights, POOL, scale_free=loss != "raw MSE"), u, others
