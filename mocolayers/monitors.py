@@ -2,8 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from mocolayers.datasets import MedicalImages, class_matrix
@@ -70,6 +68,10 @@ def knn_auc(
     Returns:
         The mean AUC over classes that have both kinds in `classes`; NaN if there is none.
     """
+    # Half a second to import, which whoever only builds a model need not wait for.
+    from sklearn.metrics import roc_auc_score
+    from sklearn.neighbors import KNeighborsClassifier
+
     model = KNeighborsClassifier(n_neighbors=min(k, len(train)), metric="cosine")
     neighbours = model.fit(train, np.zeros(len(train))).kneighbors(held_out, return_distance=False)
     votes = train_classes[neighbours].mean(axis=1)  # (m, L)
