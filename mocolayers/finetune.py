@@ -161,7 +161,13 @@ def task_loss(task: str, logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def fine_tune(
-    encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, plan: Evaluation, seed: int, device: str = "auto"
+    encoder: StagedResNet,
+    data: MedicalImages,
+    rows: np.ndarray,
+    plan: Evaluation,
+    seed: int,
+    device: str = "auto",
+    views: Views | None = None,
 ) -> Classifier:
     """Train encoder and a new linear layer together on some labels; from an untrained encoder this is "supervised".
 
@@ -175,6 +181,7 @@ def fine_tune(
         plan: steps, batch, learning rate of Adam.
         seed: of the new layer, the order of the rows and the augmentation.
         device: see `pretrain`.
+        views: the augmentation; None means that of the modality in `FINETUNE_VIEWS`.
     Returns:
         The classifier as it was when it did best on validation; the test split is never read.
     """
@@ -184,10 +191,11 @@ def fine_tune(
     model.to(resolve_device(device), memory_format=torch.channels_last)
     in_parallel = parallel(model)
     optimiser = torch.optim.Adam(model.parameters(), lr=plan.lr)
+    views = views or FINETUNE_VIEWS.get(data.modality, FINETUNE_VIEWS["chest"])
     held_out = np.sort(np.random.default_rng(0).permutation(data.rows("val"))[: plan.most_validation_rows])
     truth, best, kept = class_matrix(data, held_out), -np.inf, None
     for step in range(plan.steps):
-        _fine_tune_step(in_parallel.train(), optimiser, data, rows, plan, seed, step)
+        _fine_tune_step(in_parallel.train(), optimiser, data, rows, plan, seed, step, views)
         if (step + 1) % plan.check_every == 0 or step + 1 == plan.steps:
             average_running_statistics(model)
             reached = np.nan_to_num(macro_auc(truth, model.predict(data, held_out))[0])
@@ -197,11 +205,11 @@ def fine_tune(
     return model.eval()
 
 
-def _fine_tune_step(model, optimiser, data, rows, plan: Evaluation, seed: int, step: int) -> None:
+def _fine_tune_step(model, optimiser, data, rows, plan: Evaluation, seed: int, step: int, views: Views) -> None:
     drawn = np.sort(np.random.default_rng((seed, step)).choice(rows, plan.batch, replace=len(rows) < plan.batch))
     drawn, device = drawn[own_part(plan.batch)], next(model.parameters()).device
     x = to_float(torch.from_numpy(data.images[drawn]).to(device))
-    x = random_view(x, FINETUNE_VIEWS.get(data.modality, FINETUNE_VIEWS["chest"]), step_generator(seed, step))
+    x = random_view(x, views, step_generator(seed, step))
     optimiser.zero_grad(set_to_none=True)
     task_loss(data.task, model(x), torch.from_numpy(class_matrix(data, drawn)).to(device)).backward()
     optimiser.step()
