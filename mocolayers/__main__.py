@@ -1,4 +1,4 @@
-"""The command line: `python -m mocolayers pretrain | finetune | series | results`."""
+"""The command line: `python -m mocolayers pretrain | finetune | series | results | as-released`."""
 
 import argparse
 import contextlib
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mocolayers import series
 from mocolayers.errors import DatasetError, RunError
-from mocolayers.recipe import ARMS, EVALUATIONS, PRESETS, Recipe, preset
+from mocolayers.recipe import ARMS, EVALUATIONS, PRESETS, PRETRAINED_ARMS, Recipe, preset
 
 EXAMPLES = {
     "pretrain": """  python -m mocolayers pretrain --dataset pneumoniamnist --arm mse
@@ -26,7 +26,11 @@ EXAMPLES = {
   python -m mocolayers results --only-write""",
     "status": """  python -m mocolayers status
   python -m mocolayers status --seed 10 11 --runs-dir runs""",
+    "as-released": """  python -m mocolayers as-released
+  python -m mocolayers as-released --dataset breast_histology --seed 10 11 12 --arm mse barlow
+  python -m mocolayers as-released --dataset retina --preset smoke --seed 0""",
 }
+STAGE_ARMS = [arm for arm in PRETRAINED_ARMS if arm != "moco"]
 REAL = ["pneumoniamnist", "breast_histology", "nih_finding", "retina"]
 RESULTS = series.HOME / "results"
 TUNING = ["pneumoniamnist", "breast_histology", "nih_finding"]
@@ -54,7 +58,7 @@ def _together(args: argparse.Namespace):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser with its four commands."""
+    """The parser with its commands."""
     parser = argparse.ArgumentParser(prog="python -m mocolayers", description="MoCo with intermediate-layer losses")
     commands = parser.add_subparsers(dest="command", required=True)
     series_text = "execute the notebook series with papermill"
@@ -89,6 +93,15 @@ def build_parser() -> argparse.ArgumentParser:
     command = _add(commands, "status", "how much of the grid is done, and when it may end", run_status)
     _about_a_grid(command, REAL)
     _about_seeds(command)
+
+    text = "do what the released code does beside the sound way, then write results/as_released.csv"
+    command = _add(commands, "as-released", text, run_as_released)
+    command.add_argument("--dataset", nargs="+", default=["breast_histology"], help="data sets (breast_histology)")
+    command.add_argument("--seed", nargs="+", type=int, default=[10, 11, 12], help="seeds (10 11 12)")
+    command.add_argument("--arm", nargs="+", choices=STAGE_ARMS, default=["mse"], help="compared with MoCo (mse)")
+    command.add_argument("--preset", choices=PRESETS, default="lesson", help="size of the runs (lesson)")
+    command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (runs)")
+    command.add_argument("--out", type=Path, default=series.HOME / "results", help="folder of the table (results)")
     return parser
 
 
@@ -196,6 +209,16 @@ def run_results(args: argparse.Namespace) -> int:
         write_tables(sweep(*grid, _settings(args.preset), not args.skip_analyses), RESULTS)
     report.write_readme(RESULTS / "low_label.csv", series.HOME / "README.md")
     print(f"tables and figures in {RESULTS} and the results in README.md are written")
+    return 0
+
+
+def run_as_released(args: argparse.Namespace) -> int:
+    """The controls, their table, and what it says."""
+    from mocolayers import as_released
+
+    table = as_released.controls(args.dataset, args.seed, tuple(args.arm), args.preset, args.runs_dir)
+    as_released.write_table(table, args.out / "as_released.csv")
+    print("\n".join(as_released.sentences(table).values()))
     return 0
 
 

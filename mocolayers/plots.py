@@ -543,3 +543,39 @@ def reliability_curves(panels: dict[str, dict[str, pd.DataFrame]], title: str) -
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
     return figure
+
+
+def released_dots(table: pd.DataFrame, title: str) -> Figure:
+    """Two ways to the same number: one panel per "panel", one line per name, dots of every seed and their joined means.
+
+    Args:
+        table: columns panel, label (of the panel's axis), name, as_released, sound; a row per seed.
+    """
+    panels = list(table.groupby("panel", sort=False))
+    wide = min(2, len(panels))
+    tall = -(-len(panels) // wide)
+    lines = max(part["name"].nunique() for _, part in panels)
+    figure, axes = new_figure(tall, wide, (5 * wide + 1, tall * (0.4 * lines + 1.3) + 0.6))
+    ways = {"as_released": ("#D55E00", "o", "as released", -0.1), "sound": ("#0072B2", "D", "soundly", 0.1)}
+    for axis, (panel, part) in zip(axes.flat, panels, strict=False):
+        means = part.groupby("name", sort=False)[list(ways)].mean()
+        for column, (colour, marker, label, shift) in ways.items():
+            y = [list(means.index).index(name) + shift for name in part["name"]]
+            axis.plot(part[column], y, marker, ms=4, color=colour, alpha=0.35)
+            axis.plot(means[column], np.arange(len(means)) + shift, marker, ms=8, color=colour, label=label)
+        for y, row in enumerate(means.itertuples()):
+            axis.plot([row.as_released, row.sound], [y - 0.1, y + 0.1], color="#888888", linewidth=1, zorder=1)
+            text = f"{row.as_released - row.sound:+.3f}"
+            axis.annotate(text, (1, y), xycoords=("axes fraction", "data"), va="center", ha="right", fontsize=9)
+        axis.set_yticks(range(len(means)), means.index, fontsize=9)
+        axis.set_ylim(len(means) - 0.5, -0.5)
+        axis.margins(x=0.12)
+        axis.set_xlim(right=axis.get_xlim()[1] + 0.15 * np.ptp(axis.get_xlim()))  # room for the differences
+        axis.set_xlabel(part["label"].iloc[0], fontsize=9)
+        axis.set_title(panel, fontsize=10)
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.axis("off")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    return figure
