@@ -18,7 +18,7 @@ def command(*words, data):
     )
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune", "series", "tune", "results", "status"])
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "series", "tune", "results", "status", "as-released"])
 def test_help_shows_examples(name, capsys):
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])
