@@ -450,13 +450,13 @@ STORIES = {
     ),
     "E2": Story(
         "fewer labels also mean no augmentation",
-        ("fine-tuning AUC at 1%", "fine-tuning AUC at 10%"),
+        ("fine-tuning AUC at 10%",),
         ("gain from 1% to 100% of the labels", "gain from 10% to 100% of the labels"),
         "gain from 10% to 100% of the labels",
         "AUC with 100% of the labels minus AUC with 10%",
     ),
     "E4": Story(
-        "an interval of 1.96 std / sqrt(500)",
+        "an interval of 1.96 std / sqrt(R) from R resamples",
         ("comparisons with MoCo", "interval width", "interval width, in released ones"),
         ("share of comparisons clear of zero",),
         "share of comparisons clear of zero",
@@ -472,7 +472,7 @@ STORIES = {
     "O6": Story(
         "validation trains and chooses the checkpoint",
         (EARLY, "step of the checkpoint"),
-        (f"{LINEAR}, chosen checkpoint", f"{LINEAR}, last step", f"{LINEAR}, chosen checkpoint{MINUS}"),
+        (f"{LINEAR}, chosen checkpoint", f"{LINEAR}, chosen checkpoint{MINUS}"),
         f"{LINEAR}, chosen checkpoint",
         f"{LINEAR} of the checkpoint",
     ),
@@ -487,17 +487,20 @@ STORIES = {
 
 
 def sentences(table: pd.DataFrame) -> dict[str, str]:
-    """What the table says of each property, by code; every number is computed from it."""
+    """What the table says of each property, by code, in Markdown; every number is computed from it.
+
+    A move is the mean of as released minus soundly, with half of its 95% Student-t interval over seeds.
+    """
     return {code: _told(code, part) for code in STORIES if len(part := table[table["code"] == code])}
 
 
 def _told(code: str, table: pd.DataFrame) -> str:
-    said = []
+    seeds, said = table["seed"].nunique(), []
     for dataset, part in table.groupby("dataset", sort=False):
         parts = [_fact(name, part) for name in STORIES[code].facts]
         parts += [_conclusion(name, part) for name in STORIES[code].conclusions]
-        said.append(f"on {dataset}, {'; '.join(filter(None, parts))}")
-    return f"{code}, {STORIES[code].title}: as released against soundly, {'. And '.join(said)}."
+        said.append(f"{dataset}: {'; '.join(filter(None, parts))}.")
+    return f"**{code}, {STORIES[code].title}**, as released against soundly, {seeds} seeds. {' '.join(said)}"
 
 
 def _fact(quantity: str, table: pd.DataFrame) -> str:
@@ -524,7 +527,7 @@ def _moved(quantity: str, rows: pd.DataFrame) -> str:
     if len(each) < 2:
         return f"{text} (moved by {each.mean():+.3f}, one seed)"
     clear = "clear of zero" if low > 0 or high < 0 else "not clear of zero"
-    return f"{text} (moved by {each.mean():+.3f}, {low:+.3f} to {high:+.3f} over {len(each)} seeds, {clear})"
+    return f"{text} (moved by {each.mean():+.3f} ± {(high - low) / 2:.3f}, {clear})"
 
 
 def _number(value: float) -> str:

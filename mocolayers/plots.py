@@ -556,7 +556,7 @@ def released_dots(table: pd.DataFrame, title: str) -> Figure:
     tall = -(-len(panels) // wide)
     lines = max(part["name"].nunique() for _, part in panels)
     figure, axes = new_figure(tall, wide, (5 * wide + 1, tall * (0.4 * lines + 1.3) + 0.6))
-    ways = {"as_released": ("#D55E00", "o", "as released", -0.1), "sound": ("#0072B2", "D", "soundly", 0.1)}
+    ways = {"as_released": ("#CC79A7", "o", "as released", -0.1), "sound": ("#333333", "D", "soundly", 0.1)}
     for axis, (panel, part) in zip(axes.flat, panels, strict=False):
         means = part.groupby("name", sort=False)[list(ways)].mean()
         for column, (colour, marker, label, shift) in ways.items():
