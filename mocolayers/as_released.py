@@ -145,9 +145,6 @@ def _by_arm(quantity: str, values: dict[str, tuple[float, float]]) -> Iterator[d
             yield _row(quantity + MINUS, released - values[BASE][0], sound - values[BASE][1], arm)
 
 
-# E1
-
-
 def released_order(data: MedicalImages, seed: int) -> np.ndarray:
     """Training rows in the publisher's order: histology by patient and then class, retina by class.
 
@@ -199,9 +196,6 @@ def label_draw(setting: Setting) -> Iterator[dict]:
     yield from _by_arm(LINEAR, {arm: tuple(setting.linear_auc(run, s) for s in both) for arm, run in runs.items()})
 
 
-# E2
-
-
 def lost_augmentation(setting: Setting) -> Iterator[dict]:
     """E2: what more labels gain in fine-tuning if fewer of them also means no augmentation, against always with it."""
     if setting.data.modality != "histology":
@@ -233,9 +227,6 @@ def _bare_auc(setting: Setting, run: Run, fraction: float, draw: int) -> float:
     model = fine_tune(run.load_encoder(), data, rows, setting.plan, seed, views=UNTOUCHED)
     test = data.rows("test")
     return float(macro_auc(class_matrix(data, test), model.predict(data, test))[0])
-
-
-# E4
 
 
 def released_interval(draws: np.ndarray) -> tuple[float, float]:
@@ -279,9 +270,6 @@ def _resampled(setting: Setting, arm: str) -> list[np.ndarray]:
     return found
 
 
-# O3
-
-
 def unequal_starts(setting: Setting) -> Iterator[dict]:
     """O3: MoCo starts without zero_init_residual and its variants with it, against all without, and all with it."""
     subsets = setting.sound_subsets(FEW)
@@ -290,9 +278,6 @@ def unequal_starts(setting: Setting) -> Iterator[dict]:
     for zero, name in STARTS.items():
         values = {arm: (aucs[arm, arm != BASE], aucs[arm, zero]) for arm in setting.all_arms}
         yield from _by_arm(name, values)
-
-
-# O6
 
 
 class ReleasedTrainer(Trainer):
@@ -373,9 +358,6 @@ def training_validation(setting: Setting) -> Iterator[dict]:
         last[arm] = setting.linear_auc(final, subsets), sound
     yield from _by_arm(f"{LINEAR}, chosen checkpoint", chosen)
     yield from _by_arm(f"{LINEAR}, last step", last)
-
-
-# A1
 
 
 def absolute_bandwidth(setting: Setting) -> Iterator[dict]:
