@@ -34,8 +34,9 @@ browser:
 bench: $(READY) ## speed, side by side, into results/bench.md
 	$(PY) tests/benchmarks/bench.py
 
-results: $(READY) ## train and judge all arms on the prepared real data sets; table and figure of the README
-	$(PY) -m mocolayers results --preset $(PRESET)
+results: $(READY) ## tune, train and judge all arms on the prepared real data sets; tables, and the README's results
+	$(PY) -m mocolayers tune
+	$(PY) -m mocolayers results
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
