@@ -32,6 +32,7 @@ browser:
 	  || echo "Chromium could not be installed; the tests in a browser will be skipped"
 
 bench: $(READY) ## speed, side by side, into results/bench.md
+	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt
 	$(PY) tests/benchmarks/bench.py
 
 results: $(READY) ## tune, train and judge all arms on the prepared real data sets; tables, and the README's results

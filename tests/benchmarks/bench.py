@@ -9,18 +9,51 @@ import platform
 import sys
 from pathlib import Path
 
+import against
 import conversion
+import evaluation
 import labs
 import pandas as pd
+import parts
+import precision
 import pretraining
+import startup
 import torch
 
 from mocolayers.files import atomic_write
+from mocolayers.pretrain import autocast_type
 
 OUT = Path(__file__).resolve().parents[2] / "results" / "bench.md"
+USED = "bf16" if autocast_type("auto", pretraining.CPU) else "fp32"  # what "auto" means on this processor
+LARGE = {"stem": "imagenet", "queue": 1024}
 SECTIONS = {
-    "Pretraining at the lesson recipe, 28 px gray": lambda args: pretraining.table(28, 1, args.repeats, args.count),
-    "Pretraining at the lesson recipe, 28 px colour": lambda args: pretraining.table(28, 3, args.repeats, args.count),
+    f"Pretraining at the lesson recipe, 28 px gray, {USED}": lambda args: pretraining.table(
+        28, 1, args.repeats, args.count
+    ),
+    f"Pretraining at the lesson recipe, 28 px colour, {USED}": lambda args: pretraining.table(
+        28, 3, args.repeats, args.count
+    ),
+    f"Against other loops: ResNet-10 width 16, 28 px, batch 128, {USED}": lambda args: against.table(
+        28, args.repeats, args.count
+    ),
+    f"Against other loops: ResNet-10 width 16, 64 px, batch 128, {USED}": lambda args: against.table(64, 3, args.count),
+    f"Against other loops: ResNet-18 width 16, 128 px, batch 128, {USED}": lambda args: against.table(
+        128, 3, 2, layout="resnet18", **LARGE
+    ),
+    f"Against other loops: ResNet-18 width 64, 128 px, batch 32, {USED}": lambda args: against.table(
+        128, 3, 2, layout="resnet18", width=64, batch=32, **LARGE
+    ),
+    f"Against other loops: ResNet-50 width 64, 128 px, batch 16, {USED}": lambda args: against.table(
+        128, 3, 1, layout="resnet50", width=64, batch=16, **LARGE
+    ),
+    f"Cost of a longer queue, another batch, and more stages, {USED}": lambda args: parts.step_table(
+        args.repeats, args.count
+    ),
+    "Cost of what a step does besides the encoder": lambda args: parts.part_table(args.repeats),
+    "Linear evaluation of a pretrained encoder, 1,500 chest phantoms": lambda args: evaluation.linear_table(),
+    "Distances between models": lambda args: evaluation.distance_table(),
+    "Start-up": lambda args: startup.table(args.repeats),
+    "Unchanged results: fp32 and bf16 pretraining, linear evaluation": lambda args: precision.table(),
     "Labs: from a move of a slider to the picture": lambda args: labs.table(args.repeats),
     "Conversion of made-up X-rays, 256 px to 28 px, two processes": lambda args: conversion.table(args.images),
 }

@@ -32,9 +32,10 @@ def made_up_images(side: int, channels: int, sizes: tuple[int, int, int] = (2048
 
 
 def trainer_step(data: MedicalImages, arm: str, **changes):
-    """A function that does one real training step without monitors."""
+    """A function that does one real training step without monitors, with a full queue."""
     recipe = preset("lesson", arm, data, log_every=10**9, monitor_every=10**9, steps=10**8, **changes)
     trainer = Trainer(recipe, data, CPU)
+    trainer.model.enqueue(nn.functional.normalize(torch.randn(recipe.queue, recipe.dim), dim=1))
     trainer.train_step()
     return trainer.train_step, recipe.batch
 

@@ -1,0 +1,86 @@
+"""What the parts of a training step cost: queue, batch, stages with a loss, and what is done besides the encoder."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from pretraining import made_up_images, measure, trainer_step
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mocolayers.losses import StageMSE, info_nce
+from mocolayers.moco import MoCo
+from mocolayers.recipe import preset
+from mocolayers.views import TwoViews
+
+QUEUES, BATCHES = (1024, 4096, 16_384, 65_536), (32, 128, 512)
+
+
+class FirstStages(nn.Module):
+    """The MSE loss of the first few stages; `pool` is that of all, as the model pools before it asks for a loss."""
+
+    def __init__(self, pool: tuple[int, ...], count: int) -> None:
+        super().__init__()
+        self.pool, self.count = pool, count
+        self.loss = StageMSE((0.25,) * count, pool[:count])
+
+    def forward(self, query_stages: list[Tensor], key_stages: list[Tensor]) -> list[Tensor]:
+        return self.loss(query_stages[: self.count], key_stages[: self.count])
+
+
+def stage_step(data, count: int):
+    """A real training step with a loss on the first stages, or on none."""
+    step, batch = trainer_step(data, "mse" if count else "moco")
+    if count:
+        model = step.__self__.model
+        model.stage_loss = FirstStages(model.stage_loss.pool, count)
+    return step, batch
+
+
+def step_table(repeats: int, count: int) -> pd.DataFrame:
+    """One row per queue length, batch and number of stages with a loss: pairs per second and ms per step."""
+    data = made_up_images(28, 1)
+    steps = {f"queue of {n:,}": trainer_step(data, "moco", queue=n) for n in QUEUES}
+    steps |= {f"batch of {n}": trainer_step(data, "moco", batch=n) for n in BATCHES}
+    steps |= {f"MSE on {n} stages": stage_step(data, n) for n in range(5)}
+    speed = measure(steps, repeats, count)
+    rows = [[name, f"{v:.0f}", f"{1000 * steps[name][1] / v:.1f}"] for name, v in speed.items()]
+    return pd.DataFrame(rows, columns=["step of the arm moco, lesson, 28 px gray, with", "pairs/s", "ms per step"])
+
+
+def part_table(repeats: int) -> pd.DataFrame:
+    """Milliseconds of what a step does besides the encoder, each alone."""
+    parts = {}
+    for side, channels in ((28, 1), (28, 3), (64, 3)):
+        data = made_up_images(side, channels, (128, 0, 0))
+        images, views = torch.from_numpy(data.images), TwoViews(preset("lesson", "moco", data).views)
+        name = f"two views of 128 images, {side} px {'gray' if channels == 1 else 'colour'}"
+        parts[name] = lambda views=views, images=images: views(images, torch.Generator().manual_seed(0))
+    data = made_up_images(28, 1, (128, 0, 0))
+    parts["momentum update, lesson's ResNet-10 width 16"] = MoCo(preset("lesson", "moco", data)).momentum_update
+    released = MoCo(preset("paper", "moco", data, queue=128))
+    parts["momentum update, ResNet-50 width 64"] = released.momentum_update
+    keys = F.normalize(torch.randn(128, 128), dim=1)
+    for length in QUEUES:
+        model = MoCo(preset("lesson", "moco", data, queue=length))
+        parts[f"queue update, 128 keys into {length:,}"] = lambda model=model: model.enqueue(keys)
+        parts[f"InfoNCE and its gradient, queue of {length:,}"] = contrast(keys, length)
+    rows = [[name, f"{1000 * middle(part, 4 * repeats):.2f}"] for name, part in parts.items()]
+    return pd.DataFrame(rows, columns=["part", "ms"])
+
+
+def contrast(keys: Tensor, length: int) -> Callable[[], None]:
+    queries, queue = keys.clone().requires_grad_(), F.normalize(torch.randn(length, keys.shape[1]), dim=1)
+    return lambda: info_nce(queries, keys, queue, 0.1)[0].backward()
+
+
+def middle(function: Callable, repeats: int) -> float:
+    """Median seconds of a call, after one that is not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
