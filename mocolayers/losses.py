@@ -25,9 +25,10 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[T
         The mean loss, and the (B, 1 + K) logits with the positive in column 0.
     Source: He et al. 2020, equation 1 (1911.05722).
     """
+    q = q / temperature  # far fewer numbers than logits
     positive = (q * k).sum(dim=1, keepdim=True)  # (B, 1)
     negative = q @ queue.T  # (B, K)
-    logits = torch.cat([positive, negative], dim=1) / temperature  # (B, 1 + K)
+    logits = torch.cat([positive, negative], dim=1)  # (B, 1 + K)
     target = torch.zeros(len(q), dtype=torch.long, device=q.device)
     return F.cross_entropy(logits, target), logits
 

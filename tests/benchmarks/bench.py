@@ -9,7 +9,6 @@ import platform
 import sys
 from pathlib import Path
 
-import against
 import conversion
 import evaluation
 import labs
@@ -24,8 +23,16 @@ from mocolayers.files import atomic_write
 from mocolayers.pretrain import autocast_type
 
 OUT = Path(__file__).resolve().parents[2] / "results" / "bench.md"
+
+
+def against(side: int, repeats: int, count: int, **changes) -> pd.DataFrame:
+    """The other loops; imported late, because only they need what `requirements.txt` here asks for."""
+    from against import table
+
+    return table(side, repeats, count, **changes)
+
+
 USED = "bf16" if autocast_type("auto", pretraining.CPU) else "fp32"  # what "auto" means on this processor
-LARGE = {"stem": "imagenet", "queue": 1024}
 SECTIONS = {
     f"Pretraining at the lesson recipe, 28 px gray, {USED}": lambda args: pretraining.table(
         28, 1, args.repeats, args.count
@@ -33,18 +40,18 @@ SECTIONS = {
     f"Pretraining at the lesson recipe, 28 px colour, {USED}": lambda args: pretraining.table(
         28, 3, args.repeats, args.count
     ),
-    f"Against other loops: ResNet-10 width 16, 28 px, batch 128, {USED}": lambda args: against.table(
+    f"Against other loops: ResNet-10 width 16, 28 px, batch 128, {USED}": lambda args: against(
         28, args.repeats, args.count
     ),
-    f"Against other loops: ResNet-10 width 16, 64 px, batch 128, {USED}": lambda args: against.table(64, 3, args.count),
-    f"Against other loops: ResNet-18 width 16, 128 px, batch 128, {USED}": lambda args: against.table(
-        128, 3, 2, layout="resnet18", **LARGE
+    f"Against other loops: ResNet-10 width 16, 64 px, batch 128, {USED}": lambda args: against(64, 2, args.count),
+    f"Against other loops: ResNet-18 width 16, 128 px, batch 128, {USED}": lambda args: against(
+        128, 2, 2, layout="resnet18", stem="imagenet"
     ),
-    f"Against other loops: ResNet-18 width 64, 128 px, batch 32, {USED}": lambda args: against.table(
-        128, 3, 2, layout="resnet18", width=64, batch=32, **LARGE
+    f"Against other loops: ResNet-18 width 64, 128 px, batch 32, {USED}": lambda args: against(
+        128, 2, 2, layout="resnet18", width=64, batch=32, stem="imagenet"
     ),
-    f"Against other loops: ResNet-50 width 64, 128 px, batch 16, {USED}": lambda args: against.table(
-        128, 3, 1, layout="resnet50", width=64, batch=16, **LARGE
+    f"Against other loops: ResNet-50 width 64, 128 px, batch 16, {USED}": lambda args: against(
+        128, 2, 1, layout="resnet50", width=64, batch=16, stem="imagenet"
     ),
     f"Cost of a longer queue, another batch, and more stages, {USED}": lambda args: parts.step_table(
         args.repeats, args.count
