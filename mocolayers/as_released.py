@@ -449,7 +449,7 @@ STORIES = {
         (),
         tuple(name + MINUS for name in STARTS.values()),
         STARTS[False] + MINUS,
-        f"{LINEAR} minus MoCo's; soundly all without zero_init_residual",
+        f"{LINEAR} minus MoCo's; soundly none with zero init",
     ),
     "O6": Story(
         "validation trains and chooses the checkpoint",

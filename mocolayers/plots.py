@@ -571,6 +571,7 @@ def released_dots(table: pd.DataFrame, title: str) -> Figure:
         axis.set_ylim(len(means) - 0.5, -0.5)
         axis.margins(x=0.12)
         axis.set_xlim(right=axis.get_xlim()[1] + 0.15 * np.ptp(axis.get_xlim()))  # room for the differences
+        axis.locator_params(axis="x", nbins=5)
         axis.set_xlabel(part["label"].iloc[0], fontsize=9)
         axis.set_title(panel, fontsize=10)
     for axis in list(axes.flat)[len(panels) :]:

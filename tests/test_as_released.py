@@ -155,6 +155,7 @@ def test_random_first_keys_make_a_model_that_knows_nothing_look_good(tiny):
     assert shares[0] < 0.8 * shares[1]
 
 
+@pytest.mark.filterwarnings("ignore:An input array is constant")
 def test_the_absolute_bandwidth_calls_unrelated_rows_alike(tiny, monkeypatch):
     rng = np.random.default_rng(0)
     monkeypatch.setattr(as_released, "stage_features", lambda *_: list(rng.normal(size=(4, 96, 256))))
