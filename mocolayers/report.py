@@ -187,9 +187,7 @@ def findings(rows: pd.DataFrame) -> str:
     weak = [name for name, value in ceiling.items() if value < NEAR_CHANCE]
     said = ", ".join(f"{name} {value:.3f}" for name, value in ceiling.items())
     note = (
-        f"; {' and '.join(weak)} stays near chance in every arm, so it can tell arms apart at most weakly"
-        if weak
-        else ""
+        f"; near chance in every arm, and so able to tell arms apart at most weakly: {', '.join(weak)}" if weak else ""
     )
     lines.append(f"- Best mean AUC of any arm with all labels: {said}{note}.")
     lines.append(f"- Intervals are 95% Student-t intervals over {seeds} seeds; few seeds make them wide, and honest.")
