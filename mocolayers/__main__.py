@@ -1,4 +1,4 @@
-"""The command line: `python -m mocolayers pretrain | finetune | series | results | as-released`."""
+"""The command line, `python -m mocolayers COMMAND`; `--help` lists the commands."""
 
 import argparse
 import contextlib
@@ -78,7 +78,6 @@ def build_parser() -> argparse.ArgumentParser:
         "--mode", choices=("linear", "finetune"), default="finetune", help="what is trained (finetune)"
     )
     command.add_argument("--fraction", nargs="+", type=float, help="label fractions in (0, 1]; default: the preset's")
-
     command.add_argument("--subset", type=int, default=0, help="number of the label subset within the seed (0)")
 
     command = _add(commands, "tune", "the same number of trials for every arm, judged on validation", run_tune)
@@ -101,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--arm", nargs="+", choices=STAGE_ARMS, default=["mse"], help="compared with MoCo (mse)")
     command.add_argument("--preset", choices=PRESETS, default="lesson", help="size of the runs (lesson)")
     command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (runs)")
-    command.add_argument("--out", type=Path, default=series.HOME / "results", help="folder of the table (results)")
+    command.add_argument("--out", type=Path, default=RESULTS, help="folder of the table (results)")
     return parser
 
 

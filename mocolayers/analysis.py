@@ -107,14 +107,14 @@ def probe_stages(
     for stage in STAGES:
         mode = "linear" if (stage, pool) == (4, 1) else f"stage{stage}pool{pool}"
         features = functools.partial(_of_stage, run, data, pool, stage)
-        table = _probe(run, data, plan, mode, features, fractions or plan.fractions)
+        table = probe(run, data, plan, mode, features, fractions or plan.fractions)
         tables.append(table.assign(stage=stage))
     return pd.concat(tables, ignore_index=True)
 
 
 def probe_pixels(run: Run, data: MedicalImages, plan: Evaluation) -> pd.DataFrame:
     """The same probe on raw pixels, as arm "pixels" at stage 0; `run` only lends its seed and its folder."""
-    table = _probe(run, data, plan, "pixels", functools.partial(pixel_features, data), plan.fractions)
+    table = probe(run, data, plan, "pixels", functools.partial(pixel_features, data), plan.fractions)
     return table.assign(arm="pixels", stage=0)
 
 
@@ -122,7 +122,8 @@ def _of_stage(run: Run, data: MedicalImages, pool: int, stage: int) -> dict[str,
     return kept_stage_features(run, data, pool)[stage - 1]
 
 
-def _probe(run: Run, data: MedicalImages, plan: Evaluation, mode: str, features, fractions) -> pd.DataFrame:
+def probe(run: Run, data: MedicalImages, plan: Evaluation, mode: str, features, fractions) -> pd.DataFrame:
+    """One row of `evaluate` per fraction and label subset, for linear evaluation of any features."""
     cells = [(fraction, n) for fraction in fractions for n in range(plan.subsets if fraction < 1 else 1)]
     return pd.DataFrame([evaluate(run, data, mode, f, n, plan, features=features) for f, n in cells])
 

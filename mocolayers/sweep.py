@@ -12,7 +12,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from mocolayers.analysis import feature_reuse, output_distances, probe_pixels, probe_stages
+from mocolayers.analysis import feature_reuse, output_distances, probe, probe_pixels, probe_stages
 from mocolayers.datasets import MedicalImages, data_folder, load
 from mocolayers.distributions import ks_interval
 from mocolayers.files import atomic_write
@@ -84,9 +84,8 @@ def judge_cell(
 def judge_outside(run: Run, data: MedicalImages, plan: Evaluation) -> list[dict]:
     """Linear evaluation of a run on a data set that it was not trained on; its rows bear that data set's name."""
     features = functools.cache(lambda: encode_splits(run.load_encoder(), data))
-    cells = [(fraction, n) for fraction in plan.fractions for n in range(plan.subsets if fraction < 1 else 1)]
-    rows = [evaluate(run, data, f"on-{data.name}", f, n, plan, features=features) for f, n in cells]
-    return [row | {"dataset": data.name, "mode": "linear"} for row in rows]
+    table = probe(run, data, plan, f"on-{data.name}", features, plan.fractions)
+    return table.assign(dataset=data.name, mode="linear").to_dict("records")
 
 
 def analyse_cell(
