@@ -23,6 +23,7 @@ EXAMPLES = {
   python -m mocolayers tune --dataset breast_histology --runs-dir trials""",
     "results": """  python -m mocolayers results
   python -m mocolayers results --dataset pneumoniamnist --seed 10 11 12 --jobs 2 --skip-analyses
+  python -m mocolayers results --set steps=900 --arm moco mse --out results/long
   python -m mocolayers results --only-write""",
     "status": """  python -m mocolayers status
   python -m mocolayers status --seed 10 11 --runs-dir runs""",
@@ -88,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     _about_seeds(command)
     command.add_argument("--skip-analyses", action="store_true", help="no probing, similarity and output distances")
     command.add_argument("--only-write", action="store_true", help="train nothing: README from results/*.csv as it is")
+    command.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables (results)")
 
     command = _add(commands, "status", "how much of the grid is done, and when it may end", run_status)
     _about_a_grid(command, REAL)
@@ -126,6 +128,11 @@ def _about_a_grid(command: argparse.ArgumentParser, datasets: list[str]) -> None
 def _about_seeds(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", nargs="+", type=int, default=FRESH, help=f"seeds ({' '.join(map(str, FRESH))})")
     command.add_argument("--arm", nargs="+", choices=ARMS, default=list(ARMS), help="arms (all)")
+    _about_fields(command)
+
+
+def _about_fields(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change fields of the recipe")
 
 
 def _about_a_run(command: argparse.ArgumentParser) -> None:
@@ -135,7 +142,7 @@ def _about_a_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="seed (0)")
     command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (runs)")
     command.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
-    command.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="change fields of the recipe")
+    _about_fields(command)
     command.add_argument("--tuned", action="store_true", help="the arm's settings and the precision of the results")
     command.add_argument("--init", type=Path, help="start from these weights of a ResNet: .pth or .safetensors")
     command.add_argument("--compile", action="store_true", help="torch.compile the encoders, for long runs on a GPU")
@@ -187,7 +194,7 @@ def run_status(args: argparse.Namespace) -> int:
     """Count what stands in the folder of runs."""
     from mocolayers.sweep import status
 
-    print(status(args.dataset, args.seed, args.preset, tuple(args.arm), args.runs_dir, _settings(args.preset)))
+    print(status(args.dataset, args.seed, args.preset, tuple(args.arm), args.runs_dir, _settings_of(args)))
     return 0
 
 
@@ -198,6 +205,12 @@ def _settings(preset_name: str) -> dict:
     return read_settings(RESULTS) if preset_name == "lesson" else {}
 
 
+def _settings_of(args: argparse.Namespace) -> dict:
+    """The settings of each arm of a grid, with what `--set` changes in all of them."""
+    settings, changes = _settings(args.preset), _changes(args.set)
+    return {arm: settings.get(arm, {}) | changes for arm in args.arm}
+
+
 def run_results(args: argparse.Namespace) -> int:
     """The grid behind the README, and the README's section made from its table."""
     from mocolayers import report
@@ -205,7 +218,10 @@ def run_results(args: argparse.Namespace) -> int:
 
     if not args.only_write:
         grid = (args.dataset, args.seed, args.preset, tuple(args.arm), args.runs_dir, args.jobs)
-        write_tables(sweep(*grid, _settings(args.preset), not args.skip_analyses), RESULTS)
+        write_tables(sweep(*grid, _settings_of(args), not args.skip_analyses), args.out)
+    if args.out.resolve() != RESULTS:
+        print(f"tables in {args.out} are written; README.md shows those of {RESULTS}")
+        return 0
     report.write_readme(RESULTS / "low_label.csv", series.HOME / "README.md")
     print(f"tables and figures in {RESULTS} and the results in README.md are written")
     return 0

@@ -58,16 +58,21 @@ def windows(length: int, count: int) -> Tensor:
     return ((pixel >= start // count) & (pixel < -(-(start + length) // count))).float()
 
 
-def stage_distance(u: Tensor, v: Tensor, scale_free: bool = False) -> Tensor:
+def stage_distance(u: Tensor, v: Tensor, scale_free: bool = False, standardized: bool = False) -> Tensor:
     """How far two pooled stages are apart.
 
     Args:
         u, v: (B, ...) pooled features of the two views.
         scale_free: compare directions only: every row is brought to unit length, and the squared distance of two
             rows, 2 - 2 cos, is averaged over the batch. Multiplying u and v by any gain then changes nothing.
+        standardized: compare what varies from image to image only: every feature is brought to mean 0 and variance 1
+            over the batch, and the mean of (u - v)^2 is then 2 - 2 times the mean correlation of a feature with itself
+            in the other view. A feature that is alike in all images gains nothing.
     Returns:
-        The mean of (u - v)^2 over all elements, or the scale-free distance, in [0, 4].
+        The mean of (u - v)^2 over all elements, or the scale-free or standardized distance, in [0, 4].
     """
+    if standardized:
+        return F.mse_loss(standardise(u.flatten(1)), standardise(v.flatten(1)))
     if not scale_free:
         return F.mse_loss(u, v)
     u, v = F.normalize(u.flatten(1), dim=1), F.normalize(v.flatten(1), dim=1)  # (B, C * side * side)
@@ -80,21 +85,32 @@ class StageMSE(nn.Module):
     Args:
         weights: one lambda per stage.
         pool: side of the average-pooled map per stage.
-        scale_free: see `stage_distance`; the released loss is not scale-free.
+        scale_free, standardized: see `stage_distance`; the released loss is neither.
 
     Source: the MSE variant of Kaku, Upadhya and Razavian 2021 (2110.14805).
     """
 
-    def __init__(self, weights: Sequence[float], pool: Sequence[int], scale_free: bool = False) -> None:
+    def __init__(
+        self,
+        weights: Sequence[float],
+        pool: Sequence[int],
+        scale_free: bool = False,
+        standardized: bool = False,
+    ) -> None:
         super().__init__()
-        self.weights, self.pool, self.scale_free = tuple(weights), tuple(pool), scale_free
+        self.weights, self.pool = tuple(weights), tuple(pool)
+        self.scale_free, self.standardized = scale_free, standardized
 
     def forward(self, query_stages: Sequence[Tensor], key_stages: Sequence[Tensor]) -> list[Tensor]:
         """The weighted loss of each stage; add them up for the loss. The key's stages are targets: no gradient."""
         return [
-            weight * stage_distance(pool_stage(u, side), pool_stage(v.detach(), side), self.scale_free)
+            weight * self.distance(pool_stage(u, side), pool_stage(v.detach(), side))
             for u, v, weight, side in zip(query_stages, key_stages, self.weights, self.pool, strict=True)
         ]
+
+    def distance(self, u: Tensor, v: Tensor) -> Tensor:
+        """`stage_distance` of one pooled stage, as this loss measures it."""
+        return stage_distance(u, v, self.scale_free, self.standardized)
 
 
 def cross_correlation(z_u: Tensor, z_v: Tensor, eps: float = 1e-5) -> Tensor:

@@ -60,6 +60,7 @@ class MoCo(nn.Module):
         self.head_k.load_state_dict(self.head_q.state_dict())
         for parameter in [*self.encoder_k.parameters(), *self.head_k.parameters()]:
             parameter.requires_grad_(False)
+        self.stage_share = 1.0  # of the stage losses' weights; training raises it where they warm up
         self.stage_loss = build_stage_loss(recipe, self.encoder_q.stage_channels)
         self.register_buffer("queue", torch.zeros(recipe.queue, recipe.dim))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
@@ -84,7 +85,7 @@ class MoCo(nn.Module):
         terms = {"info_nce": loss}
         if self.stage_loss is not None:
             for number, term in enumerate(self.stage_loss(query.stages, key_stages), start=1):
-                terms[f"stage{number}"] = term
+                terms[f"stage{number}"] = self.stage_share * term
         self.enqueue(keys)
         return MoCoOutput(sum(terms.values()), terms, logits, q, k, query.stages, key_stages)
 
@@ -165,7 +166,7 @@ def build_stage_loss(recipe: Recipe, channels: list[int]) -> StageMSE | StageBar
     if recipe.stage_loss == "none":
         return None
     if recipe.stage_loss == "mse":
-        return StageMSE(recipe.stage_weights, recipe.pool, recipe.scale_free)
+        return StageMSE(recipe.stage_weights, recipe.pool, recipe.scale_free, recipe.standardized)
     if recipe.stage_loss == "barlow":
         return StageBarlow(channels, recipe.stage_weights, recipe.projector, recipe.off_diagonal, recipe.scale)
     raise ValueError(f"stage_loss {recipe.stage_loss!r}: choose 'none', 'mse' or 'barlow'")

@@ -21,6 +21,7 @@ ARM_COLOURS = {
     "barlow": "#009E73",
     "mse-normalized": "#E69F00",
     "barlow-conditioned": "#56B4E9",
+    "mse-standardized": "#CC79A7",
 }
 MODE_NAMES = {"linear": "linear evaluation", "finetune": "fine-tuning"}
 STAGE_COLOURS = ("#fcbba1", "#fb6a4a", "#cb181d", "#67000d")

@@ -176,6 +176,7 @@ class Trainer:
         x_q, x_k = self.views(self._feed(self.step), generator)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
+        self.model.stage_share = stage_share(self.recipe, self.step)
         with self.autocast():
             output = self.in_parallel(x_q, x_k, generator)
         monitor = (self.step + 1) % self.recipe.monitor_every == 0 or self.step + 1 == self.recipe.steps
@@ -297,6 +298,12 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     if recipe.schedule == "constant":
         return recipe.lr
     return recipe.lr * 0.5 * (1 + float(np.cos(np.pi * step / recipe.steps)))
+
+
+def stage_share(recipe: Recipe, step: int) -> float:
+    """What part of their weights the stage losses have at a step, counted from 0."""
+    warm = recipe.stage_warmup * recipe.steps
+    return 1.0 if step >= warm else step / warm
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

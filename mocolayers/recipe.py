@@ -5,7 +5,8 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
-ARMS = ("random", "supervised", "moco", "mse", "barlow", "mse-normalized", "barlow-conditioned")
+ARMS = ("random", "supervised", "moco", "mse", "barlow", "mse-normalized", "barlow-conditioned", "mse-standardized")
+OWN_ARMS = ("mse-standardized",)  # ours, after the paper's idea; not what its claims are about
 PRETRAINED_ARMS = tuple(arm for arm in ARMS if arm not in ("random", "supervised"))
 PRESETS = ("smoke", "lesson", "paper", "paper-sound")
 
@@ -69,7 +70,8 @@ class Recipe:
         bn_splits: groups into which a batch is cut for batch-norm, against the leak between query and key.
         stage_loss: "none", "mse" or "barlow".
         stage_weights: lambda for each of the four stages.
-        pool, scale_free: for "mse", see `StageMSE`.
+        stage_warmup: share of the steps over which the stage losses grow linearly from 0 to their weights.
+        pool, scale_free, standardized: for "mse", see `StageMSE`.
         projector, off_diagonal, scale: for "barlow", see `StageBarlow`.
         batch, steps, lr, sgd_momentum, weight_decay, schedule: SGD; "cosine" to zero or "constant".
         init: fingerprint of the weights that the encoder starts from, see `runs.initial_weights`; "" is random.
@@ -111,6 +113,8 @@ class Recipe:
     monitor_every: int = 50
     log_every: int = 10
     init: str = ""
+    standardized: bool = False
+    stage_warmup: float = 0.0
 
     @property
     def key(self) -> str:
@@ -119,8 +123,9 @@ class Recipe:
 
     def to_json(self) -> str:
         fields = dataclasses.asdict(self)
-        if not self.init:  # runs that were trained before this field was there keep their names
-            del fields["init"]
+        for name in ("init", "standardized", "stage_warmup"):
+            if not fields[name]:  # runs that were trained before these fields were there keep their names
+                del fields[name]
         return json.dumps(fields, sort_keys=True, indent=1)
 
 
@@ -248,6 +253,7 @@ def _stage_loss(arm: str, name: str) -> dict:
     arms = {
         "mse": {"stage_loss": "mse", "stage_weights": (0.25,) * 4, "pool": pool},
         "mse-normalized": {"stage_loss": "mse", "stage_weights": (0.25,) * 4, "pool": pool, "scale_free": True},
+        "mse-standardized": {"stage_loss": "mse", "stage_weights": (0.25,) * 4, "pool": pool, "standardized": True},
         "barlow": {
             "stage_loss": "barlow",
             "stage_weights": (5e-5,) * 4,

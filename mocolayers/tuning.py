@@ -21,13 +21,14 @@ from mocolayers.recipe import EVALUATIONS, Recipe, preset
 TRIALS = 8
 SEED = 100  # of all trials; no reported run has it
 SUBSETS = 10
-TUNED = ("moco", "mse-normalized", "barlow-conditioned")
+TUNED = ("moco", "mse-normalized", "barlow-conditioned", "mse-standardized")
 # As released: the stage weights stay what they are, everything else is what MoCo got.
 AS_RELEASED = {"mse": "moco", "barlow": "moco"}
 
 SHARED = {"lr": (0.03, 0.06, 0.12), "temperature": (0.1, 0.2), "crop": (0.2, 0.4, 0.7)}
 STAGES = ((1, 1, 1, 1), (0, 1, 1, 1), (0, 0, 1, 1), (1, 1, 0, 0))
-WEIGHTS = {"mse-normalized": (0.1, 3.0), "barlow-conditioned": (0.003, 0.3)}
+WEIGHTS = {"mse-normalized": (0.1, 3.0), "barlow-conditioned": (0.003, 0.3), "mse-standardized": (0.1, 3.0)}
+WARM_UP = {"mse-standardized": (0.0, 0.5)}
 
 
 def draw_trials(arm: str, count: int = TRIALS) -> list[dict]:
@@ -38,6 +39,8 @@ def draw_trials(arm: str, count: int = TRIALS) -> list[dict]:
     for trial in trials if arm in WEIGHTS else []:
         weight = float(np.exp(own.uniform(*np.log(WEIGHTS[arm]))))
         trial["stage_weights"] = [round(weight, 4) * on for on in STAGES[own.integers(len(STAGES))]]
+        if arm in WARM_UP:
+            trial["stage_warmup"] = WARM_UP[arm][own.integers(2)]
     return [{}, *trials]
 
 

@@ -1,12 +1,15 @@
 """Claims about the command line, as a user types it."""
 
+import json
 import os
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from mocolayers.__main__ import main
+from mocolayers.series import HOME
 
 
 def command(*words, data):
@@ -57,3 +60,14 @@ def test_a_bad_setting_says_how_to_write_it(make_data, tmp_path, monkeypatch, ca
     assert "lr=0.03" in capsys.readouterr().err
     assert main(["pretrain", "--dataset", "tiny", "--set", "rate=1"]) == 1
     assert "temperature" in capsys.readouterr().err
+
+
+def test_another_series_has_its_own_settings_and_folder(make_data, tmp_path, monkeypatch):
+    make_data()
+    monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
+    before = (HOME / "README.md").read_text(encoding="utf-8")
+    words = "results --dataset tiny --seed 0 --arm moco --preset smoke --set steps=4 --skip-analyses --jobs 1"
+    assert main([*words.split(), "--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert set(pd.read_csv(tmp_path / "out" / "low_label.csv")["arm"]) == {"moco"}
+    assert [json.loads(file.read_text())["steps"] for file in (tmp_path / "runs").glob("*/recipe.json")] == [4]
+    assert (HOME / "README.md").read_text(encoding="utf-8") == before

@@ -67,6 +67,18 @@ def test_scale_free_distance_is_two_minus_two_cosines():
     assert stage_distance(u, v, scale_free=True).item() == pytest.approx((2 - 2 * cosine).mean().item(), abs=1e-6)
 
 
+def test_standardized_distance_is_two_minus_two_correlations_and_blind_to_gain_offset_and_constant_features():
+    u, v = normal(9, 6), normal(9, 6, seed=1)
+    correlation = np.mean([np.corrcoef(u[:, i], v[:, i])[0, 1] for i in range(6)])
+    expected = stage_distance(u, v, standardized=True).item()
+    assert expected == pytest.approx(2 - 2 * correlation, abs=1e-3)
+    assert stage_distance(3 * u + 5, v - 2, standardized=True).item() == pytest.approx(expected, abs=1e-3)
+    same = torch.ones(9, 6)
+    assert stage_distance(same, same, scale_free=True).item() == pytest.approx(0, abs=1e-6)
+    mixed_u, mixed_v = torch.cat([u, same], dim=1), torch.cat([v, same], dim=1)
+    assert stage_distance(mixed_u, mixed_v, standardized=True).item() == pytest.approx(expected / 2, abs=1e-3)
+
+
 @pytest.mark.parametrize("off_diagonal", [1.0, 0.0051])
 def test_stage_barlow_equals_a_computation_from_scratch(off_diagonal):
     channels, weights, scale = [8, 16, 32, 64], (1.0, 2.0, 3.0, 4.0), 1 / 32

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from mocolayers import dry_run
 from mocolayers import pretrain as module
 from mocolayers.errors import RunError
-from mocolayers.pretrain import Trainer, learning_rate, pretrain, step_generator
+from mocolayers.pretrain import Trainer, learning_rate, pretrain, stage_share, step_generator
 from mocolayers.recipe import PRESETS, PRETRAINED_ARMS, preset
 from mocolayers.runs import Run, find_runs, initial_weights
 
@@ -171,6 +171,18 @@ def test_a_random_encoder_has_batch_norm_statistics_of_the_images(make_data, tmp
     data = make_data()
     encoder = pretrain(preset("smoke", "random", data), data, tmp_path, progress=False).load_encoder()
     assert encoder.bn1.running_mean.abs().sum() > 0
+
+
+def test_the_stage_losses_warm_up_to_their_weights(make_data):
+    data = make_data()
+    cold = preset("smoke", "mse", data, **SMALL, stage_warmup=0.5)
+    warm = preset("smoke", "mse", data, **SMALL)
+    assert [stage_share(cold, step) for step in (0, 3, 6, 11)] == [0, 0.5, 1, 1]
+    assert stage_share(warm, 0) == 1
+    cold, warm = (Trainer(recipe, data, torch.device("cpu")) for recipe in (cold, warm))
+    first = [trainer.train_step().terms for trainer in (cold, warm)]
+    assert first[0]["stage1"].item() == 0 < first[1]["stage1"].item()
+    assert first[0]["info_nce"].item() == first[1]["info_nce"].item()
 
 
 def test_the_cosine_goes_from_the_rate_to_zero(make_data):

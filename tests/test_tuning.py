@@ -7,7 +7,7 @@ import torch
 
 from mocolayers import report, sweep, tuning
 from mocolayers.pretrain import Trainer
-from mocolayers.recipe import PRETRAINED_ARMS
+from mocolayers.recipe import OWN_ARMS, PRETRAINED_ARMS
 from mocolayers.series import HOME
 
 FOLDER = HOME / "results"
@@ -97,3 +97,9 @@ def test_the_claim_as_a_whole_is_read_by_the_protocol(linear, finetune, said):
     arm = PRETRAINED_ARMS[1]
     table = pd.DataFrame({"arm": [arm, arm], "mode": ["linear", "finetune"], "verdict": [linear, finetune]})
     assert report.claim_as_a_whole(table) == said
+
+
+def test_an_arm_of_our_own_cannot_replicate_the_papers_claim():
+    own = pd.DataFrame({"arm": list(OWN_ARMS), "mode": "linear", "verdict": "supported"})
+    theirs = pd.DataFrame({"arm": ["mse"], "mode": ["linear"], "verdict": ["opposite"]})
+    assert report.claim_as_a_whole(pd.concat([own, theirs])) == "not replicated at this scale"
