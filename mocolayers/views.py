@@ -14,6 +14,7 @@ from mocolayers.recipe import Views
 
 # Luma weights of ITU-R BT.601, as PIL and torchvision use them to drop colour.
 LUMA = (0.299, 0.587, 0.114)
+CACHED = 2**18  # numbers, a megabyte: a dozen passes over more than that wait for memory, several times as long
 
 
 class TwoViews:
@@ -38,10 +39,9 @@ class TwoViews:
         Returns:
             x_q and x_k, (B, C, H, W) float32 in [0, 1] each.
         """
-        x = to_float(images)
-        both = random_view(torch.cat([x, x]), self.views, generator, copies=2)  # (2B, C, H, W)
-        x_q, x_k = both.chunk(2)
-        return x_q, x_k
+        x, count = to_float(images), len(images)
+        drawn = draw(self.views, x.shape[1], Draws(generator, 2 * count, copies=2))
+        return transform(x, _rows(drawn, 0, count)), transform(x, _rows(drawn, count, 2 * count))
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -55,24 +55,15 @@ def batches(data: MedicalImages, rows: np.ndarray, device: torch.device, size: i
         yield to_float(torch.from_numpy(data.images[group]).to(device))
 
 
-def random_view(x: Tensor, views: Views, generator: torch.Generator, copies: int = 1) -> Tensor:
+def random_view(x: Tensor, views: Views, generator: torch.Generator) -> Tensor:
     """One random view of each image of a batch.
 
     Args:
         x: (B, C, H, W) in [0, 1].
         views: which augmentations, and how strong.
         generator: a CPU generator.
-        copies: how many times the batch's images stand in x, one pass after the other.
     """
-    draws = Draws(generator, len(x), copies)
-    x = _resample(x, _geometry(views, draws).to(x.device))
-    x = _jitter(x, views, draws)
-    if views.gray and x.shape[1] == 3:
-        x = x.lerp(luma(x), _happens(x, views.gray, draws))
-    if views.blur:
-        happens = _happens(x, views.blur, draws)
-        x = x.lerp(gaussian_blur(x, _uniform(x, *views.sigma, draws)), happens)
-    return x
+    return transform(x, draw(views, x.shape[1], Draws(generator, len(x), copies=1)))
 
 
 class Draws:
@@ -92,6 +83,46 @@ class Draws:
         return drawn.view(self.copies, self.whole)[:, own_part(self.whole)].flatten()
 
 
+def draw(views: Views, channels: int, draws: Draws) -> dict[str, Tensor]:
+    """What `transform` does to each of B images: tensors with B rows; an augmentation that is off has none."""
+    drawn = {"geometry": _geometry(views, draws)}
+    if views.jitter:
+        drawn |= _jitter(views, channels, draws)
+    if views.gray and channels == 3:
+        drawn["gray"] = (draws.uniform() < views.gray).float()
+    if views.blur:
+        happens, sigma = draws.uniform() < views.blur, draws.uniform(*views.sigma)
+        drawn["kernel"] = gaussian_kernel(torch.where(happens, sigma, 0.0), views.sigma[1])
+    return drawn
+
+
+def transform(x: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+    """Change images (B, C, H, W) as drawn for each; on a processor a few at a time, as many as its cache holds."""
+    count = max(1, CACHED // x[0].numel()) if x.device.type == "cpu" else len(x)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    for start in range(0, len(x), count):
+        end = min(start + count, len(x))
+        out[start:end] = _transform(x[start:end], _rows(drawn, start, end))
+    return out
+
+
+def _transform(x: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+    blurred = _is_blurred(drawn["kernel"]) if "kernel" in drawn else []
+    drawn = {name: values.to(x.device) for name, values in drawn.items()}
+    x = _resample(x, drawn["geometry"])
+    if "gain" in drawn:
+        x = _change_colours(x, drawn["gain"], drawn["lift"]).clamp_(0, 1)
+    if "gray" in drawn:
+        x.lerp_(luma(x), drawn["gray"].view(-1, 1, 1, 1))
+    if len(blurred):
+        x[blurred] = blur(x[blurred], drawn["kernel"][blurred])
+    return x
+
+
+def _rows(drawn: dict[str, Tensor], start: int, end: int) -> dict[str, Tensor]:
+    return {name: values[start:end] for name, values in drawn.items()}
+
+
 def luma(x: Tensor) -> Tensor:
     """(B, 1, H, W) gray value of (B, 3, H, W) colour, or of (B, 1, H, W) itself."""
     if x.shape[1] == 1:
@@ -100,15 +131,27 @@ def luma(x: Tensor) -> Tensor:
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Blur each image of a batch (B, C, H, W) with its own standard deviation in pixels, (B, 1, 1, 1)."""
-    b, c, h, w = x.shape
-    radius = max(1, min(math.ceil(2.5 * float(sigma.max())), (min(h, w) - 1) // 2))
-    offset = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
-    kernel = torch.exp(-0.5 * (offset / sigma.view(b, 1).clamp_min(1e-3)) ** 2)
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)  # (B, 2r + 1)
+def gaussian_kernel(sigma: Tensor, largest: float) -> Tensor:
+    """(B, K) weights for standard deviations in pixels (B,), cut at 2.5 times the largest; 0 is no blur at all."""
+    radius = max(1, math.ceil(2.5 * largest))
+    offset = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-0.5 * (offset / sigma.unsqueeze(1).clamp_min(1e-3)) ** 2)
+    return kernel / kernel.sum(dim=1, keepdim=True)
+
+
+def blur(x: Tensor, kernel: Tensor) -> Tensor:
+    """Correlate each image of a batch (B, C, H, W) with its own kernel (B, K) along both axes, mirrored at the edge."""
+    radius, most = kernel.shape[1] // 2, min(x.shape[2:]) - 1
+    if radius > most:  # a mirror image has no more pixels than that
+        kernel = kernel[:, radius - most : radius + most + 1]
+        radius, kernel = most, kernel / kernel.sum(dim=1, keepdim=True)
     padded = F.pad(x, (radius,) * 4, mode="reflect")
     return _correlate(_correlate(padded, kernel, dim=2), kernel, dim=3)
+
+
+def _is_blurred(kernel: Tensor) -> Tensor:
+    """Numbers of the rows of (B, K) whose kernel is not 1 in the middle."""
+    return (kernel[:, kernel.shape[1] // 2] < 1).nonzero().squeeze(1)
 
 
 def _correlate(x: Tensor, kernel: Tensor, dim: int) -> Tensor:
@@ -146,29 +189,40 @@ def _resample(x: Tensor, geometry: Tensor) -> Tensor:
     return F.grid_sample(x, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def _jitter(x: Tensor, views: Views, draws: Draws) -> Tensor:
-    """Brightness, contrast, saturation, hue, in this order; the same probability for the four together."""
-    if not views.jitter:
-        return x
-    brightness = _uniform(x, 1 - views.brightness, 1 + views.brightness, draws)
-    contrast = _uniform(x, 1 - views.contrast, 1 + views.contrast, draws)
-    mean = luma(x.mean(dim=(2, 3), keepdim=True))
-    y = torch.addcmul(brightness * (1 - contrast) * mean, brightness * contrast, x)
-    if x.shape[1] == 3 and (views.saturation or views.hue):
-        saturation = _uniform(x, 1 - views.saturation, 1 + views.saturation, draws)
-        y = _change_colours(y, saturation, _uniform(x, -views.hue, views.hue, draws))
-    return x.lerp(y.clamp_(0, 1), _happens(x, views.jitter, draws))
+def _jitter(views: Views, channels: int, draws: Draws) -> dict[str, Tensor]:
+    """Brightness, contrast, saturation and hue, in this order, as one change of colour; see `_change_colours`.
 
-
-def _change_colours(x: Tensor, saturation: Tensor, turn: Tensor) -> Tensor:
-    """Saturation and hue of each image (B, 3, H, W), by (B, 1, 1, 1).
-
-    Both are linear in the colour, so it is enough to change the three primary colours and to mix them for each pixel.
+    An image that is left alone, with the same probability for the four together, gets a change that changes nothing.
     """
-    primary = torch.eye(3, device=x.device).view(1, 3, 3, 1)  # an image of three pixels
+    brightness = draws.uniform(1 - views.brightness, 1 + views.brightness)
+    contrast = draws.uniform(1 - views.contrast, 1 + views.contrast)
+    mixing = torch.eye(channels).expand(len(contrast), -1, -1)
+    if channels == 3 and (views.saturation or views.hue):
+        saturation = draws.uniform(1 - views.saturation, 1 + views.saturation)
+        mixing = _mixing(saturation.view(-1, 1, 1, 1), draws.uniform(-views.hue, views.hue).view(-1, 1, 1, 1))
+    happens = (draws.uniform() < views.jitter).view(-1, 1, 1)
+    brightness, contrast = (torch.where(happens, each.view(-1, 1, 1), 1.0) for each in (brightness, contrast))
+    gain = brightness * contrast * torch.where(happens, mixing, torch.eye(channels))
+    return {"gain": gain, "lift": brightness * (1 - contrast)}
+
+
+def _change_colours(x: Tensor, gain: Tensor, lift: Tensor) -> Tensor:
+    """gain (B, C, C) times each colour of x (B, C, H, W), plus lift (B, 1, 1) times the image's mean gray."""
+    b, c, h, w = x.shape
+    lift = lift * luma(x.mean(dim=(2, 3), keepdim=True)).view(b, 1, 1)
+    if c == 1:
+        return torch.addcmul(lift.unsqueeze(3), gain.unsqueeze(3), x)
+    return torch.baddbmm(lift.expand(b, c, 1), gain, x.flatten(2)).view_as(x)
+
+
+def _mixing(saturation: Tensor, turn: Tensor) -> Tensor:
+    """(B, 3, 3) matrices that change the saturation and the hue of a colour, by (B, 1, 1, 1).
+
+    Both are linear and leave gray alone, so it is enough to change the three primary colours.
+    """
+    primary = torch.eye(3).view(1, 3, 3, 1)  # an image of three pixels
     gray = luma(primary)
-    changed = _turn_hue(gray + (primary - gray) * saturation, turn)  # (B, 3, 3, 1)
-    return (changed.squeeze(3) @ x.flatten(2)).view_as(x)
+    return _turn_hue(gray + (primary - gray) * saturation, turn).squeeze(3)
 
 
 def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
@@ -180,12 +234,3 @@ def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
     cos, sin = angle.cos(), angle.sin() / math.sqrt(3)
     mean = x.mean(dim=1, keepdim=True)
     return mean + cos * (x - mean) + sin * (x.roll(1, dims=1) - x.roll(-1, dims=1))
-
-
-def _uniform(x: Tensor, low: float, high: float, draws: Draws) -> Tensor:
-    return draws.uniform(low, high).view(-1, 1, 1, 1).to(x.device)
-
-
-def _happens(x: Tensor, probability: float, draws: Draws) -> Tensor:
-    """(B, 1, 1, 1) ones and zeros, for `lerp`: it is exact at both, and several times as fast as `where`."""
-    return (draws.uniform() < probability).view(-1, 1, 1, 1).to(x)

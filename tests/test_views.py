@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from mocolayers.recipe import LESSON_VIEWS, RELEASED_VIEWS, Views
-from mocolayers.views import TwoViews, _turn_hue, gaussian_blur, random_view, to_float
+from mocolayers.views import TwoViews, _turn_hue, blur, gaussian_kernel, random_view, to_float
 
 OFF = Views(jitter=0, gray=0, blur=0)
 
@@ -51,7 +51,7 @@ def test_a_certain_mirror_mirrors(field, axis):
 
 def test_blur_equals_scipys_away_from_the_border():
     x = to_float(images(2, 32, 1))
-    ours = gaussian_blur(x, torch.full((2, 1, 1, 1), 1.3))[:, 0, 8:-8, 8:-8]
+    ours = blur(x, gaussian_kernel(torch.full((2,), 1.3), 1.3))[:, 0, 8:-8, 8:-8]
     theirs = [gaussian_filter(image[0].numpy(), 1.3)[8:-8, 8:-8] for image in x]
     assert torch.allclose(ours, torch.tensor(np.stack(theirs)), atol=0.01)
 
