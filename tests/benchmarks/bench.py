@@ -1,4 +1,4 @@
-"""Measure speed, side by side in one run, and write results/bench.md.
+"""Measure speed, side by side in one run, and write results/bench.md; half an hour, most of it the notebooks.
 
 Within a section the rows take turns, so that a slow minute hits all of them alike.
 """
@@ -18,6 +18,7 @@ import precision
 import pretraining
 import startup
 import torch
+import whole_series
 
 from mocolayers.files import atomic_write
 from mocolayers.pretrain import autocast_type
@@ -63,6 +64,7 @@ SECTIONS = {
     "Unchanged results: fp32 and bf16 pretraining, linear evaluation": lambda args: precision.table(),
     "Labs: from a move of a slider to the picture": lambda args: labs.table(args.repeats),
     "Conversion of made-up X-rays, 256 px to 28 px, two processes": lambda args: conversion.table(args.images),
+    "Notebooks: time and peak memory": lambda args: whole_series.table(),
 }
 EXAMPLES = """examples:
   python tests/benchmarks/bench.py
