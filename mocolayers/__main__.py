@@ -233,7 +233,7 @@ def run_as_released(args: argparse.Namespace) -> int:
 
     table = as_released.controls(args.dataset, args.seed, tuple(args.arm), args.preset, args.runs_dir)
     as_released.write_table(table, args.out / "as_released.csv")
-    print("\n".join(as_released.sentences(table).values()))
+    print(as_released.summary(table).round(3).to_string(index=False))
     return 0
 
 

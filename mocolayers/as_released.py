@@ -403,126 +403,59 @@ CONTROLS: dict[str, Callable[[Setting], Iterator[dict]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Story:
-    """What is told of a control.
-
-    Attributes:
-        title: the property, in a few words.
-        facts: quantities that say what was done; told as the mean over arms and seeds.
-        conclusions: quantities that may move; told per arm, with an interval of the move over seeds.
-        panel: the quantity that the figure shows.
-        label: text of that panel's axis.
-    """
-
-    title: str
-    facts: tuple[str, ...]
-    conclusions: tuple[str, ...]
-    panel: str
-    label: str
-
-
-STORIES = {
-    "E1": Story(
-        "labels drawn with duplicates from the first rows",
-        ("images drawn", "different images", "patients", "classes"),
-        (LINEAR, LINEAR + MINUS),
-        LINEAR,
-        LINEAR,
-    ),
-    "E2": Story(
+# What the figure shows of each control: the property, a quantity of the table, and the text of its axis.
+SHOWN = {
+    "E1": ("labels drawn with duplicates from the first rows", LINEAR, LINEAR),
+    "E2": (
         "fewer labels also mean no augmentation",
-        ("fine-tuning AUC at 10%",),
-        ("gain from 1% to 100% of the labels", "gain from 10% to 100% of the labels"),
         "gain from 10% to 100% of the labels",
         "AUC with 100% of the labels minus AUC with 10%",
     ),
-    "E4": Story(
+    "E4": (
         "an interval of 1.96 std / sqrt(R) from R resamples",
-        ("comparisons with MoCo", "interval width", "interval width, in released ones"),
-        ("share of comparisons clear of zero",),
         "share of comparisons clear of zero",
         "share of comparisons with MoCo clear of zero",
     ),
-    "O3": Story(
+    "O3": (
         "MoCo and its variants start differently",
-        (),
-        tuple(name + MINUS for name in STARTS.values()),
         STARTS[False] + MINUS,
         f"{LINEAR} minus MoCo's; soundly none with zero init",
     ),
-    "O6": Story(
+    "O6": (
         "validation trains and chooses the checkpoint",
-        (EARLY, "step of the checkpoint"),
-        (f"{LINEAR}, chosen checkpoint", f"{LINEAR}, chosen checkpoint{MINUS}"),
         f"{LINEAR}, chosen checkpoint",
         f"{LINEAR} of the checkpoint",
     ),
-    "A1": Story(
+    "A1": (
         "RBF-CKA with an absolute bandwidth",
-        ("CKA, stage 4", "CKA with rows permuted, stage 4", "rank correlation with the sound order"),
-        (f"CKA, stage 4{MINUS}",),
         "CKA with rows permuted, stage 4",
         "CKA of stage 4 with unrelated rows (0 is right)",
     ),
 }
 
 
-def sentences(table: pd.DataFrame) -> dict[str, str]:
-    """What the table says of each property, by code, in Markdown; every number is computed from it.
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Every quantity of the controls, averaged over seeds, and how far the released way moves it.
 
-    A move is the mean of as released minus soundly, with half of its 95% Student-t interval over seeds.
+    Returns:
+        One row per code, dataset, quantity and arm: means as released and soundly, their difference `moved` with its
+        95% Student-t interval over seeds (NaN for one seed), and whether that is clear of zero.
     """
-    return {code: _told(code, part) for code in STORIES if len(part := table[table["code"] == code])}
-
-
-def _told(code: str, table: pd.DataFrame) -> str:
-    seeds, said = table["seed"].nunique(), []
-    for dataset, part in table.groupby("dataset", sort=False):
-        parts = [_fact(name, part) for name in STORIES[code].facts]
-        parts += [_conclusion(name, part) for name in STORIES[code].conclusions]
-        said.append(f"{dataset}: {'; '.join(filter(None, parts))}.")
-    return f"**{code}, {STORIES[code].title}**, as released against soundly, {seeds} seeds. {' '.join(said)}"
-
-
-def _fact(quantity: str, table: pd.DataFrame) -> str:
-    rows = table[table["quantity"] == quantity]
-    if rows.empty:
-        return ""
-    released, sound = rows["as_released"].mean(), rows["sound"].mean()
-    return f"{quantity} {_number(released)} against {_number(sound)}"
-
-
-def _conclusion(quantity: str, table: pd.DataFrame) -> str:
-    rows = table[table["quantity"] == quantity]
-    moves = [f"{arm} {_moved(quantity, part)}" for arm, part in rows.groupby("arm", sort=False)]
-    return f"{quantity}: {', '.join(moves)}" if moves else ""
-
-
-def _moved(quantity: str, rows: pd.DataFrame) -> str:
-    sign = "+" if MINUS in quantity or quantity.startswith("gain") else ""
-    text = f"{rows['as_released'].mean():{sign}.3f} against {rows['sound'].mean():{sign}.3f}"
-    each = (rows["as_released"] - rows["sound"]).to_numpy()
-    low, high = interval(each)
-    if np.abs(each).max() < 5e-4:
-        return f"{text} (moved nothing here)"
-    if len(each) < 2:
-        return f"{text} (moved by {each.mean():+.3f}, one seed)"
-    clear = "clear of zero" if low > 0 or high < 0 else "not clear of zero"
-    return f"{text} (moved by {each.mean():+.3f} ± {(high - low) / 2:.3f}, {clear})"
-
-
-def _number(value: float) -> str:
-    if value == round(value):
-        return f"{value:.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{round(value, 3) + 0.0:.3f}"  # + 0 turns -0.000 into 0.000
+    rows = []
+    for key, part in table.groupby(["code", "dataset", "quantity", "arm"], sort=False):
+        each = part["as_released"] - part["sound"]
+        low, high = interval(each)
+        about = dict(zip(("code", "dataset", "quantity", "arm"), key, strict=True))
+        means = {"as released": part["as_released"].mean(), "soundly": part["sound"].mean(), "moved": each.mean()}
+        rows.append(about | means | {"low": low, "high": high, "clear": low > 0 or high < 0})
+    return pd.DataFrame(rows)
 
 
 def figure(table: pd.DataFrame) -> Figure:
     """One panel per code: every seed as released and soundly, the means joined and their difference written beside."""
     parts = []
-    for code, story in STORIES.items():
-        part = table[(table["code"] == code) & (table["quantity"] == story.panel)]
+    for code, (title, quantity, label) in SHOWN.items():
+        part = table[(table["code"] == code) & (table["quantity"] == quantity)]
         name = part["dataset"] + ", " + part["arm"]
-        parts.append(part.assign(panel=f"{code}: {story.title}", label=story.label, name=name))
+        parts.append(part.assign(panel=f"{code}: {title}", label=label, name=name))
     return released_dots(pd.concat(parts), "The same question, as released and soundly")
