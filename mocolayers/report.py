@@ -15,6 +15,7 @@ BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results
 CELL = ["dataset", "mode", "fraction"]
 NEAR_CHANCE = 0.6
 PRIMARY = ("nih_finding", "breast_histology", "retina")  # one per modality of the paper, see results/PROTOCOL.md
+LONGER = Path("long") / "low_label.csv"  # the protocol's second series, beside the first one's table
 CLAIM = 0.05  # the gain at 1% of the labels that the paper reports on the average of its data sets
 VERDICTS = ("supported", "opposite", "not supported here", "cannot tell")
 
@@ -155,30 +156,33 @@ def _auc_text(row: pd.DataFrame, best: float) -> str:
     return (f"**{text}**" if mean == best else text) + f" ± {half:.3f}"
 
 
-def difference_figure(rows: pd.DataFrame):
-    """Forest plot of every stage-loss arm against MoCo at the smallest label fraction."""
+def difference_figure(rows: pd.DataFrame, longer: pd.DataFrame):
+    """Forest plot of every stage-loss arm against MoCo at the smallest label fraction.
+
+    One line per data set of `rows`, one for their primary mean, and one for that of `longer`, if it has rows.
+    """
     table = paired_differences(rows)
     smallest = table["fraction"].min()
     table = table[(table["fraction"] == smallest) & table["arm"].isin(PRETRAINED_ARMS)]
-    table = table.assign(name=table["dataset"], panel=table["mode"].map(MODE_NAMES)).sort_values(
-        "panel", ascending=False
-    )
+    parts = [table.assign(name=table["dataset"]), claim_by_arm(rows).assign(name="mean of the modalities")]
+    if len(longer):
+        parts.append(claim_by_arm(longer).assign(name="the same, longer training"))
+    table = pd.concat(parts)
+    table = table.assign(panel=table["mode"].map(MODE_NAMES)).sort_values("panel", ascending=False, kind="stable")
     return forest(table, f"Do intermediate layers help at {smallest:.0%} of the labels?", "AUC minus MoCo's")
 
 
-def findings(rows: pd.DataFrame) -> str:
-    """What the numbers say, in sentences made from them."""
+def findings(rows: pd.DataFrame, longer: pd.DataFrame) -> str:
+    """What the numbers say, in sentences made from them; `longer` are the rows of the second series, or none."""
     every, seeds = claim_by_arm(rows), rows["seed"].nunique()
     smallest, judged = every["fraction"].min(), sorted(primary(rows)["dataset"].unique())
     lines = [f"- The paper's main claim, by the rule of the protocol: **{claim_as_a_whole(every)}**."]
     for mode, name in MODE_NAMES.items():
-        part = every[every["mode"] == mode].sort_values("difference", ascending=False)
-        said = [
-            f"{row.arm} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}, {row.verdict})"
-            for row in part.itertuples()
-        ]
         title = f"{name.capitalize()} at {smallest:.0%} of the labels, AUC minus MoCo's, mean over {', '.join(judged)}"
-        lines.append(f"- {title}: {'; '.join(said)}.")
+        lines.append(f"- {title}: {_gains(every, mode)}.")
+    if len(longer):
+        said = [f"{name}: {_gains(claim_by_arm(longer), mode)}" for mode, name in MODE_NAMES.items()]
+        lines.append(f"- The same after longer training, {'. '.join(said)}.")
     lift = paired_differences(rows, "random")
     lift = lift[(lift["mode"] == "linear") & (lift["fraction"] == smallest) & (lift["arm"] == "moco")]
     said = [f"{row.dataset} {row.difference:+.3f} ({row.wins} of {row.seeds} seeds up)" for row in lift.itertuples()]
@@ -195,13 +199,24 @@ def findings(rows: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def results_section(rows: pd.DataFrame) -> str:
+def _gains(table: pd.DataFrame, mode: str) -> str:
+    """The rows of `claim_by_arm` for one mode in words, the largest gain first."""
+    part = table[table["mode"] == mode].sort_values("difference", ascending=False)
+    said = [
+        f"{row.arm} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}, {row.verdict})"
+        for row in part.itertuples()
+    ]
+    return "; ".join(said)
+
+
+def results_section(rows: pd.DataFrame, longer: pd.DataFrame) -> str:
     """The README's results: findings, the figure and both tables."""
     return "\n\n".join(
         [
-            findings(rows),
+            findings(rows, longer),
             "![Paired AUC differences to MoCo at the smallest label fraction, one panel for linear evaluation and one "
-            "for fine-tuning, one line per data set, whiskers are 95% intervals](results/low_label.png)",
+            "for fine-tuning, one line per data set and for their mean, whiskers are 95% intervals]"
+            "(results/low_label.png)",
             "Linear evaluation, test AUC (mean ± half the 95% interval over seeds; best mean in bold):",
             auc_table(rows, "linear"),
             "Fine-tuning, test AUC:",
@@ -216,13 +231,13 @@ def write_readme(csv: Path, readme: Path) -> None:
     Raises:
         ValueError: the README lacks the markers.
     """
-    rows = pd.read_csv(csv)
+    rows, longer = pd.read_csv(csv), read_table(csv.parent / LONGER)
     text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise ValueError(f"{readme} lacks the lines {BEGIN!r} and {END!r}; put them where the results belong")
-    figure = difference_figure(rows)
+    figure = difference_figure(rows, longer)
     atomic_write(csv.with_suffix(".png"), lambda path: figure.savefig(path, format="png", dpi=110))
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    new = f"{before}{BEGIN}\n\n{results_section(rows)}\n\n{END}{after}"
+    new = f"{before}{BEGIN}\n\n{results_section(rows, longer)}\n\n{END}{after}"
     atomic_write(readme, lambda path: path.write_text(new, encoding="utf-8"))
