@@ -2,9 +2,14 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from mocolayers.datasets import MedicalImages
+from mocolayers.distributed import share_rows
+from mocolayers.views import batches
 
 LAYOUTS = {
     "resnet10": (BasicBlock, [1, 1, 1, 1]),
@@ -110,3 +115,15 @@ def gather_batch_norm_statistics(encoder: nn.Module, batches) -> None:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     encoder.eval()
+
+
+@torch.no_grad()
+def encode(encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, batch: int = 250) -> np.ndarray:
+    """(n, D) embeddings of the given rows, with batch-norm in evaluation mode."""
+    encoder.eval()
+    device = next(encoder.parameters()).device
+
+    def encoded(own: np.ndarray) -> np.ndarray:
+        return torch.cat([encoder(x).embedding.float().cpu() for x in batches(data, own, device, batch)]).numpy()
+
+    return share_rows(rows, encoded)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mocolayers.datasets import MedicalImages, class_matrix, label_subset
 from mocolayers.distributed import average_running_statistics, from_first, own_part, parallel, share_rows
-from mocolayers.encoder import StagedResNet
+from mocolayers.encoder import StagedResNet, encode
 from mocolayers.files import atomic_write
 from mocolayers.metrics import macro_auc, patient_bootstrap, scores
 from mocolayers.moco import build_encoder
@@ -33,18 +33,6 @@ FINETUNE_VIEWS = {
     "histology": Views(crop=0.8, hflip=0.5, vflip=0.5, jitter=0, gray=0, blur=0),
     "retina": Views(crop=0.8, rotation=30, hflip=0.5, jitter=0, gray=0, blur=0),
 }
-
-
-@torch.no_grad()
-def encode(encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, batch: int = 250) -> np.ndarray:
-    """(n, D) embeddings of the given rows, with batch-norm in evaluation mode."""
-    encoder.eval()
-    device = next(encoder.parameters()).device
-
-    def encoded(own: np.ndarray) -> np.ndarray:
-        return torch.cat([encoder(x).embedding.float().cpu() for x in batches(data, own, device, batch)]).numpy()
-
-    return share_rows(rows, encoded)
 
 
 def encode_splits(encoder: StagedResNet, data: MedicalImages) -> dict[str, np.ndarray]:

@@ -274,16 +274,17 @@ def label_curves(summary: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-def forest(table: pd.DataFrame, title: str, xlabel: str) -> Figure:
+def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: float | None = None) -> Figure:
     """Paired differences with intervals and a line at no difference.
 
     Args:
         table: columns name, panel, arm, difference, low, high; one panel per value of "panel".
+        claimed: a difference to draw a dashed line at.
     """
     panels = list(dict.fromkeys(table["panel"]))
     names = list(dict.fromkeys(table["name"]))
     arms = [arm for arm in ARM_COLOURS if arm in set(table["arm"])]
-    size = (4.2 * len(panels) + 1.2, 0.28 * len(arms) * len(names) + 1.6)
+    size = (4.2 * len(panels) + 1.2, 0.2 * len(arms) * len(names) + 1.6)
     figure, axes = new_figure(1, len(panels), size, sharey=True, sharex=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         for number, arm in enumerate(arms):
@@ -294,6 +295,8 @@ def forest(table: pd.DataFrame, title: str, xlabel: str) -> Figure:
                 part["difference"], y, xerr=whiskers, fmt="o", ms=4, capsize=2, color=ARM_COLOURS[arm], label=arm
             )
         axis.axvline(0, color="black", linewidth=1)
+        if claimed is not None:
+            axis.axvline(claimed, color="black", linewidth=1, linestyle="--", label="claimed")
         axis.set(title=panel, xlabel=xlabel)
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()

@@ -20,17 +20,16 @@ from mocolayers.distributed import (
     own_part,
     parallel,
     rank,
-    share_rows,
     world_size,
 )
-from mocolayers.encoder import gather_batch_norm_statistics
+from mocolayers.encoder import encode, gather_batch_norm_statistics
 from mocolayers.errors import RunError
 from mocolayers.files import atomic_write
 from mocolayers.moco import MoCo, MoCoOutput
 from mocolayers.monitors import contrastive_accuracy, effective_rank, gradient_shares, knn_monitor, stage_statistics
 from mocolayers.recipe import Recipe
 from mocolayers.runs import Run, load_checkpoint, save_weights, start_from
-from mocolayers.views import TwoViews, batches, to_float
+from mocolayers.views import TwoViews, to_float
 
 CHECKPOINT_SECONDS = 30
 
@@ -189,7 +188,8 @@ class Trainer:
         if row is not None:
             if monitor:
                 average_running_statistics(self.model)
-                row["knn_auc"] = knn_monitor(lambda rows: share_rows(rows, self._encode), self.data)
+                row["knn_auc"] = knn_monitor(lambda rows: encode(self.model.encoder_q, self.data, rows), self.data)
+                self.model.encoder_q.train()
             self.history.append(row)
         return output
 
@@ -235,13 +235,6 @@ class Trainer:
 
     def _images(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(self.data.images[rows]).to(self.device)
-
-    @torch.no_grad()
-    def _encode(self, rows: np.ndarray) -> np.ndarray:
-        encoder = self.model.encoder_q.eval()
-        features = [encoder(x).embedding.float().cpu() for x in batches(self.data, rows, self.device)]
-        encoder.train()
-        return torch.cat(features).numpy()
 
     def _observe(self, output: MoCoOutput, monitor: bool) -> dict[str, float]:
         if not torch.isfinite(output.loss):

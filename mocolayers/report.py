@@ -169,7 +169,7 @@ def difference_figure(rows: pd.DataFrame, longer: pd.DataFrame):
         parts.append(claim_by_arm(longer).assign(name="the same, longer training"))
     table = pd.concat(parts)
     table = table.assign(panel=table["mode"].map(MODE_NAMES)).sort_values("panel", ascending=False, kind="stable")
-    return forest(table, f"Do intermediate layers help at {smallest:.0%} of the labels?", "AUC minus MoCo's")
+    return forest(table, f"Do intermediate layers help at {smallest:.0%} of the labels?", "AUC minus MoCo's", CLAIM)
 
 
 def findings(rows: pd.DataFrame, longer: pd.DataFrame) -> str:

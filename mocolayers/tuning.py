@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from mocolayers.datasets import TEST, MedicalImages, label_subset, load
+from mocolayers.encoder import encode
 from mocolayers.files import atomic_write
-from mocolayers.finetune import best_probe, encode, subset_seed
+from mocolayers.finetune import best_probe, subset_seed
 from mocolayers.pretrain import pretrain
 from mocolayers.recipe import EVALUATIONS, Recipe, preset
 

@@ -19,7 +19,8 @@ from mocolayers.analysis import (
     weights_moved,
 )
 from mocolayers.distributions import ks_by_class
-from mocolayers.finetune import encode, evaluate, fine_tuned
+from mocolayers.encoder import encode
+from mocolayers.finetune import evaluate, fine_tuned
 from mocolayers.metrics import calibration_error, reliability
 from mocolayers.recipe import Evaluation
 from mocolayers.similarity import cka
