@@ -194,7 +194,7 @@ def run_status(args: argparse.Namespace) -> int:
     """Count what stands in the folder of runs."""
     from mocolayers.sweep import status
 
-    print(status(args.dataset, args.seed, args.preset, tuple(args.arm), args.runs_dir, _settings_of(args)))
+    print(status(_cells(args)))
     return 0
 
 
@@ -205,10 +205,13 @@ def _settings(preset_name: str) -> dict:
     return read_settings(RESULTS) if preset_name == "lesson" else {}
 
 
-def _settings_of(args: argparse.Namespace) -> dict:
-    """The settings of each arm of a grid, with what `--set` changes in all of them."""
+def _cells(args: argparse.Namespace) -> list:
+    """The grid that the arguments describe: each arm with its settings, and with what `--set` changes in all."""
+    from mocolayers.sweep import grid
+
     settings, changes = _settings(args.preset), _changes(args.set)
-    return {arm: settings.get(arm, {}) | changes for arm in args.arm}
+    settings = {arm: settings.get(arm, {}) | changes for arm in args.arm}
+    return grid(args.dataset, args.arm, args.seed, settings, preset_name=args.preset, runs_dir=args.runs_dir)
 
 
 def run_results(args: argparse.Namespace) -> int:
@@ -217,8 +220,7 @@ def run_results(args: argparse.Namespace) -> int:
     from mocolayers.sweep import sweep, write_tables
 
     if not args.only_write:
-        grid = (args.dataset, args.seed, args.preset, tuple(args.arm), args.runs_dir, args.jobs)
-        write_tables(sweep(*grid, _settings_of(args), not args.skip_analyses), args.out)
+        write_tables(sweep(_cells(args), args.jobs, not args.skip_analyses), args.out)
     if args.out.resolve() != RESULTS:
         print(f"tables in {args.out} are written; README.md shows those of {RESULTS}")
         return 0

@@ -4,6 +4,7 @@ import functools
 import itertools
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from mocolayers.distributions import ks_interval
 from mocolayers.files import atomic_write
 from mocolayers.finetune import encode_splits, evaluate, fine_tuned
 from mocolayers.pretrain import pretrain
-from mocolayers.recipe import ARMS, EVALUATIONS, Evaluation
+from mocolayers.recipe import EVALUATIONS, Evaluation
 from mocolayers.runs import Run
 from mocolayers.tuning import TRIALS, TUNED, changed, try_out
 
@@ -56,15 +57,52 @@ def judge(
     return rows
 
 
-def trained(dataset: str, arm: str, seed: int, preset_name: str, runs_dir: str, settings: dict) -> tuple:
-    """The run of one cell with the settings of its arm, trained if it is not on disk, and its data."""
-    data = load(dataset)
-    return pretrain(changed(preset_name, arm, data, seed, settings.get(arm, {})), data, runs_dir, progress=False), data
+@dataclass(frozen=True)
+class Cell:
+    """One run of the grid.
+
+    Attributes:
+        dataset, arm, seed, preset_name: which run.
+        runs_dir: where it is kept.
+        changes: to the recipe of the arm, see `tuning.choose`.
+    """
+
+    dataset: str
+    arm: str
+    seed: int
+    preset_name: str = "lesson"
+    runs_dir: str | Path = "runs"
+    changes: dict = field(default_factory=dict)
+
+    @property
+    def plan(self) -> Evaluation:
+        return EVALUATIONS[self.preset_name]
+
+    def run(self, data: MedicalImages) -> Run:
+        """The run, trained or not."""
+        return Run(changed(self.preset_name, self.arm, data, self.seed, self.changes), self.runs_dir)
+
+    def trained(self) -> tuple[Run, MedicalImages]:
+        """The run, trained if it is not on disk, and its data."""
+        data = load(self.dataset)
+        return pretrain(self.run(data).recipe, data, self.runs_dir, progress=False), data
+
+    def __str__(self) -> str:
+        return f"{self.dataset} {self.arm} {self.seed}"
 
 
-def judge_cell(
-    dataset: str, arm: str, seed: int, preset_name: str, runs_dir: str, settings: dict
-) -> dict[str, pd.DataFrame]:
+def grid(
+    datasets: list[str], arms: list[str], seeds: list[int], settings: dict | None = None, **about: str | Path
+) -> list[Cell]:
+    """The cells of data sets x arms x seeds; `settings` are the changes per arm, `about` goes to every `Cell`."""
+    settings = settings or {}
+    return [
+        Cell(dataset, arm, seed, changes=settings.get(arm, {}), **about)
+        for seed, dataset, arm in itertools.product(seeds, datasets, arms)
+    ]
+
+
+def judge_cell(cell: Cell) -> dict[str, pd.DataFrame]:
     """Pretrain and judge one arm on one data set from one seed; what is on disk is not done again.
 
     Encoders of a data set in `OUTSIDE` are also judged by linear evaluation on the other one, if it is prepared.
@@ -72,12 +110,11 @@ def judge_cell(
     Returns:
         The cell's part of the table "low_label".
     """
-    run, data = trained(dataset, arm, seed, preset_name, runs_dir, settings)
-    plan = EVALUATIONS[preset_name]
-    rows = judge(run, data, plan, fine_tunings=FINE_TUNED_SUBSETS)
-    outside = OUTSIDE.get(dataset)
-    if outside and arm != "supervised" and (data_folder() / outside).is_dir():
-        rows += judge_outside(run, load(outside), plan)
+    run, data = cell.trained()
+    rows = judge(run, data, cell.plan, fine_tunings=FINE_TUNED_SUBSETS)
+    outside = OUTSIDE.get(cell.dataset)
+    if outside and cell.arm != "supervised" and (data_folder() / outside).is_dir():
+        rows += judge_outside(run, load(outside), cell.plan)
     return {"low_label": pd.DataFrame(rows)}
 
 
@@ -88,16 +125,14 @@ def judge_outside(run: Run, data: MedicalImages, plan: Evaluation) -> list[dict]
     return table.assign(dataset=data.name, mode="linear").to_dict("records")
 
 
-def analyse_cell(
-    dataset: str, arm: str, seed: int, preset_name: str, runs_dir: str, settings: dict
-) -> dict[str, pd.DataFrame]:
+def analyse_cell(cell: Cell) -> dict[str, pd.DataFrame]:
     """The analyses of one cell: parts of the tables "probing", "similarity" and "outputs" of `sweep`."""
-    run, data = trained(dataset, arm, seed, preset_name, runs_dir, settings)
-    plan, tables = EVALUATIONS[preset_name], {}
-    if arm != "supervised":  # before fine-tuning its encoder is the random one
-        probes = [probe_stages(run, data, plan)] + ([probe_pixels(run, data, plan)] if arm == "random" else [])
+    run, data = cell.trained()
+    plan, tables = cell.plan, {}
+    if cell.arm != "supervised":  # before fine-tuning its encoder is the random one
+        probes = [probe_stages(run, data, plan)] + ([probe_pixels(run, data, plan)] if cell.arm == "random" else [])
         tables["probing"] = pd.concat(probes)
-    if arm != "random":  # fine-tuning it is "supervised"
+    if cell.arm != "random":  # fine-tuning it is "supervised"
         few, every = plan.fractions[:-1], plan.fractions[-1]
         tables["similarity"] = pd.concat([feature_reuse(run, data, plan, f) for f in (few[0], every)])
         draws = itertools.product(few, range(FINE_TUNED_SUBSETS))
@@ -105,13 +140,15 @@ def analyse_cell(
     return tables
 
 
-def summarise_outputs(
-    dataset: str, arm: str, seeds: list[int], preset_name: str, runs_dir: str, settings: dict
-) -> dict[str, pd.DataFrame]:
-    """KS distance of few labels to all labels over every seed and subset, beside the floor between seeds."""
-    data, plan, changes = load(dataset), EVALUATIONS[preset_name], settings.get(arm, {})
+def summarise_outputs(*cells: Cell) -> dict[str, pd.DataFrame]:
+    """KS distance of few labels to all labels over every seed and subset of an arm, beside the floor between seeds.
+
+    Args:
+        cells: the seeds of one arm on one data set.
+    """
+    data, plan = load(cells[0].dataset), cells[0].plan
     patients = data.patients[data.rows("test")]
-    runs = [Run(changed(preset_name, arm, data, seed, changes), runs_dir) for seed in seeds]
+    runs = [cell.run(data) for cell in cells]
     every = [fine_tuned(run, data, plan.fractions[-1], 0, plan)[1] for run in runs]
     twins = [fine_tuned(run, data, plan.fractions[-1], 1, plan)[1] for run in runs]
     pairs = {"100% twice, same encoder": list(zip(every, twins, strict=True))}
@@ -125,63 +162,51 @@ def summarise_outputs(
     rows = []
     for name, models in pairs.items():
         mean, low, high = ks_interval(models, data.task, patients, plan.resamples)
-        rows.append({"models": name, "ks": mean, "low": low, "high": high, "pairs": len(models)})
-    table = pd.DataFrame(rows)
-    table.insert(0, "arm", arm)
-    table.insert(0, "dataset", dataset)
-    return {"outputs_summary": table}
+        about = {"dataset": cells[0].dataset, "arm": cells[0].arm, "models": name}
+        rows.append(about | {"ks": mean, "low": low, "high": high, "pairs": len(models)})
+    return {"outputs_summary": pd.DataFrame(rows)}
 
 
 def tune(
-    datasets: list[str], preset_name: str = "lesson", runs_dir: str = "runs", jobs: int | None = None
+    datasets: list[str], preset_name: str = "lesson", runs_dir: str | Path = "runs", jobs: int | None = None
 ) -> pd.DataFrame:
     """Every trial of every tuned arm on every data set, one row each, see `tuning.try_out`; resumes."""
-    cells = [
-        (dataset, arm, trial, preset_name, runs_dir) for trial in range(TRIALS) for dataset in datasets for arm in TUNED
-    ]
-    return pd.DataFrame(_in_processes(try_out, cells, jobs or os.cpu_count(), "trials x data sets x arms"))
+    trials = itertools.product(range(TRIALS), datasets, TUNED)
+    calls = [(dataset, arm, trial, preset_name, runs_dir) for trial, dataset, arm in trials]
+    return pd.DataFrame(_in_processes(try_out, calls, jobs, "trials x data sets x arms"))
 
 
-def sweep(
-    datasets: list[str],
-    seeds: list[int],
-    preset_name: str = "lesson",
-    arms: tuple[str, ...] = ARMS,
-    runs_dir: str = "runs",
-    jobs: int | None = None,
-    settings: dict | None = None,
-    analyses: bool = True,
-) -> dict[str, pd.DataFrame]:
-    """Run the grid in several processes, one per core, with a progress bar; it resumes where it was stopped.
+def sweep(cells: list[Cell], jobs: int | None = None, analyses: bool = True) -> dict[str, pd.DataFrame]:
+    """Run a grid in several processes, one per core, with a progress bar; it resumes where it was stopped.
 
     Args:
-        datasets, seeds, preset_name, arms, runs_dir, jobs: the grid, and where and how wide it runs.
-        settings: changes to the recipe of each arm, see `tuning.choose`; None changes nothing.
+        cells: see `grid`.
+        jobs: how many processes; one per core by default.
         analyses: also make the tables after the first.
     Returns:
         Sorted tables: "low_label" (see `evaluate`), "probing" (see `probe_stages`), "similarity" (see
         `feature_reuse`), "outputs" (see `output_distances`) and "outputs_summary" (see `summarise_outputs`).
     """
-    jobs, settings = jobs or os.cpu_count(), settings or {}
-    cells = [
-        (dataset, arm, seed, preset_name, runs_dir, settings) for seed in seeds for dataset in datasets for arm in arms
-    ]
-    parts = _in_processes(judge_cell, cells, jobs, "arms x data sets x seeds")
+    alone = [(cell,) for cell in cells]
+    parts = _in_processes(judge_cell, alone, jobs, "arms x data sets x seeds")
     if analyses:
-        parts += _in_processes(analyse_cell, cells, jobs, "analyses")
-        tuned = [arm for arm in arms if arm != "random"]
-        cells = [(dataset, arm, seeds, preset_name, runs_dir, settings) for dataset in datasets for arm in tuned]
-        parts += _in_processes(summarise_outputs, cells, jobs, "distances over seeds")
+        parts += _in_processes(analyse_cell, alone, jobs, "analyses")
+        by_arm: dict[tuple, list[Cell]] = {}
+        for cell in cells:
+            if cell.arm != "random":
+                by_arm.setdefault((cell.dataset, cell.arm), []).append(cell)
+        parts += _in_processes(summarise_outputs, list(by_arm.values()), jobs, "distances over seeds")
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: _ordered(pd.concat([part[name] for part in parts if name in part])) for name in names}
 
 
-def _in_processes(function, cells: list[tuple], jobs: int, title: str) -> list:
-    """Call a function on every cell, in processes that share the cores; in order of completion."""
+def _in_processes(function, calls: list[tuple], jobs: int | None, title: str) -> list:
+    """Call a function with every tuple of arguments, in processes that share the cores; in order of completion."""
+    jobs = jobs or os.cpu_count()
     found, threads = [], max(1, os.cpu_count() // jobs)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(_with_threads, threads, function, cell): cell for cell in cells}
-        with tqdm(total=len(cells), desc=title, unit="cell") as bar:
+        waiting = {pool.submit(_with_threads, threads, function, call): call for call in calls}
+        with tqdm(total=len(calls), desc=title, unit="cell") as bar:
             for done in as_completed(waiting):
                 found.append(done.result())
                 bar.set_postfix_str(" ".join(map(str, waiting[done][:3])))
@@ -189,10 +214,10 @@ def _in_processes(function, cells: list[tuple], jobs: int, title: str) -> list:
     return found
 
 
-def _with_threads(threads: int, function, cell: tuple):
+def _with_threads(threads: int, function, call: tuple):
     torch.set_num_threads(threads)
     with threadpool_limits(threads):
-        return function(*cell)
+        return function(*call)
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
@@ -202,15 +227,10 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(order, ignore_index=True, kind="stable")
 
 
-def status(
-    datasets: list[str], seeds: list[int], preset_name: str, arms: tuple[str, ...], runs_dir: str, settings: dict
-) -> str:
-    """One line: how many pretrainings of the grid stand on disk, and when the rest may be done at the pace so far."""
-    runs = [
-        Run(changed(preset_name, arm, data, seed, settings.get(arm, {})), runs_dir)
-        for data in map(load, datasets)
-        for arm, seed in itertools.product(arms, seeds)
-    ]
+def status(cells: list[Cell]) -> str:
+    """One line: how many pretrainings of a grid stand on disk, and when the rest may be done at the pace so far."""
+    data = {name: load(name) for name in {cell.dataset for cell in cells}}
+    runs = [cell.run(data[cell.dataset]) for cell in cells]
     ends = sorted(run.encoder_file.stat().st_mtime for run in runs if run.finished)
     text = f"{len(ends)} of {len(runs)} runs are trained"
     if len(ends) < 2 or len(ends) == len(runs):

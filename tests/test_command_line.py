@@ -66,7 +66,7 @@ def test_another_series_has_its_own_settings_and_folder(make_data, tmp_path, mon
     make_data()
     monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
     before = (HOME / "README.md").read_text(encoding="utf-8")
-    words = "results --dataset tiny --seed 0 --arm moco --preset smoke --set steps=4 --skip-analyses --jobs 1"
+    words = "results --dataset tiny --seed 0 --arm moco --preset smoke --set steps=4 --skip-analyses --jobs 2"
     assert main([*words.split(), "--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
     assert set(pd.read_csv(tmp_path / "out" / "low_label.csv")["arm"]) == {"moco"}
     assert [json.loads(file.read_text())["steps"] for file in (tmp_path / "runs").glob("*/recipe.json")] == [4]

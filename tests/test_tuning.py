@@ -70,10 +70,23 @@ def test_the_committed_choice_follows_from_the_committed_trials():
 def test_status_counts_what_is_trained(make_data, tmp_path, monkeypatch):
     data = make_data()
     monkeypatch.setattr(sweep, "load", lambda name: data)
-    grid = (["tiny"], [0, 1], "smoke", ("random",), str(tmp_path / "runs"), {})
-    assert "0 of 2 runs" in sweep.status(*grid)
-    sweep.trained("tiny", "random", 1, "smoke", str(tmp_path / "runs"), {})
-    assert "1 of 2 runs" in sweep.status(*grid)
+    cells = sweep.grid(["tiny"], ["random"], [0, 1], preset_name="smoke", runs_dir=tmp_path / "runs")
+    assert "0 of 2 runs" in sweep.status(cells)
+    cells[1].trained()
+    assert "1 of 2 runs" in sweep.status(cells)
+
+
+def test_the_analyses_of_a_small_sweep_stand_beside_its_rows(make_data, tmp_path, monkeypatch):
+    make_data(n=240)
+    monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
+    arms = ["random", "moco"]
+    cells = sweep.grid(["tiny"], arms, [0, 1], preset_name="smoke", runs_dir=tmp_path / "runs")
+    tables = sweep.sweep(cells, jobs=2)
+    assert set(tables["low_label"]["arm"]) == set(arms)
+    assert set(tables["probing"]["arm"]) == {"random", "moco", "pixels"}
+    for name in ("similarity", "outputs", "outputs_summary"):
+        assert set(tables[name]["arm"]) == {"moco"}
+    assert tables["outputs_summary"]["models"].nunique() == 4
 
 
 @pytest.mark.parametrize(
