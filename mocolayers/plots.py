@@ -64,6 +64,14 @@ def new_figure(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def _titled(figure: Figure, title: str, explained=None) -> Figure:
+    """The figure with a title, and on its right the legend of one of its axes."""
+    if explained is not None:
+        figure.legend(*explained.get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
+    return figure
+
+
 def _picture(axis, image: np.ndarray, title: str = "", colour: str | None = None) -> None:
     """Show (H, W, C) uint8 or (C, H, W) float in [0, 1]."""
     if image.dtype != np.uint8:
@@ -86,8 +94,7 @@ def image_sheet(groups: dict[str, np.ndarray], columns: int = 10, title: str = "
         for axis in line[len(images) :]:
             axis.axis("off")
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title)
 
 
 def strips(groups: dict[str, np.ndarray], columns: int, title: str) -> Figure:
@@ -98,8 +105,7 @@ def strips(groups: dict[str, np.ndarray], columns: int, title: str) -> Figure:
         line[:, : len(images)] = images.swapaxes(0, 1)
         _picture(axis, line.reshape(len(line), -1, images.shape[3]))
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title)
 
 
 def view_sheet(originals: np.ndarray, first: np.ndarray, second: np.ndarray, title: str = "") -> Figure:
@@ -110,8 +116,7 @@ def view_sheet(originals: np.ndarray, first: np.ndarray, second: np.ndarray, tit
             _picture(axes[line, column], picture)
     for axis, name in zip(axes[:, 0], ("image", "view q", "view k"), strict=True):
         axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title)
 
 
 def split_bars(
@@ -197,8 +202,7 @@ def softmax_bars(curves: dict[str, np.ndarray], title: str, most: int = 25) -> F
         axis.bar(range(len(shown)), shown, color=["#D55E00"] + ["#0072B2"] * (len(shown) - 1))
         axis.set(title=name, xlabel="own key, then hardest others")
     axes[0, 0].set_ylabel("probability")
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title)
 
 
 def histories(tables: dict[str, pd.DataFrame], columns: dict[str, str], title: str) -> Figure:
@@ -216,8 +220,7 @@ def histories(tables: dict[str, pd.DataFrame], columns: dict[str, str], title: s
     for axis in list(axes.flat)[len(columns) :]:
         axis.axis("off")
     axes.flat[0].legend(fontsize=8)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title)
 
 
 def matrices(items: dict[str, np.ndarray], title: str, limit: float = 1.0) -> Figure:
@@ -229,8 +232,7 @@ def matrices(items: dict[str, np.ndarray], title: str, limit: float = 1.0) -> Fi
         axis.grid(False)
         axis.set(xlabel="feature of view k", ylabel="feature of view q")
     figure.colorbar(shown, ax=axes[0].tolist(), shrink=0.8, label="correlation")
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title)
 
 
 def stacked_shares(shares: pd.DataFrame, title: str) -> Figure:
@@ -270,8 +272,7 @@ def label_curves(summary: pd.DataFrame, title: str) -> Figure:
     for axis in axes[0]:
         handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside right center", fontsize=9)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title)
 
 
 def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: float | None = None) -> Figure:
@@ -300,9 +301,7 @@ def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: float | None =
         axis.set(title=panel, xlabel=xlabel)
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title, axes[0, 0])
 
 
 def activation_maps(images: np.ndarray, maps: dict[str, list[np.ndarray]], title: str) -> Figure:
@@ -321,8 +320,7 @@ def activation_maps(images: np.ndarray, maps: dict[str, list[np.ndarray]], title
             axis.set_title(f"stage {number}: {stage.shape[0]} x {stage.shape[1]}", fontsize=9, fontweight="normal")
             axis.set_xticks([]), axis.set_yticks([])
             axis.grid(False)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title)
 
 
 def stage_curves(summary: pd.DataFrame, title: str, ylabel: str = "test AUC") -> Figure:
@@ -345,9 +343,7 @@ def stage_curves(summary: pd.DataFrame, title: str, ylabel: str = "test AUC") ->
             axis.axhline(value, color="#CC79A7", linestyle="--", label="raw pixels")
         axis.set(xticks=[1, 2, 3, 4], xlabel="stage", title=panel)
     axes[0, 0].set_ylabel(ylabel)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title, axes[0, 0])
 
 
 def number_grids(tables: dict[str, pd.DataFrame], title: str, spread: float | None = None) -> Figure:
@@ -375,8 +371,7 @@ def number_grids(tables: dict[str, pd.DataFrame], title: str, spread: float | No
         axis.set_yticks(range(len(table)), table.index)
         axis.set_title(name, fontsize=10)
         axis.grid(False)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title)
 
 
 def similarity_settings(table: pd.DataFrame, settings: dict[str, tuple[str, str]], title: str) -> Figure:
@@ -393,8 +388,7 @@ def similarity_settings(table: pd.DataFrame, settings: dict[str, tuple[str, str]
         axis.set(title=name, xlabel="stage", xticks=table["stage"], ylim=(min(0, table[null].min()), 1.05))
     axes[0, 0].set_ylabel("CKA")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower right", ncols=2, fontsize=9)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title)
 
 
 def reuse_points(table: pd.DataFrame, title: str) -> Figure:
@@ -417,9 +411,7 @@ def reuse_points(table: pd.DataFrame, title: str) -> Figure:
         axis.plot([], [], "_", ms=9, mew=2, color="black", label="ceiling: two fine-tunings")
         axis.set(xticks=[1, 2, 3, 4], xlabel="stage", title=f"fine-tuned on {fraction:.0%} of the labels")
     axes[0, 0].set_ylabel("debiased linear CKA")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title, axes[0, 0])
 
 
 def scatter(table: pd.DataFrame, x: str, y: str, title: str, xlabel: str, ylabel: str) -> Figure:
@@ -456,8 +448,7 @@ def similarity_maps(items: dict[str, np.ndarray], title: str, ylabel: str, xlabe
     figure.supxlabel(xlabel, fontsize=10)
     figure.supylabel(ylabel, fontsize=10)
     figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.7, label="debiased linear CKA")
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title)
 
 
 def block_matrix(matrix: np.ndarray, names: list[str], title: str) -> Figure:
@@ -496,8 +487,7 @@ def cdf_gap(panels: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, 
         axis.set(title=name, xlabel="predicted probability", xlim=(0, 1), ylim=(0, 1))
     axes[0, 0].set_ylabel("share of test images at or below")
     axes[0, 0].legend(fontsize=9, loc="lower right")
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title)
 
 
 def distance_dots(table: pd.DataFrame, marks: dict[str, tuple[str, str]], title: str, xlabel: str) -> Figure:
@@ -525,9 +515,7 @@ def distance_dots(table: pd.DataFrame, marks: dict[str, tuple[str, str]], title:
     axes[0, 0].plot([], [], "o-", color="#888888", label="few labels against all")
     axes[0, 0].set_yticks(range(len(arms)), arms)
     axes[0, 0].invert_yaxis()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title, axes[0, 0])
 
 
 def reliability_curves(panels: dict[str, dict[str, pd.DataFrame]], title: str) -> Figure:
@@ -544,9 +532,7 @@ def reliability_curves(panels: dict[str, dict[str, pd.DataFrame]], title: str) -
             axis.scatter(table["probability"], table["observed"], 300 * table["share"], ARM_COLOURS[arm], alpha=0.6)
         axis.set(title=name, xlabel="predicted probability", xlim=(0, 1), ylim=(0, 1))
     axes[0, 0].set_ylabel("observed rate")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title, axes[0, 0])
 
 
 def released_dots(table: pd.DataFrame, title: str) -> Figure:
@@ -582,5 +568,4 @@ def released_dots(table: pd.DataFrame, title: str) -> Figure:
         axis.axis("off")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
-    figure.suptitle(title, x=0.02, ha="left", fontweight="bold", fontsize=12)
-    return figure
+    return _titled(figure, title)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
+from mocolayers import views as module
 from mocolayers.recipe import LESSON_VIEWS, RELEASED_VIEWS, Views
 from mocolayers.views import TwoViews, _turn_hue, blur, gaussian_kernel, random_view, to_float
 
@@ -76,3 +77,18 @@ def test_a_crop_keeps_at_least_its_share_of_the_area():
     view = random_view(ramp, dataclasses.replace(OFF, crop=0.25, ratio=1.0), generator())
     width = view[:, 0, 32, -1] - view[:, 0, 32, 0]
     assert width.min() > 0.45 and width.max() <= 1.01
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_views_made_a_few_images_at_a_time_are_the_same(channels, monkeypatch):
+    pictures = images(channels=channels)
+    whole = TwoViews(RELEASED_VIEWS["retina"])(pictures, generator())
+    monkeypatch.setattr(module, "CACHED", 4 * pictures[0].numel())
+    parts = TwoViews(RELEASED_VIEWS["retina"])(pictures, generator())
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole, parts, strict=True))
+
+
+def test_an_image_that_no_chance_picks_is_left_alone():
+    x = to_float(images(40))
+    never = dataclasses.replace(OFF, jitter=1e-9, gray=1e-9, blur=1e-9)
+    assert torch.allclose(random_view(x, never, generator()), x, atol=1e-5)
