@@ -64,7 +64,7 @@ SECTIONS = {
     "Unchanged results: fp32 and bf16 pretraining, linear evaluation": lambda args: precision.table(),
     "Labs: from a move of a slider to the picture": lambda args: labs.table(args.repeats),
     "Conversion of made-up X-rays, 256 px to 28 px, two processes": lambda args: conversion.table(args.images),
-    "Notebooks: time and peak memory": lambda args: whole_series.table(),
+    "Notebooks: time and peak memory": lambda args: whole_series.table(args.keep),
 }
 EXAMPLES = """examples:
   python tests/benchmarks/bench.py
@@ -92,6 +92,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, help="rounds over all rows (5)")
     parser.add_argument("--count", type=int, default=4, help="training steps per round (4)")
     parser.add_argument("--images", type=int, default=20_000, help="X-rays to convert (20,000)")
+    parser.add_argument(
+        "--keep", type=Path, help="empty folder to keep the executed notebooks in (they are thrown away)"
+    )
     parser.add_argument("--only", default="", help="print the sections whose title holds this word, and write nothing")
     return parser
 

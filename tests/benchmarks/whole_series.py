@@ -19,20 +19,24 @@ def series(preset: str, folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def measured(preset: str) -> dict[str, tuple[str, str]]:
+def measured(preset: str, folder: Path) -> dict[str, tuple[str, str]]:
     """Seconds and megabytes of each notebook, and of the series when it is new and when it is warm."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        first, again = series(preset, folder), series(preset, folder)
-        stamps = sorted((folder / "executed").glob("*/*/seed0/*.json"))
-        cells = [json.loads(stamp.read_text())["cell"] for stamp in stamps]
+    first, again = series(preset, folder), series(preset, folder)
+    stamps = sorted((folder / "executed").glob("*/*/seed0/*.json"))
+    cells = [json.loads(stamp.read_text())["cell"] for stamp in stamps]
     found = {cell["notebook"]: (f"{cell['seconds']:.0f}", str(cell["megabytes"])) for cell in cells}
     most = max(cell["megabytes"] for cell in cells)
     return found | {"the whole series": (f"{first:.0f}", str(most)), "the series again, warm": (f"{again:.1f}", "")}
 
 
-def table() -> pd.DataFrame:
-    """One row per notebook: seconds and peak memory in megabytes of the largest process, at smoke and at lesson."""
-    presets = [measured(preset) for preset in ("smoke", "lesson")]
+def table(keep: Path | None = None) -> pd.DataFrame:
+    """One row per notebook: seconds and peak memory in megabytes of the largest process, at smoke and at lesson.
+
+    Args:
+        keep: an empty folder for the runs and the executed notebooks; None throws them away.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = keep or Path(name)
+        presets = [measured(preset, folder / preset) for preset in ("smoke", "lesson")]
     rows = [[name, *(text for found in presets for text in found.get(name, ("", "")))] for name in presets[0]]
     return pd.DataFrame(rows, columns=["notebook", "smoke, s", "smoke, MB", "lesson, s", "lesson, MB"])
