@@ -92,9 +92,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, help="rounds over all rows (5)")
     parser.add_argument("--count", type=int, default=4, help="training steps per round (4)")
     parser.add_argument("--images", type=int, default=20_000, help="X-rays to convert (20,000)")
-    parser.add_argument(
-        "--keep", type=Path, help="empty folder to keep the executed notebooks in (they are thrown away)"
-    )
+    parser.add_argument("--keep", type=Path, help="empty folder to keep executed notebooks in (thrown away)")
     parser.add_argument("--only", default="", help="print the sections whose title holds this word, and write nothing")
     return parser
 
