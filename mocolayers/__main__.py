@@ -23,7 +23,7 @@ EXAMPLES = {
   python -m mocolayers tune --dataset breast_histology --runs-dir trials""",
     "results": """  python -m mocolayers results
   python -m mocolayers results --dataset pneumoniamnist --seed 10 11 12 --jobs 2 --skip-analyses
-  python -m mocolayers results --set steps=900 --arm moco mse --out results/long
+  python -m mocolayers results --set steps=600 --arm moco mse --out results/long
   python -m mocolayers results --only-write""",
     "status": """  python -m mocolayers status
   python -m mocolayers status --seed 10 11 --runs-dir runs""",
