@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from mocolayers import claims
+from mocolayers.recipe import PRETRAINED_ARMS
 from mocolayers.series import HOME
 
 
