@@ -285,7 +285,7 @@ def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: float | None =
     panels = list(dict.fromkeys(table["panel"]))
     names = list(dict.fromkeys(table["name"]))
     arms = [arm for arm in ARM_COLOURS if arm in set(table["arm"])]
-    size = (4.2 * len(panels) + 1.2, 0.2 * len(arms) * len(names) + 1.6)
+    size = (4 * len(panels) + 4, 0.2 * len(arms) * len(names) + 1.6)
     figure, axes = new_figure(1, len(panels), size, sharey=True, sharex=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         for number, arm in enumerate(arms):
