@@ -45,15 +45,21 @@ def pool_stage(stage: Tensor, side: int) -> Tensor:
     x = stage.permute(0, 2, 3, 1)  # (B, H, W, C)
     if side == 1:
         return x.flatten(1, 2).mean(dim=1).view(b, c, 1, 1)
-    down, across = windows(h, side).to(x), windows(w, side).to(x)
+    down, across, area = windows(h, w, side, x.dtype, x.device)
     x = (down @ x.flatten(2)).view(b * side, w, c)
     x = (across @ x).view(b, side, side, c)
-    return (x / torch.outer(down.sum(1), across.sum(1)).unsqueeze(2)).permute(0, 3, 1, 2)
+    return (x / area).permute(0, 3, 1, 2)
 
 
 @functools.cache
-def windows(length: int, count: int) -> Tensor:
-    """(count, length) ones where a pixel of a line is in a window of adaptive pooling; they may overlap, and else 0."""
+def windows(h: int, w: int, side: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rows (side, H) and columns (side, W) are in a window of adaptive pooling; pixels of each (side, side, 1)."""
+    across = [_windows(length, side).to(device, dtype) for length in (h, w)]
+    return *across, torch.outer(*(each.sum(1) for each in across)).unsqueeze(2)
+
+
+def _windows(length: int, count: int) -> Tensor:
+    """(count, length) ones where a pixel of a line is in a window, else 0; windows may overlap."""
     start, pixel = torch.arange(count).unsqueeze(1) * length, torch.arange(length)
     return ((pixel >= start // count) & (pixel < -(-(start + length) // count))).float()
 

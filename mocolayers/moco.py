@@ -66,14 +66,18 @@ class MoCo(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
-    def forward(self, x_q: Tensor, x_k: Tensor, generator: torch.Generator | None = None) -> MoCoOutput:
+    def forward(
+        self, x_q: Tensor, x_k: Tensor, generator: torch.Generator | None = None, watched: bool = True
+    ) -> MoCoOutput:
         """Loss of a batch of pairs; also moves the key encoder and, at the end, puts the new keys into the queue.
 
         Args:
             x_q, x_k: (B, C, H, W) two views of the same B images: in distributed training, this process's part of
                 the batch. The output is of the same rows; the queue takes the keys of all.
             generator: for the shuffle of the keys; only needed when bn_splits > 1, or in distributed training.
+            watched: the output has the stages even if no loss looks at them.
         """
+        self.wants_stages = watched or self.stage_loss is not None
         query = self._encode(self.encoder_q, x_q)
         q = F.normalize(self.head_q(query.embedding).float(), dim=1)  # (B, D)
         with torch.no_grad():
@@ -123,6 +127,8 @@ class MoCo(nn.Module):
         return Encoded(stages, torch.cat([group.embedding for group in groups]))
 
     def _pooled(self, encoded: Encoded) -> Encoded:
+        if not self.wants_stages:
+            return Encoded([], encoded.embedding)
         sides = getattr(self.stage_loss, "pool", (1,) * 4)
         stages = [pool_stage(s, min(side, s.shape[2])) for s, side in zip(encoded.stages, sides, strict=True)]
         return Encoded(stages, encoded.embedding)
