@@ -53,7 +53,7 @@ def pool_stage(stage: Tensor, side: int) -> Tensor:
 
 @functools.cache
 def windows(h: int, w: int, side: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Which rows (side, H) and columns (side, W) are in a window of adaptive pooling; pixels of each (side, side, 1)."""
+    """Rows (side, H) and columns (side, W) in a window of adaptive pooling; pixels in each, (side, side, 1)."""
     across = [_windows(length, side).to(device, dtype) for length in (h, w)]
     return *across, torch.outer(*(each.sum(1) for each in across)).unsqueeze(2)
 

@@ -60,6 +60,7 @@ class MoCo(nn.Module):
         self.head_k.load_state_dict(self.head_q.state_dict())
         for parameter in [*self.encoder_k.parameters(), *self.head_k.parameters()]:
             parameter.requires_grad_(False)
+        self.wants_stages = True
         self.stage_share = 1.0  # of the stage losses' weights; training raises it where they warm up
         self.stage_loss = build_stage_loss(recipe, self.encoder_q.stage_channels)
         self.register_buffer("queue", torch.zeros(recipe.queue, recipe.dim))
