@@ -37,6 +37,7 @@ bench: $(READY) ## speed, side by side, into results/bench.md
 
 results: $(READY) ## tune, train and judge all arms on the prepared real data sets; tables, and the README's results
 	$(PY) -m mocolayers tune
+	$(PY) -m mocolayers results --set steps=600 --arm moco mse mse-standardized --skip-analyses --out results/long
 	$(PY) -m mocolayers results
 
 $(READY): requirements.txt
