@@ -31,9 +31,10 @@ browser:
 	  || { echo "Installing Chromium for the tests in a browser ..."; apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } \
 	  || echo "Chromium could not be installed; the tests in a browser will be skipped"
 
-bench: $(READY) ## speed, side by side, into results/bench.md
+bench: $(READY) ## speed side by side, and the notebooks' time and memory, into results/
 	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt
 	$(PY) tests/benchmarks/bench.py
+	$(PY) tests/benchmarks/whole_series.py
 
 results: $(READY) ## tune, train and judge all arms on the prepared real data sets; tables, and the README's results
 	$(PY) -m mocolayers tune

@@ -1,4 +1,4 @@
-"""Measure speed, side by side in one run, and write results/bench.md; half an hour, most of it the notebooks.
+"""Measure speed, side by side in one run, and write results/bench.md; about ten minutes.
 
 Within a section the rows take turns, so that a slow minute hits all of them alike.
 """
@@ -18,7 +18,6 @@ import precision
 import pretraining
 import startup
 import torch
-import whole_series
 
 from mocolayers.files import atomic_write
 from mocolayers.pretrain import autocast_type
@@ -64,7 +63,6 @@ SECTIONS = {
     "Unchanged results: fp32 and bf16 pretraining, linear evaluation": lambda args: precision.table(),
     "Labs: from a move of a slider to the picture": lambda args: labs.table(args.repeats),
     "Conversion of made-up X-rays, 256 px to 28 px, two processes": lambda args: conversion.table(args.images),
-    "Notebooks: time and peak memory": lambda args: whole_series.table(args.keep),
 }
 EXAMPLES = """examples:
   python tests/benchmarks/bench.py
@@ -92,7 +90,6 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, help="rounds over all rows (5)")
     parser.add_argument("--count", type=int, default=4, help="training steps per round (4)")
     parser.add_argument("--images", type=int, default=20_000, help="X-rays to convert (20,000)")
-    parser.add_argument("--keep", type=Path, help="empty folder to keep executed notebooks in (thrown away)")
     parser.add_argument("--only", default="", help="print the sections whose title holds this word, and write nothing")
     return parser
 

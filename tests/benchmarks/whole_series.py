@@ -1,5 +1,9 @@
-"""How long each notebook takes and how much memory, on the default data, from no runs; then the series again, warm."""
+"""Measure every notebook, and write results/notebooks.md: time and memory from no runs, then the series again, warm.
 
+On the default data, at smoke and at lesson: about half an hour.
+"""
+
+import argparse
 import json
 import subprocess
 import sys
@@ -8,6 +12,11 @@ import time
 from pathlib import Path
 
 import pandas as pd
+from bench import machine, markdown
+
+from mocolayers.files import atomic_write
+
+OUT = Path(__file__).resolve().parents[2] / "results" / "notebooks.md"
 
 
 def series(preset: str, folder: Path) -> float:
@@ -40,3 +49,15 @@ def table(keep: Path | None = None) -> pd.DataFrame:
         presets = [measured(preset, folder / preset) for preset in ("smoke", "lesson")]
     rows = [[name, *(text for found in presets for text in found.get(name, ("", "")))] for name in presets[0]]
     return pd.DataFrame(rows, columns=["notebook", "smoke, s", "smoke, MB", "lesson, s", "lesson, MB"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--keep", type=Path, help="empty folder to keep runs and executed notebooks in (thrown away)")
+    text = f"# Notebooks\n\nMade by `make bench`.\n\n{machine()}\n\n{markdown(table(parser.parse_args().keep))}\n"
+    atomic_write(OUT, lambda path: path.write_text(text, encoding="utf-8"))
+    print(f"{OUT} is written")
+
+
+if __name__ == "__main__":
+    main()
