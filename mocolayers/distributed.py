@@ -4,6 +4,7 @@ Whatever a process does with a batch, it does with its part of it: rows [r * B /
 """
 
 import contextlib
+import gc
 import importlib
 import os
 from collections.abc import Callable
@@ -46,6 +47,7 @@ def processes(device: str):
             "another process of this training has ended; its own message stands above. The same command goes on from "
             "the last checkpoint"
         ) from None
+    gc.collect()  # a model that was trained in parallel holds the group too, in a cycle
     distributed.destroy_process_group()
 
 
