@@ -1,5 +1,6 @@
 """`MoCo`: a query encoder, its slowly moving key encoder and a queue of keys, with an optional loss on the stages."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ from mocolayers.encoder import Encoded, StagedResNet
 from mocolayers.losses import StageBarlow, StageMSE, info_nce, pool_stage
 from mocolayers.recipe import Recipe
 
+POOLED = (1,) * 4  # sides that the stages are pooled to where no stage loss asks for more
+
 
 class MoCoOutput(NamedTuple):
     """What one forward pass returns for a batch of B pairs and a queue that holds K keys.
@@ -21,7 +24,7 @@ class MoCoOutput(NamedTuple):
         logits: (B, 1 + K), the positive in column 0.
         q, k: (B, D) unit-length queries and keys.
         query_stages, key_stages: four feature maps each, pooled as the stage loss pools them or else averaged,
-            (B, C_l, side_l, side_l); rows in the order of the batch.
+            (B, C_l, side_l, side_l); rows in the order of the batch. None if nobody was to look at them.
     """
 
     loss: Tensor
@@ -60,15 +63,18 @@ class MoCo(nn.Module):
         self.head_k.load_state_dict(self.head_q.state_dict())
         for parameter in [*self.encoder_k.parameters(), *self.head_k.parameters()]:
             parameter.requires_grad_(False)
-        self.wants_stages = True
-        self.stage_share = 1.0  # of the stage losses' weights; training raises it where they warm up
         self.stage_loss = build_stage_loss(recipe, self.encoder_q.stage_channels)
         self.register_buffer("queue", torch.zeros(recipe.queue, recipe.dim))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
     def forward(
-        self, x_q: Tensor, x_k: Tensor, generator: torch.Generator | None = None, watched: bool = True
+        self,
+        x_q: Tensor,
+        x_k: Tensor,
+        generator: torch.Generator | None = None,
+        stage_share: float = 1.0,
+        watched: bool = True,
     ) -> MoCoOutput:
         """Loss of a batch of pairs; also moves the key encoder and, at the end, puts the new keys into the queue.
 
@@ -76,21 +82,22 @@ class MoCo(nn.Module):
             x_q, x_k: (B, C, H, W) two views of the same B images: in distributed training, this process's part of
                 the batch. The output is of the same rows; the queue takes the keys of all.
             generator: for the shuffle of the keys; only needed when bn_splits > 1, or in distributed training.
+            stage_share: part of the stage losses' weights, below 1 while they warm up.
             watched: the output has the stages even if no loss looks at them.
         """
-        self.wants_stages = watched or self.stage_loss is not None
-        query = self._encode(self.encoder_q, x_q)
+        sides = getattr(self.stage_loss, "pool", POOLED) if watched or self.stage_loss else ()
+        query = self._encode(self.encoder_q, x_q, sides)
         q = F.normalize(self.head_q(query.embedding).float(), dim=1)  # (B, D)
         with torch.no_grad():
             self.momentum_update()
-            key_stages, embedding = self._encode_shuffled(x_k, generator)
+            key_stages, embedding = self._encode_shuffled(x_k, generator, sides)
             keys = F.normalize(self.head_k(embedding).float(), dim=1)  # (B of all processes, D)
             k = keys[own_part(len(keys))]  # (B, D)
         loss, logits = info_nce(q, k, self.queue[: int(self.filled)], self.temperature)
         terms = {"info_nce": loss}
         if self.stage_loss is not None:
             for number, term in enumerate(self.stage_loss(query.stages, key_stages), start=1):
-                terms[f"stage{number}"] = self.stage_share * term
+                terms[f"stage{number}"] = stage_share * term
         self.enqueue(keys)
         return MoCoOutput(sum(terms.values()), terms, logits, q, k, query.stages, key_stages)
 
@@ -118,35 +125,34 @@ class MoCo(nn.Module):
         self.pointer.copy_((self.pointer + len(keys)) % length)
         self.filled.copy_((self.filled + len(keys)).clamp(max=length))
 
-    def _encode(self, encoder: StagedResNet, x: Tensor) -> Encoded:
+    def _encode(self, encoder: StagedResNet, x: Tensor, sides: Sequence[int] = POOLED) -> Encoded:
         """Encode in groups, each with batch-norm statistics of its own: bn_splits in all, at least one a process.
 
-        The stages come pooled: whole maps are slow to put together and in order, and nothing looks at them.
+        The stages come pooled to these sides, or not at all if there are none: whole maps are slow to put together and
+        in order, and nothing looks at them.
         """
-        groups = [self._pooled(encoder(group)) for group in x.chunk(max(1, self.bn_splits // world_size()))]
+        groups = [_pooled(encoder(group), sides) for group in x.chunk(max(1, self.bn_splits // world_size()))]
         stages = [torch.cat(maps) for maps in zip(*(group.stages for group in groups), strict=True)]
         return Encoded(stages, torch.cat([group.embedding for group in groups]))
 
-    def _pooled(self, encoded: Encoded) -> Encoded:
-        if not self.wants_stages:
-            return Encoded([], encoded.embedding)
-        sides = getattr(self.stage_loss, "pool", (1,) * 4)
-        stages = [pool_stage(s, min(side, s.shape[2])) for s, side in zip(encoded.stages, sides, strict=True)]
-        return Encoded(stages, encoded.embedding)
-
-    def _encode_shuffled(self, x: Tensor, generator: torch.Generator | None) -> Encoded:
+    def _encode_shuffled(self, x: Tensor, generator: torch.Generator | None, sides: Sequence[int] = POOLED) -> Encoded:
         """Encode keys in another grouping than the queries, so that batch statistics do not give the pairs away.
 
         Embedding *and* stages are put back in order; with only the embedding in order the stage losses would compare
         unrelated images. Returned are the stages of this process's rows, and the embeddings of all.
         """
         if self.bn_splits == 1 and world_size() == 1:
-            return self._encode(self.encoder_k, x)
+            return self._encode(self.encoder_k, x, sides)
         x = gather(x)
         order = torch.randperm(len(x), generator=generator).to(x.device)
         back, mine = order.argsort(), own_part(len(x))
-        key = self._encode(self.encoder_k, x[order[mine]])
+        key = self._encode(self.encoder_k, x[order[mine]], sides)
         return Encoded([gather(stage)[back[mine]] for stage in key.stages], gather(key.embedding)[back])
+
+
+def _pooled(encoded: Encoded, sides: Sequence[int]) -> Encoded:
+    stages = [pool_stage(s, min(side, s.shape[2])) for s, side in zip(encoded.stages, sides, strict=False)]
+    return Encoded(stages, encoded.embedding)
 
 
 def follow(key: list[Tensor], query: list[Tensor], momentum: float) -> None:

@@ -175,11 +175,10 @@ class Trainer:
         x_q, x_k = self.views(self._feed(self.step), generator)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
-        self.model.stage_share = stage_share(self.recipe, self.step)
         monitor = (self.step + 1) % self.recipe.monitor_every == 0 or self.step + 1 == self.recipe.steps
         watched = monitor or self.step % self.recipe.log_every == 0
         with self.autocast():
-            output = self.in_parallel(x_q, x_k, generator, watched)
+            output = self.in_parallel(x_q, x_k, generator, stage_share(self.recipe, self.step), watched)
         row = self._observe(output, monitor) if watched else None
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(output.loss).backward()

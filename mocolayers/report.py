@@ -181,7 +181,8 @@ def findings(rows: pd.DataFrame, longer: pd.DataFrame) -> str:
         title = f"{name.capitalize()} at {smallest:.0%} of the labels, AUC minus MoCo's, mean over {', '.join(judged)}"
         lines.append(f"- {title}: {_gains(every, mode)}.")
     if len(longer):
-        said = [f"{name}: {_gains(claim_by_arm(longer), mode)}" for mode, name in MODE_NAMES.items()]
+        after = claim_by_arm(longer)
+        said = [f"{name}: {_gains(after, mode)}" for mode, name in MODE_NAMES.items()]
         lines.append(f"- The same after longer training, {'. '.join(said)}.")
     lift = paired_differences(rows, "random")
     lift = lift[(lift["mode"] == "linear") & (lift["fraction"] == smallest) & (lift["arm"] == "moco")]

@@ -1,6 +1,6 @@
 """Measure every notebook, and write results/notebooks.md: time and memory from no runs, then the series again, warm.
 
-On the default data, at smoke and at lesson: about half an hour.
+On the default data, at smoke and at lesson.
 """
 
 import argparse
