@@ -25,6 +25,8 @@ EXAMPLES = {
   python -m mocolayers results --dataset pneumoniamnist --seed 10 11 12 --jobs 2 --skip-analyses
   python -m mocolayers results --set steps=600 --arm moco mse --out results/long
   python -m mocolayers results --only-write""",
+    "again": """  python -m mocolayers again
+  python -m mocolayers again --set steps=600 --arm moco mse mse-standardized --cells 8 --out results/long""",
     "status": """  python -m mocolayers status
   python -m mocolayers status --seed 10 11 --runs-dir runs""",
     "as-released": """  python -m mocolayers as-released
@@ -90,6 +92,14 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--skip-analyses", action="store_true", help="no probing, similarity and output distances")
     command.add_argument("--only-write", action="store_true", help="train nothing: README from results/*.csv as it is")
     command.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables (results)")
+
+    text = "train a random part of the grid from nothing, and write how far it lies from the table"
+    command = _add(commands, "again", text, run_again)
+    _about_a_grid(command, REAL)
+    _about_seeds(command)
+    command.add_argument("--cells", type=int, default=24, help="how many arms on a data set from a seed (24)")
+    command.add_argument("--out", type=Path, default=RESULTS, help="folder of the table to compare with (results)")
+    command.set_defaults(runs_dir=Path("runs") / "again")  # where no run of the table stands
 
     command = _add(commands, "status", "how much of the grid is done, and when it may end", run_status)
     _about_a_grid(command, REAL)
@@ -226,6 +236,22 @@ def run_results(args: argparse.Namespace) -> int:
         return 0
     report.write_readme(RESULTS / "low_label.csv", series.HOME / "README.md")
     print(f"tables and figures in {RESULTS} and the results in README.md are written")
+    return 0
+
+
+def run_again(args: argparse.Namespace) -> int:
+    """A random part of the grid once more, its table, and what it says."""
+    import functools
+
+    import pandas as pd
+
+    from mocolayers import again
+    from mocolayers.files import atomic_write
+
+    committed = pd.read_csv(args.out / "low_label.csv")
+    table = again.run_again(again.draw(_cells(args), args.cells), committed, args.jobs)
+    atomic_write(args.out / "again.csv", functools.partial(table.to_csv, index=False, float_format="%.4f"))
+    print(again.apart(table, committed).round(4).to_string(index=False))
     return 0
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from mocolayers.recipe import PRETRAINED_ARMS
-from mocolayers.report import by_seed, interval, primary, read_table
+from mocolayers.report import by_seed, interval, primary, read_table, verdict
 
 MATCHES = 0.01  # an AUC this much lower still counts as matching
 EARLY = (1, 2)  # stages
-JUDGED = ("supported", "opposite", "cannot tell")
 
 
 def paired_by_seed(table: pd.DataFrame, value: str, base: str = "moco") -> pd.DataFrame:
@@ -31,14 +30,6 @@ def paired_by_seed(table: pd.DataFrame, value: str, base: str = "moco") -> pd.Da
     return differences.groupby("seed").agg(lambda column: column.mean(skipna=False))
 
 
-def judged(low: float, high: float, better: float = 0.0, sign: int = 1) -> str:
-    """One of `JUDGED`: whether an interval lies on the claimed side of `better`, on the other side, or on both."""
-    low, high = (low, high) if sign > 0 else (-high, -low)
-    if low > better:
-        return "supported"
-    return "opposite" if high < better else "cannot tell"
-
-
 def claims(folder: Path) -> pd.DataFrame:
     """Every claim for every arm, from the tables in a folder.
 
@@ -53,7 +44,8 @@ def claims(folder: Path) -> pd.DataFrame:
             low, high = interval(values)
             about = {"claim": claim, "measured": measured, "arm": arm, "difference": values.mean()}
             about |= {"low": low, "high": high, "seeds": len(values)}
-            found.append(about | {"verdict": judged(low, high, better, sign)})
+            ends = (low, high) if sign > 0 else (-high, -low)
+            found.append(about | {"verdict": verdict(*ends, better)})
     return pd.DataFrame(found)
 
 

@@ -257,9 +257,14 @@ def evaluate(
 
 
 def _kept(place: Path, probabilities: np.ndarray, row: dict) -> dict:
-    np.savez_compressed(place.with_suffix(".npz"), test=probabilities)
+    atomic_write(place.with_suffix(".npz"), lambda path: _save_compressed(path, probabilities))
     atomic_write(place, lambda path: path.write_text(json.dumps(row, indent=1)))
     return row
+
+
+def _save_compressed(path: Path, probabilities: np.ndarray) -> None:
+    with path.open("wb") as file:  # numpy would add its own ending to a name
+        np.savez_compressed(file, test=probabilities)
 
 
 def fine_tuned(

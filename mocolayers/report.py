@@ -103,20 +103,21 @@ def primary(rows: pd.DataFrame) -> pd.DataFrame:
     return chosen if len(chosen) else rows
 
 
-def verdict(low: float, high: float) -> str:
-    """What an interval of differences says of a claimed gain of `CLAIM`: one of `VERDICTS`."""
-    if low > 0:
+def verdict(low: float, high: float, better: float = 0.0, claimed: float = -np.inf) -> str:
+    """What an interval of differences says, one of `VERDICTS`: whether it lies above `better`, below it, or on both
+    sides, and then whether it at least rules out a claimed difference."""
+    if low > better:
         return "supported"
-    if high < 0:
+    if high < better:
         return "opposite"
-    return "not supported here" if high < CLAIM else "cannot tell"
+    return "not supported here" if high < claimed else "cannot tell"
 
 
 def claim_by_arm(rows: pd.DataFrame) -> pd.DataFrame:
     """The primary comparison of every arm and mode: the row of `across_datasets` at the smallest fraction, judged."""
     table = across_datasets(primary(rows))
     table = table[(table["fraction"] == table["fraction"].min()) & table["arm"].isin(PRETRAINED_ARMS)]
-    verdicts = [verdict(row.low, row.high) for row in table.itertuples()]
+    verdicts = [verdict(row.low, row.high, claimed=CLAIM) for row in table.itertuples()]
     return table.drop(columns="dataset").assign(verdict=verdicts).reset_index(drop=True)
 
 

@@ -45,16 +45,21 @@ def judge(
         modes: leave out "linear" or "finetune"; None means both.
         fine_tunings: label subsets per fraction below 100% to fine-tune on; `plan.subsets` is for linear evaluation.
     """
-    only = {"random": ("linear",), "supervised": ("finetune",)}.get(run.recipe.arm, ("linear", "finetune"))
-    wanted = [mode for mode in only if modes is None or mode in modes]
+    possible = {"random": ("linear",), "supervised": ("finetune",)}.get(run.recipe.arm, ("linear", "finetune"))
+    wanted = [mode for mode in possible if modes is None or mode in modes]
     rows = []
+    if "linear" in wanted:
+        rows += _linear(run, data, plan, "linear").to_dict("records")
+    if "finetune" in wanted:
+        draws = [(fraction, n) for fraction in plan.fractions for n in range(fine_tunings if fraction < 1 else 1)]
+        rows += [evaluate(run, data, "finetune", fraction, n, plan, device) for fraction, n in draws]
+    return rows
+
+
+def _linear(run: Run, data: MedicalImages, plan: Evaluation, mode: str) -> pd.DataFrame:
     # Encoded once for all linear evaluations, and not at all if every result is on disk.
     features = functools.cache(lambda: encode_splits(run.load_encoder(), data))
-    for mode, fraction in itertools.product(wanted, plan.fractions):
-        subsets = (plan.subsets if mode == "linear" else fine_tunings) if fraction < 1 else 1
-        for subset in range(subsets):
-            rows.append(evaluate(run, data, mode, fraction, subset, plan, device, features))
-    return rows
+    return probe(run, data, plan, mode, features, plan.fractions)
 
 
 @dataclass(frozen=True)
@@ -120,8 +125,7 @@ def judge_cell(cell: Cell) -> dict[str, pd.DataFrame]:
 
 def judge_outside(run: Run, data: MedicalImages, plan: Evaluation) -> list[dict]:
     """Linear evaluation of a run on a data set that it was not trained on; its rows bear that data set's name."""
-    features = functools.cache(lambda: encode_splits(run.load_encoder(), data))
-    table = probe(run, data, plan, f"on-{data.name}", features, plan.fractions)
+    table = _linear(run, data, plan, f"on-{data.name}")
     return table.assign(dataset=data.name, mode="linear").to_dict("records")
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from mocolayers import claims
 from mocolayers.recipe import PRETRAINED_ARMS
+from mocolayers.report import VERDICTS
 from mocolayers.series import HOME
 
 
@@ -30,18 +31,12 @@ def test_a_seed_that_is_missing_on_one_data_set_does_not_count():
     assert found["mse"].dropna().tolist() == pytest.approx([0.1])
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "better", "sign", "said"),
-    [
-        (0.01, 0.02, 0, 1, "supported"),
-        (-0.02, 0.01, 0, 1, "cannot tell"),
-        (-0.02, -0.01, 0, 1, "opposite"),
-        (-0.02, -0.01, 0, -1, "supported"),
-        (-0.005, 0.01, -0.01, 1, "supported"),
-    ],
-)
-def test_a_claim_has_a_side(low, high, better, sign, said):
-    assert claims.judged(low, high, better, sign) == said
+def test_a_distance_is_claimed_to_be_lower(tmp_path):
+    table({"a": [0.0, 0.01]}).assign(mode="linear", fraction=0.01).to_csv(tmp_path / "low_label.csv", index=False)
+    nearer = table({"a": [-0.1, -0.11]}).rename(columns={"auc": "ks"}).assign(fraction=0.01, **{"class": "mean"})
+    nearer.to_csv(tmp_path / "outputs.csv", index=False)
+    found = claims.claims(tmp_path).set_index("claim")
+    assert found.loc["6 outputs nearer to many labels'", "verdict"] == "supported"
 
 
 def test_the_gain_that_shrinks_with_labels_is_seen(tmp_path):
@@ -57,4 +52,4 @@ def test_every_claim_is_answered_for_every_arm_from_the_committed_tables():
     found = claims.claims(HOME / "results")
     assert {claim[0] for claim in found["claim"]} == set("123456")
     assert (found.groupby("claim")["arm"].nunique() == len(PRETRAINED_ARMS) - 1).all()
-    assert set(found["verdict"]) <= set(claims.JUDGED)
+    assert set(found["verdict"]) <= set(VERDICTS)

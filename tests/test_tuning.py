@@ -90,11 +90,18 @@ def test_the_analyses_of_a_small_sweep_stand_beside_its_rows(make_data, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
-    [(0.01, 0.2, 0), (-0.2, -0.01, 1), (-0.01, 0.04, 2), (-0.01, 0.06, 3)],
+    ("low", "high", "asked", "said"),
+    [
+        (0.01, 0.2, {"claimed": 0.05}, 0),
+        (-0.2, -0.01, {"claimed": 0.05}, 1),
+        (-0.01, 0.04, {"claimed": 0.05}, 2),
+        (-0.01, 0.06, {"claimed": 0.05}, 3),
+        (-0.01, 0.04, {}, 3),
+        (-0.005, 0.01, {"better": -0.01}, 0),
+    ],
 )
-def test_an_interval_is_read_by_the_protocol(low, high, said):
-    assert report.verdict(low, high) == report.VERDICTS[said]
+def test_an_interval_is_read_by_the_protocol(low, high, asked, said):
+    assert report.verdict(low, high, **asked) == report.VERDICTS[said]
 
 
 @pytest.mark.parametrize(
