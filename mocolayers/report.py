@@ -15,7 +15,8 @@ BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results
 CELL = ["dataset", "mode", "fraction"]
 NEAR_CHANCE = 0.6
 PRIMARY = ("nih_finding", "breast_histology", "retina")  # one per modality of the paper, see results/PROTOCOL.md
-LONGER = Path("long") / "low_label.csv"  # the protocol's second series, beside the first one's table
+# The protocol's later series: what they change, and their folder beside the first one's table.
+LATER = {"longer training": "long", "longer training, 64 px": "larger"}
 CLAIM = 0.05  # the gain at 1% of the labels that the paper reports on the average of its data sets
 VERDICTS = ("supported", "opposite", "not supported here", "cannot tell")
 
@@ -157,40 +158,45 @@ def _auc_text(row: pd.DataFrame, best: float) -> str:
     return (f"**{text}**" if mean == best else text) + f" ± {half:.3f}"
 
 
-def difference_figure(rows: pd.DataFrame, longer: pd.DataFrame):
+def read_later(folder: Path) -> dict[str, pd.DataFrame]:
+    """The rows of each series of `LATER` that stands in a folder of results."""
+    tables = {name: read_table(folder / place / "low_label.csv") for name, place in LATER.items()}
+    return {name: table for name, table in tables.items() if len(table)}
+
+
+def difference_figure(rows: pd.DataFrame, later: dict[str, pd.DataFrame]):
     """Forest plot of every stage-loss arm against MoCo at the smallest label fraction.
 
-    One line per data set of `rows`, one for their primary mean, and one for that of `longer`, if it has rows.
+    One line per data set of `rows`, one for their primary mean, and one for that of each of the `later` series.
     """
     table = paired_differences(rows)
     smallest = table["fraction"].min()
     table = table[(table["fraction"] == smallest) & table["arm"].isin(PRETRAINED_ARMS)]
     parts = [table.assign(name=table["dataset"]), claim_by_arm(rows).assign(name="mean of the modalities")]
-    if len(longer):
-        parts.append(claim_by_arm(longer).assign(name="the same, longer training"))
+    parts += [claim_by_arm(table).assign(name=f"the same, {name}") for name, table in later.items()]
     table = pd.concat(parts)
     table = table.assign(panel=table["mode"].map(MODE_NAMES)).sort_values("panel", ascending=False, kind="stable")
     return forest(table, f"Do intermediate layers help at {smallest:.0%} of the labels?", "AUC minus MoCo's", CLAIM)
 
 
-def findings(rows: pd.DataFrame, longer: pd.DataFrame) -> str:
-    """What the numbers say, in sentences made from them; `longer` are the rows of the second series, or none."""
+def findings(rows: pd.DataFrame, later: dict[str, pd.DataFrame]) -> str:
+    """What the numbers say, in sentences made from them; `later` as from `read_later`."""
     every, seeds = claim_by_arm(rows), rows["seed"].nunique()
     smallest, judged = every["fraction"].min(), sorted(primary(rows)["dataset"].unique())
     lines = [f"- The paper's main claim, by the rule of the protocol: **{claim_as_a_whole(every)}**."]
     for mode, name in MODE_NAMES.items():
         title = f"{name.capitalize()} at {smallest:.0%} of the labels, AUC minus MoCo's, mean over {', '.join(judged)}"
         lines.append(f"- {title}: {_gains(every, mode)}.")
-    if len(longer):
-        after = claim_by_arm(longer)
+    for series, table in later.items():
+        after, seeds_there = claim_by_arm(table), table["seed"].nunique()
         said = [f"{name}: {_gains(after, mode)}" for mode, name in MODE_NAMES.items()]
-        lines.append(f"- The same after longer training, {'. '.join(said)}.")
+        best = ", ".join(f"{name} {auc:.3f}" for name, auc in _best(table).items())
+        lines.append(f"- The same with {series} ({seeds_there} seeds; best AUC {best}), {'. '.join(said)}.")
     lift = paired_differences(rows, "random")
     lift = lift[(lift["mode"] == "linear") & (lift["fraction"] == smallest) & (lift["arm"] == "moco")]
     said = [f"{row.dataset} {row.difference:+.3f} ({row.wins} of {row.seeds} seeds up)" for row in lift.itertuples()]
     lines.append(f"- MoCo over the untrained encoder, linear, {smallest:.0%}: {'; '.join(said)}.")
-    most = rows[rows["fraction"] == rows["fraction"].max()]
-    ceiling = most.groupby(["dataset", "arm", "mode"])["auc"].mean().groupby("dataset").max()
+    ceiling = _best(rows)
     weak = [name for name, value in ceiling.items() if value < NEAR_CHANCE]
     said = ", ".join(f"{name} {value:.3f}" for name, value in ceiling.items())
     note = (
@@ -199,6 +205,12 @@ def findings(rows: pd.DataFrame, longer: pd.DataFrame) -> str:
     lines.append(f"- Best mean AUC of any arm with all labels: {said}{note}.")
     lines.append(f"- Intervals are 95% Student-t intervals over {seeds} seeds; few seeds make them wide, and honest.")
     return "\n".join(lines)
+
+
+def _best(rows: pd.DataFrame) -> pd.Series:
+    """Per data set the best mean AUC of any arm and mode with all labels."""
+    most = rows[rows["fraction"] == rows["fraction"].max()]
+    return most.groupby(["dataset", "arm", "mode"])["auc"].mean().groupby("dataset").max()
 
 
 def _gains(table: pd.DataFrame, mode: str) -> str:
@@ -211,11 +223,11 @@ def _gains(table: pd.DataFrame, mode: str) -> str:
     return "; ".join(said)
 
 
-def results_section(rows: pd.DataFrame, longer: pd.DataFrame) -> str:
+def results_section(rows: pd.DataFrame, later: dict[str, pd.DataFrame]) -> str:
     """The README's results: findings, the figure and both tables."""
     return "\n\n".join(
         [
-            findings(rows, longer),
+            findings(rows, later),
             "![Paired AUC differences to MoCo at the smallest label fraction, one panel for linear evaluation and one "
             "for fine-tuning, one line per data set and for their mean, whiskers are 95% intervals]"
             "(results/low_label.png)",
@@ -233,13 +245,13 @@ def write_readme(csv: Path, readme: Path) -> None:
     Raises:
         ValueError: the README lacks the markers.
     """
-    rows, longer = pd.read_csv(csv), read_table(csv.parent / LONGER)
+    rows, later = pd.read_csv(csv), read_later(csv.parent)
     text = readme.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise ValueError(f"{readme} lacks the lines {BEGIN!r} and {END!r}; put them where the results belong")
-    figure = difference_figure(rows, longer)
+    figure = difference_figure(rows, later)
     atomic_write(csv.with_suffix(".png"), lambda path: figure.savefig(path, format="png", dpi=110))
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    new = f"{before}{BEGIN}\n\n{results_section(rows, longer)}\n\n{END}{after}"
+    new = f"{before}{BEGIN}\n\n{results_section(rows, later)}\n\n{END}{after}"
     atomic_write(readme, lambda path: path.write_text(new, encoding="utf-8"))
