@@ -31,7 +31,7 @@ EXAMPLES = {
   python -m mocolayers status --seed 10 11 --runs-dir runs""",
     "as-released": """  python -m mocolayers as-released
   python -m mocolayers as-released --dataset breast_histology --seed 10 11 12 --arm mse barlow
-  python -m mocolayers as-released --dataset retina --preset smoke --seed 0""",
+  python -m mocolayers as-released --dataset retina --preset smoke --seed 0 --out tables""",
 }
 STAGE_ARMS = [arm for arm in PRETRAINED_ARMS if arm != "moco"]
 REAL = ["pneumoniamnist", "breast_histology", "nih_finding", "retina"]
@@ -44,11 +44,19 @@ def main(words: list[str] | None = None) -> int:
     """Run one command; an error a person can mend becomes one line and exit code 1."""
     args = build_parser().parse_args(words)
     try:
+        _spare_results(args)
         with _together(args):
             return args.run(args)
     except (DatasetError, RunError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _spare_results(args: argparse.Namespace) -> None:
+    """Refuse to write tables of another size over those that README and notebooks are made from."""
+    out = getattr(args, "out", None)
+    if out and out.resolve() == RESULTS and args.preset != "lesson":
+        raise ValueError(f"{RESULTS} holds tables of the lesson preset; choose another folder: --out FOLDER")
 
 
 def _together(args: argparse.Namespace):
@@ -85,20 +93,21 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = _add(commands, "tune", "the same number of trials for every arm, judged on validation", run_tune)
     _about_a_grid(command, TUNING)
+    _about_tables(command)
 
     command = _add(commands, "results", "run the whole grid, then write results/ and the README's table", run_results)
     _about_a_grid(command, REAL)
     _about_seeds(command)
     command.add_argument("--skip-analyses", action="store_true", help="no probing, similarity and output distances")
     command.add_argument("--only-write", action="store_true", help="train nothing: README from results/*.csv as it is")
-    command.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables (results)")
+    _about_tables(command)
 
     text = "train a random part of the grid from nothing, and write how far it lies from the table"
     command = _add(commands, "again", text, run_again)
     _about_a_grid(command, REAL)
     _about_seeds(command)
     command.add_argument("--cells", type=int, default=24, help="how many arms on a data set from a seed (24)")
-    command.add_argument("--out", type=Path, default=RESULTS, help="folder of the table to compare with (results)")
+    _about_tables(command)
     command.set_defaults(runs_dir=Path("runs") / "again")  # where no run of the table stands
 
     command = _add(commands, "status", "how much of the grid is done, and when it may end", run_status)
@@ -112,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--arm", nargs="+", choices=STAGE_ARMS, default=["mse"], help="compared with MoCo (mse)")
     command.add_argument("--preset", choices=PRESETS, default="lesson", help="size of the runs (lesson)")
     command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (runs)")
-    command.add_argument("--out", type=Path, default=RESULTS, help="folder of the table (results)")
+    _about_tables(command)
     return parser
 
 
@@ -133,6 +142,10 @@ def _about_a_grid(command: argparse.ArgumentParser, datasets: list[str]) -> None
     command.add_argument("--preset", choices=PRESETS, default="lesson", help="size of the runs (lesson)")
     command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (runs)")
     command.add_argument("--jobs", type=int, help="processes (one per core)")
+
+
+def _about_tables(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables (results)")
 
 
 def _about_seeds(command: argparse.ArgumentParser) -> None:
@@ -195,7 +208,7 @@ def run_tune(args: argparse.Namespace) -> int:
     from mocolayers.sweep import tune
 
     trials = tune(args.dataset, args.preset, args.runs_dir, args.jobs)
-    for arm, changes in tuning.write_settings(trials, RESULTS).items():
+    for arm, changes in tuning.write_settings(trials, args.out).items():
         print(f"{arm}: {changes or 'as in the preset'}")
     return 0
 

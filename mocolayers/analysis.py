@@ -129,23 +129,22 @@ def probe(run: Run, data: MedicalImages, plan: Evaluation, mode: str, features, 
 
 
 def feature_reuse(
-    run: Run, data: MedicalImages, plan: Evaluation, fraction: float, device: str = "auto", draws: int = 50
+    run: Run, data: MedicalImages, plan: Evaluation, fraction: float, device: str = "auto"
 ) -> pd.DataFrame:
     """How alike the test features are before and after fine-tuning, per stage, with what it has to be read against.
 
     Args:
         run: a finished pretraining; from the arm "supervised" it is the untrained encoder.
         data: whose test rows are used; the same rows, in the same order, in every column.
-        plan, device: of the fine-tuning.
+        plan, device: of the fine-tuning; intervals and the released setting take a tenth of the plan's resamples.
         fraction: share of labels it may use.
-        draws: of the interval and of the released setting.
     Returns:
         One row per stage: `linear` is the debiased linear CKA with its 95% interval `low`, `high` over test patients;
         `biased`, `rbf` (debiased, bandwidth the median distance) and `released` (with `released_std`) are other
         settings; `null` and `released_null` are CKA with permuted rows; `ceiling` is the CKA of two fine-tunings of
         this encoder that differ in their draw; `moved` is how far the stage's weights went, relative to their norm.
     """
-    rows, patients = data.rows("test"), data.patients[data.rows("test")]
+    rows, patients, draws = data.rows("test"), data.patients[data.rows("test")], plan.resamples // 10
     before = run.load_encoder()
     after, twin = (fine_tuned(run, data, fraction, draw, plan, device)[0].encoder for draw in (0, 1))
     features = [stage_features(encoder, data, rows) for encoder in (before, after, twin)]

@@ -180,7 +180,9 @@ class Evaluation:
 
 
 EVALUATIONS = {
-    "smoke": Evaluation(subsets=1, steps=10, check_every=5, most_validation_rows=100, resamples=100),
+    "smoke": Evaluation(
+        subsets=1, penalties=(0.01, 1.0), steps=10, check_every=5, most_validation_rows=100, resamples=100
+    ),
     "lesson": Evaluation(),
     # Steps stand in for the released "at most 100 epochs" at batch 16, which is a different length at every fraction.
     "paper": Evaluation(subsets=5, steps=20_000, batch=16, check_every=500, most_validation_rows=5_000),

@@ -93,6 +93,7 @@ def choose(trials: pd.DataFrame) -> dict[str, dict]:
 
 def write_settings(trials: pd.DataFrame, folder: Path) -> dict[str, dict]:
     """Write `tuning.csv` with every trial and `settings.json` with what was chosen."""
+    folder.mkdir(parents=True, exist_ok=True)
     trials = trials.sort_values(["arm", "trial", "dataset"], ignore_index=True)
     atomic_write(folder / "tuning.csv", lambda path: trials.to_csv(path, index=False, float_format="%.4f"))
     settings = choose(trials)

@@ -103,14 +103,14 @@ def test_features_of_an_encoder_that_did_not_move_are_fully_reused(pretrained, m
     unmoved = [run.load_encoder(), run.load_encoder()]
     same = [type("Model", (), {"encoder": encoder}) for encoder in unmoved]
     monkeypatch.setattr(analysis, "fine_tuned", lambda *_: (same[_[3]], None))
-    table = feature_reuse(run, data, PLAN, 1.0, draws=4)
+    table = feature_reuse(run, data, PLAN, 1.0)
     assert table["linear"].to_numpy() == pytest.approx(np.ones(4))
     assert table["moved"].to_numpy() == pytest.approx(np.zeros(4))
 
 
 def test_feature_reuse_compares_the_same_rows_before_and_after(pretrained):
     data, run = pretrained()
-    table = feature_reuse(run, data, PLAN, 0.1, draws=4)
+    table = feature_reuse(run, data, PLAN, 0.1)
     rows = data.rows("test")
     before = stage_features(run.load_encoder(), data, rows)
     after = stage_features(fine_tuned(run, data, 0.1, 0, PLAN)[0].encoder, data, rows)

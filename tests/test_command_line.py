@@ -71,3 +71,9 @@ def test_another_series_has_its_own_settings_and_folder(make_data, tmp_path, mon
     assert set(pd.read_csv(tmp_path / "out" / "low_label.csv")["arm"]) == {"moco"}
     assert [json.loads(file.read_text())["steps"] for file in (tmp_path / "runs").glob("*/recipe.json")] == [4]
     assert (HOME / "README.md").read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize("command", ["tune", "results", "as-released", "again"])
+def test_tables_of_another_size_do_not_replace_the_committed_ones(command, capsys):
+    assert main([command, "--preset", "smoke"]) == 1
+    assert "--out FOLDER" in capsys.readouterr().err
