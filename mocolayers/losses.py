@@ -34,21 +34,34 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[T
 
 
 def pool_stage(stage: Tensor, side: int) -> Tensor:
-    """Average-pool a feature map (B, C, H, W) to (B, C, side, side), over the windows of `adaptive_avg_pool2d`.
+    """Average-pool a feature map (B, C, H, W) to (B, C, side, side), as `adaptive_avg_pool2d` does.
 
-    Matrix products, because the gradients of torch's pooling, and of a mean over H and W, are in another order of
-    memory than channels-last maps: on a processor they cost several times as much as the pooling.
+    The gradients of torch's pooling, and of a mean over H and W, are in another order of memory than channels-last
+    maps: on a processor they cost several times as much as the pooling.
     """
-    b, c, h, w = stage.shape
-    if h == w == side:
+    if stage.shape[2:] == (side, side):
         return stage
-    x = stage.permute(0, 2, 3, 1)  # (B, H, W, C)
     if side == 1:
-        return x.flatten(1, 2).mean(dim=1).view(b, c, 1, 1)
-    down, across, area = windows(h, w, side, x.dtype, x.device)
-    x = (down @ x.flatten(2)).view(b * side, w, c)
-    x = (across @ x).view(b, side, side, c)
-    return (x / area).permute(0, 3, 1, 2)
+        return stage.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)[..., None, None]
+    return _Pool.apply(stage, side)
+
+
+class _Pool(torch.autograd.Function):
+    """torch's pooling with a gradient in channels-last order: two matrix products, one for each direction."""
+
+    @staticmethod
+    def forward(ctx, stage: Tensor, side: int) -> Tensor:
+        ctx.shape, ctx.side = stage.shape, side
+        return F.adaptive_avg_pool2d(stage, side)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (b, c, h, w), side = ctx.shape, ctx.side
+        down, across, area = windows(h, w, side, gradient.dtype, gradient.device)
+        g = gradient.permute(0, 2, 3, 1) / area  # (B, side, side, C)
+        g = across.T @ g.reshape(b * side, side, c)
+        g = down.T @ g.view(b, side, w * c)
+        return g.view(b, h, w, c).permute(0, 3, 1, 2), None
 
 
 @functools.cache
