@@ -47,7 +47,7 @@ def test_one_seed_shows_the_patient_interval_instead_of_none():
 
 def test_the_readme_says_what_the_table_says():
     text = (HOME / "README.md").read_text(encoding="utf-8")
-    assert report.results_section(pd.read_csv(CSV), report.read_table(CSV.parent / report.LONGER)) in text, (
+    assert report.results_section(pd.read_csv(CSV), report.read_later(CSV.parent)) in text, (
         "run: python -m mocolayers results --only-write"
     )
 
@@ -65,8 +65,8 @@ def test_the_committed_table_holds_the_whole_grid():
     outside = 7 * 3  # one more data set, seven arms by linear evaluation, three fractions
     assert len(grid) == trained + outside
     assert (grid >= 5).all()
-    longer = report.read_table(CSV.parent / report.LONGER)
-    grid = longer.groupby(["dataset", "arm", "mode", "fraction"])["seed"].nunique()
+    later = report.read_later(CSV.parent)
+    grid = later["longer training"].groupby(["dataset", "arm", "mode", "fraction"])["seed"].nunique()
     assert len(grid) == 4 * (3 + 3) * 3 + 3 * 3 and (grid >= 5).all(), "three arms, as in the protocol"
     assert table[["auc", "low", "high", "seconds"]].notna().all().all()
     assert ((table["low"] <= table["auc"]) & (table["auc"] <= table["high"])).mean() > 0.99
