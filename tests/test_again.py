@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from mocolayers import again
+from mocolayers import again, report
+from mocolayers.series import HOME
 from mocolayers.sweep import grid
 
 GRID = grid(["a", "b"], ["moco", "mse"], [0, 1, 2])
@@ -42,3 +43,19 @@ def test_two_runs_are_read_beside_two_seeds():
     assert row["difference"] == pytest.approx(0.02 / 3) and row["low"] < row["difference"] < row["high"]
     assert row["size"] == pytest.approx(0.02)
     assert row["seeds"] == pytest.approx((0.1 + 0.1 + 0.2) / 3)
+
+
+@pytest.mark.parametrize(("place", "runs"), [(".", 24), (report.LATER["longer training"], 8)])
+def test_what_was_run_again_belongs_to_the_committed_table(place, runs):
+    table = pd.read_csv(HOME / "results" / place / "low_label.csv")
+    twice = pd.read_csv(HOME / "results" / place / "again.csv")
+    both = twice.merge(table, on=again.ROW, suffixes=("", "_committed"))
+    assert len(both) == len(twice) and (both["auc"] == both["auc_committed"]).all()
+    assert len(twice[twice["dataset"] != "idrid"].groupby(["dataset", "arm", "seed"])) == runs
+    found = again.apart(twice, table)
+    assert (found["size"] < found["seeds"]).all(), "another seed moves a result further than another run of the same"
+
+
+def test_the_second_series_comes_out_equal():
+    twice = pd.read_csv(HOME / "results" / report.LATER["longer training"] / "again.csv")
+    assert twice["again"].tolist() == pytest.approx(twice["auc"].tolist(), abs=3e-4)
