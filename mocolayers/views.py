@@ -14,7 +14,7 @@ from mocolayers.recipe import Views
 
 # Luma weights of ITU-R BT.601, as PIL and torchvision use them to drop colour.
 LUMA = (0.299, 0.587, 0.114)
-CACHED = 2**18  # numbers, a megabyte: a dozen passes over more than that wait for memory, several times as long
+CACHED = 2**19  # numbers, two megabytes: a dozen passes over more than that wait for memory, several times as long
 
 
 class TwoViews:
