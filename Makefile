@@ -9,7 +9,7 @@ READY   := .venv/.ready
 .PHONY: help run lab student test browser bench results
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
-	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  TABLES=results  PYTHON=python3.11"
+	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  TABLES=results  OPTIONS='--jobs 1 ...'  PYTHON=python3.11"
 
 run: $(READY) ## execute the notebook series; pages in executed/index.html
 	$(PY) -m mocolayers series --preset $(PRESET) --dataset $(DATASET) --seed $(SEED)
@@ -38,10 +38,10 @@ bench: $(READY) ## speed side by side, and the notebooks' time and memory, into 
 	$(PY) tests/benchmarks/whole_series.py
 
 results: $(READY) ## tune, train and judge all arms on the prepared real data sets; tables, and the README's results
-	$(PY) -m mocolayers tune --preset $(PRESET) --out $(TABLES)
+	$(PY) -m mocolayers tune --preset $(PRESET) --out $(TABLES) $(OPTIONS)
 	$(PY) -m mocolayers results --preset $(PRESET) --out $(TABLES)/long --skip-analyses \
-	  --set steps=600 --arm moco mse mse-standardized
-	$(PY) -m mocolayers results --preset $(PRESET) --out $(TABLES)
+	  --set steps=600 --arm moco mse mse-standardized $(OPTIONS)
+	$(PY) -m mocolayers results --preset $(PRESET) --out $(TABLES) $(OPTIONS)
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
