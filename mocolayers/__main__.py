@@ -256,12 +256,12 @@ def run_again(args: argparse.Namespace) -> int:
     """A random part of the grid once more, its table, and what it says."""
     import functools
 
-    import pandas as pd
-
-    from mocolayers import again
+    from mocolayers import again, report
     from mocolayers.files import atomic_write
 
-    committed = pd.read_csv(args.out / "low_label.csv")
+    committed = report.read_table(args.out / "low_label.csv")
+    if committed.empty:
+        raise ValueError(f"{args.out / 'low_label.csv'} is missing: there is nothing to compare with")
     table = again.run_again(again.draw(_cells(args), args.cells), committed, args.jobs)
     atomic_write(args.out / "again.csv", functools.partial(table.to_csv, index=False, float_format="%.4f"))
     print(again.apart(table, committed).round(4).to_string(index=False))

@@ -28,7 +28,12 @@ def run_again(cells: list[Cell], committed: pd.DataFrame, jobs: int | None = Non
         jobs: see `sweep`.
     Returns:
         The columns `ROW`, auc as committed, and again.
+    Raises:
+        ValueError: before anything is trained, if a cell has no row in the table.
     """
+    known = set(committed[["dataset", "arm", "seed"]].itertuples(index=False, name=None))
+    if missing := [str(cell) for cell in cells if (cell.dataset, cell.arm, cell.seed) not in known]:
+        raise ValueError(f"the table has no rows of {', '.join(missing)}; choose among its data sets, arms and seeds")
     found = sweep(cells, jobs, analyses=False)["low_label"]
     return committed[[*ROW, "auc"]].merge(found[[*ROW, "auc"]].rename(columns={"auc": "again"}), on=ROW)
 

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from mocolayers import again, report
+from mocolayers.__main__ import main
 from mocolayers.series import HOME
 from mocolayers.sweep import grid
 
@@ -32,6 +33,13 @@ def test_every_row_of_a_drawn_run_stands_beside_the_committed_one(monkeypatch):
     found = again.run_again([cell for cell in GRID if cell.seed == 1], table)
     assert len(found) == 8 and (found["seed"] == 1).all()
     assert found["auc"].tolist() == pytest.approx([0.7] * 8) and found["again"].tolist() == pytest.approx([0.72] * 8)
+
+
+def test_what_the_table_does_not_hold_is_refused_before_it_is_trained(capsys):
+    with pytest.raises(ValueError, match="no rows of b moco 0"):
+        again.run_again(GRID, committed()[lambda table: table["dataset"] == "a"])
+    assert main(["again", "--out", "nowhere"]) == 1
+    assert "nothing to compare with" in capsys.readouterr().err
 
 
 def test_two_runs_are_read_beside_two_seeds():
