@@ -58,15 +58,21 @@ def test_every_arm_was_judged_on_the_same_label_subsets():
     assert (counts == 1).all()
 
 
+def _seeds(table: pd.DataFrame) -> pd.Series:
+    return table.groupby(["dataset", "arm", "mode", "fraction"])["seed"].nunique()
+
+
 def test_the_committed_table_holds_the_whole_grid():
     table = pd.read_csv(CSV)
-    grid = table.groupby(["dataset", "arm", "mode", "fraction"])["seed"].nunique()
+    grid = _seeds(table)
     trained = 4 * (7 + 7) * 3  # four data sets, seven arms in either mode, three fractions
     outside = 7 * 3  # one more data set, seven arms by linear evaluation, three fractions
     assert len(grid) == trained + outside
     assert (grid >= 5).all()
-    later = report.read_later(CSV.parent)
-    grid = later["longer training"].groupby(["dataset", "arm", "mode", "fraction"])["seed"].nunique()
+    later = {name: _seeds(table) for name, table in report.read_later(CSV.parent).items()}
+    grid = later["longer training"]
     assert len(grid) == 4 * (3 + 3) * 3 + 3 * 3 and (grid >= 5).all(), "three arms, as in the protocol"
+    grid = later["longer training, 64 px"]
+    assert len(grid) == 3 * (5 + 5) * 3 + 5 * 3 and grid.nunique() == 1, "complete seeds of every arm"
     assert table[["auc", "low", "high", "seconds"]].notna().all().all()
     assert ((table["low"] <= table["auc"]) & (table["auc"] <= table["high"])).mean() > 0.99
