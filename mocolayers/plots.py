@@ -299,6 +299,7 @@ def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: float | None =
         if claimed is not None:
             axis.axvline(claimed, color="black", linewidth=1, linestyle="--", label="claimed")
         axis.set(title=panel, xlabel=xlabel)
+        axis.locator_params(axis="x", nbins=5)
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
     return _titled(figure, title, axes[0, 0])
