@@ -254,16 +254,14 @@ def run_results(args: argparse.Namespace) -> int:
 
 def run_again(args: argparse.Namespace) -> int:
     """A random part of the grid once more, its table, and what it says."""
-    import functools
-
     from mocolayers import again, report
-    from mocolayers.files import atomic_write
+    from mocolayers.sweep import write_tables
 
     committed = report.read_table(args.out / "low_label.csv")
     if committed.empty:
         raise ValueError(f"{args.out / 'low_label.csv'} is missing: there is nothing to compare with")
     table = again.run_again(again.draw(_cells(args), args.cells), committed, args.jobs)
-    atomic_write(args.out / "again.csv", functools.partial(table.to_csv, index=False, float_format="%.4f"))
+    write_tables({"again": table}, args.out)
     print(again.apart(table, committed).round(4).to_string(index=False))
     return 0
 

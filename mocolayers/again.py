@@ -7,7 +7,7 @@ amplifies that. What is left of a difference between arms must be read against t
 import numpy as np
 import pandas as pd
 
-from mocolayers.report import interval
+from mocolayers.report import by_seed, interval
 from mocolayers.sweep import Cell, sweep
 
 ROW = ["dataset", "arm", "mode", "fraction", "seed", "subset"]
@@ -49,15 +49,17 @@ def apart(table: pd.DataFrame, committed: pd.DataFrame) -> pd.DataFrame:
         95% Student-t interval over runs; the mean size of that difference; and `seeds`, the mean size of the difference
         between two seeds of one arm and data set, in the committed table.
     """
-    mean = table.groupby(["mode", "fraction", "dataset", "arm", "seed"])[["auc", "again"]].mean()
-    every = committed.groupby(["mode", "fraction", "dataset", "arm", "seed"])["auc"].mean()
+    run = ["mode", "fraction", "dataset", "arm", "seed"]
+    once, twice, every = (
+        by_seed(rows).set_index(run)["auc"].sort_index()
+        for rows in (table, table.assign(auc=table["again"]), committed)
+    )
     rows = []
-    for key, part in mean.groupby(["mode", "fraction"], sort=False):
-        moved = part["again"] - part["auc"]
+    for key, moved in (twice - once).groupby(["mode", "fraction"], sort=False):
         low, high = interval(moved)
         wide = every.loc[key].unstack("seed").to_numpy()
         first, second = np.triu_indices(wide.shape[1], 1)
-        row = {"mode": key[0], "fraction": key[1], "runs": len(part), "difference": moved.mean()}
+        row = {"mode": key[0], "fraction": key[1], "runs": len(moved), "difference": moved.mean()}
         row |= {"low": low, "high": high, "size": moved.abs().mean()}
         rows.append(row | {"seeds": np.nanmean(np.abs(wide[:, first] - wide[:, second]))})
     return pd.DataFrame(rows)

@@ -5,7 +5,6 @@ import pytest
 
 from mocolayers import claims
 from mocolayers.recipe import PRETRAINED_ARMS
-from mocolayers.report import VERDICTS
 from mocolayers.series import HOME
 
 
@@ -52,4 +51,4 @@ def test_every_claim_is_answered_for_every_arm_from_the_committed_tables():
     found = claims.claims(HOME / "results")
     assert {claim[0] for claim in found["claim"]} == set("123456")
     assert (found.groupby("claim")["arm"].nunique() == len(PRETRAINED_ARMS) - 1).all()
-    assert set(found["verdict"]) <= set(VERDICTS)
+    assert set(found["verdict"]) <= {"supported", "opposite", "cannot tell"}
