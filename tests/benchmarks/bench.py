@@ -11,6 +11,7 @@ from pathlib import Path
 
 import conversion
 import evaluation
+import kept
 import labs
 import pandas as pd
 import parts
@@ -57,6 +58,7 @@ SECTIONS = {
         args.repeats, args.count
     ),
     "Cost of what a step does besides the encoder": lambda args: parts.part_table(args.repeats),
+    f"Memory returned to the system after a step, or kept for the next, {USED}": lambda args: kept.table(args.repeats),
     "Linear evaluation of a pretrained encoder, 1,500 chest phantoms": lambda args: evaluation.linear_table(),
     "Distances between models": lambda args: evaluation.distance_table(),
     "Start-up": lambda args: startup.table(args.repeats),

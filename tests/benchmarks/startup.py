@@ -3,6 +3,7 @@
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 
@@ -10,9 +11,14 @@ BASE = "torch, torchvision"
 IMPORTS = (BASE, f"{BASE}, mocolayers", f"{BASE}, mocolayers.pretrain", f"{BASE}, mocolayers.finetune")
 
 
+def run_python(code: str) -> str:
+    """What a fresh process prints."""
+    words = [sys.executable, "-c", code]
+    return subprocess.run(words, check=True, capture_output=True, text=True, cwd=Path(__file__).parent).stdout
+
+
 def seconds(modules: str) -> float:
-    code = f"import time; s = time.perf_counter(); import {modules}; print(time.perf_counter() - s)"
-    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    return float(run_python(f"import time; s = time.perf_counter(); import {modules}; print(time.perf_counter() - s)"))
 
 
 def table(repeats: int) -> pd.DataFrame:

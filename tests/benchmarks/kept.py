@@ -1,0 +1,48 @@
+"""What it costs to ask the system for memory anew in every step: the same step in processes that keep it or do not."""
+
+import contextlib
+import resource
+import statistics
+import time
+from unittest.mock import patch
+
+import pandas as pd
+from startup import run_python
+from tqdm import tqdm
+
+SIZES = {
+    "ResNet-10 width 16, 28 px, batch 128": (28, {}),
+    "ResNet-10 width 16, 64 px, batch 128": (64, {}),
+    "ResNet-50 width 64, 128 px, batch 16": (128, {"layout": "resnet50", "width": 64, "stem": "imagenet", "batch": 16}),
+}
+
+
+def main(size: str, mode: str) -> None:
+    """Print the median milliseconds of a step, and the megabytes that this process had at its largest."""
+    from pretraining import made_up_images, trainer_step
+
+    side, changes = SIZES[size]
+    with patch("mocolayers.pretrain.keep_freed_memory") if mode == "returned" else contextlib.nullcontext():
+        step, _ = trainer_step(made_up_images(side, 3, (256, 0, 0)), "moco", **changes)
+    step()
+    times, end = [], time.perf_counter() + 5
+    while time.perf_counter() < end or len(times) < 3:
+        started = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - started)
+    print(1000 * statistics.median(times), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def table(repeats: int) -> pd.DataFrame:
+    """One row per size of training: milliseconds of a step and peak memory, with memory returned and kept."""
+    rows = []
+    for size in tqdm(SIZES, desc="memory"):
+        found = {mode: [] for mode in ("returned", "kept")}
+        for _ in range(repeats):
+            for mode, each in found.items():
+                code = f"from kept import main; main({size!r}, {mode!r})"
+                each.append([float(word) for word in run_python(code).split()])
+        (slow, less), (fast, more) = (map(statistics.median, zip(*each, strict=True)) for each in found.values())
+        rows.append([size, f"{slow:.0f}", f"{fast:.0f}", f"{slow / fast:.2f}", f"{less:.0f}", f"{more:.0f}"])
+    columns = ["moco, colour", "ms, returned", "ms, kept", "returned/kept", "MB, returned", "MB, kept"]
+    return pd.DataFrame(rows, columns=columns)

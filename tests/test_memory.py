@@ -1,0 +1,32 @@
+"""What `keep_freed_memory` claims: steps that need the same memory again get it without new pages from the system."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PAGES_OF_A_STEP = """
+import resource, sys, torch
+from mocolayers.memory import keep_freed_memory
+if sys.argv[1] == "kept":
+    assert keep_freed_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+step = lambda: [torch.zeros(2**20) for _ in range(40)]  # 40 blocks of 4 MB, freed together
+for _ in range(3):
+    step()
+before = faults()
+step()
+print(faults() - before)
+"""
+
+
+def pages(mode: str) -> int:
+    words = [sys.executable, "-c", PAGES_OF_A_STEP, mode]
+    return int(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps memory on demand")
+def test_a_step_gets_the_memory_of_the_step_before():
+    new, kept = pages("new"), pages("kept")
+    assert kept < 100 < new
