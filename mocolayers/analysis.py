@@ -147,7 +147,8 @@ def feature_reuse(
     rows, patients, draws = data.rows("test"), data.patients[data.rows("test")], plan.resamples // 10
     before = run.load_encoder()
     after, twin = (fine_tuned(run, data, fraction, draw, plan, device)[0].encoder for draw in (0, 1))
-    features = [stage_features(encoder, data, rows) for encoder in (before, after, twin)]
+    kept = [stage["test"] for stage in kept_stage_features(run, data)]
+    features = [kept, *(stage_features(encoder, data, rows) for encoder in (after, twin))]
     found = []
     for stage, moved, x, y, z in zip(STAGES, weights_moved(before, after), *features, strict=True):
         row = {"stage": stage} | _measures(x, y, draws)

@@ -23,9 +23,10 @@ from mocolayers.metrics import macro_auc, patient_bootstrap, scores
 from mocolayers.moco import build_encoder
 from mocolayers.pretrain import resolve_device, step_generator
 from mocolayers.recipe import Evaluation, Views
-from mocolayers.runs import Run, load_weights, save_weights
+from mocolayers.runs import Run, load_weights, save_weights, unfilled
 from mocolayers.views import batches, random_view, to_float
 
+MOST_NEWTON_WEIGHTS = 1024  # its matrix has as many rows and columns
 MODES = ("linear", "finetune")
 # Mild on purpose, and the same at every label fraction.
 FINETUNE_VIEWS = {
@@ -102,13 +103,20 @@ class LinearProbe:
 
     def _fit_one(self, x: np.ndarray, target: np.ndarray):
         # A label that the subset never (or always) shows cannot be fitted; it is predicted at its rate.
-        if len(np.unique(target)) < 2:
+        if (kinds := len(np.unique(target))) < 2:
             return float(target.mean())
-        return make_pipeline(StandardScaler(), LogisticRegression(C=self.penalty, max_iter=2000)).fit(x, target)
+        model = LogisticRegression(C=self.penalty, max_iter=2000, solver=solver(len(x), x.shape[1], kinds))
+        return make_pipeline(StandardScaler(), model).fit(x, target)
 
     @staticmethod
     def _positive(model, x: np.ndarray) -> np.ndarray:
         return np.full(len(x), model) if isinstance(model, float) else model.predict_proba(x)[:, 1]
+
+
+def solver(rows: int, features: int, kinds: int) -> str:
+    """Newton's method where rows outnumber a few weights: up to ten times as fast as L-BFGS, and exact."""
+    weights = features * (kinds if kinds > 2 else 1)
+    return "newton-cholesky" if weights < min(rows, MOST_NEWTON_WEIGHTS) else "lbfgs"
 
 
 class Classifier(nn.Module):
@@ -273,7 +281,7 @@ def fine_tuned(
     """The classifier that `evaluate` fine-tunes and keeps, in evaluation mode, with its (n_test, L) probabilities."""
     evaluate(run, data, "finetune", fraction, subset, plan, device)
     place = evaluation_file(run, "finetune", fraction, subset, plan)
-    model = Classifier(build_encoder(run.recipe), data.task, len(data.classes))
+    model = unfilled(lambda: Classifier(build_encoder(run.recipe), data.task, len(data.classes)))
     load_weights(model, place.with_suffix(".safetensors"))
     with np.load(place.with_suffix(".npz")) as kept:
         return model.eval(), kept["test"]

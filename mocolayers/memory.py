@@ -10,8 +10,8 @@ LARGEST = 2**25  # bytes of a block that is kept; glibc goes no higher by itself
 def keep_freed_memory(most: int = 2**29) -> bool:
     """Let glibc keep up to `most` free bytes; True if it does, False where there is no glibc.
 
-    On a processor tensors come from malloc, which hands the feature maps of a step to the system at its end; the system
-    then clears each of their pages again for the next step.
+    On a processor tensors come from malloc, which hands the feature maps of a step or a batch to the system at its end;
+    the system then clears each of their pages again for the next one.
     """
     if not sys.platform.startswith("linux"):
         return False

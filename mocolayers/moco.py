@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from mocolayers.distributed import gather, own_part, world_size
 from mocolayers.encoder import Encoded, StagedResNet
 from mocolayers.losses import StageBarlow, StageMSE, info_nce, pool_stage
+from mocolayers.memory import keep_freed_memory
 from mocolayers.recipe import Recipe
 
 POOLED = (1,) * 4  # sides that the stages are pooled to where no stage loss asks for more
@@ -162,6 +163,7 @@ def follow(key: list[Tensor], query: list[Tensor], momentum: float) -> None:
 
 def build_encoder(recipe: Recipe) -> StagedResNet:
     """The encoder a recipe asks for, with weights from torch's current random state."""
+    keep_freed_memory()
     return StagedResNet(recipe.layout, recipe.width, recipe.stem, recipe.channels, recipe.zero_init_residual)
 
 

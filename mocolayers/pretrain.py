@@ -25,7 +25,6 @@ from mocolayers.distributed import (
 from mocolayers.encoder import encode, gather_batch_norm_statistics
 from mocolayers.errors import RunError
 from mocolayers.files import atomic_write
-from mocolayers.memory import keep_freed_memory
 from mocolayers.moco import MoCo, MoCoOutput
 from mocolayers.monitors import contrastive_accuracy, effective_rank, gradient_shares, knn_monitor, stage_statistics
 from mocolayers.recipe import Recipe
@@ -146,8 +145,6 @@ class Trainer:
         compiled: bool = False,
     ) -> None:
         self.recipe, self.data, self.device = recipe, data, device
-        if device.type == "cpu":
-            keep_freed_memory()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
             model = MoCo(recipe)

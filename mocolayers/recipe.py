@@ -181,7 +181,7 @@ class Evaluation:
 
 EVALUATIONS = {
     "smoke": Evaluation(
-        subsets=1, penalties=(0.01, 1.0), steps=10, check_every=5, most_validation_rows=100, resamples=100
+        subsets=1, penalties=(0.01, 1.0), steps=6, check_every=3, most_validation_rows=100, resamples=100
     ),
     "lesson": Evaluation(),
     # Steps stand in for the released "at most 100 epochs" at batch 16, which is a different length at every fraction.

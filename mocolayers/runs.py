@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.nn import Module
 
 from mocolayers.encoder import StagedResNet
 from mocolayers.errors import RunError
@@ -48,7 +50,7 @@ class Run:
         Raises:
             RunError: the run is not finished, or its file is damaged or of another architecture.
         """
-        encoder = build_encoder(self.recipe)
+        encoder = unfilled(lambda: build_encoder(self.recipe))
         load_weights(encoder, self.encoder_file)
         return encoder.eval()
 
@@ -57,7 +59,14 @@ class Run:
         return pd.read_csv(self.history_file)
 
 
-def load_weights(model: torch.nn.Module, path: Path) -> None:
+def unfilled(build: Callable[[], Module]) -> Module:
+    """A module whose weights are yet to be read; to draw random ones first would take longer than to read them."""
+    with torch.device("meta"):
+        module = build()
+    return module.to_empty(device="cpu")
+
+
+def load_weights(model: Module, path: Path) -> None:
     """Fill a model from a safetensors file, or say which file does not fit and what to do."""
     try:
         model.load_state_dict(load_file(path))
@@ -129,7 +138,7 @@ def load_checkpoint(path: Path) -> dict:
         raise RunError(f"{path} cannot be read ({first}). To start this run again: rm {path}") from None
 
 
-def save_weights(model: torch.nn.Module, path: Path) -> None:
+def save_weights(model: Module, path: Path) -> None:
     """Write a model's state as safetensors, atomically."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     atomic_write(path, lambda temporary: save_file(state, temporary))

@@ -22,7 +22,7 @@ def main(size: str, mode: str) -> None:
     from pretraining import made_up_images, trainer_step
 
     side, changes = SIZES[size]
-    with patch("mocolayers.pretrain.keep_freed_memory") if mode == "returned" else contextlib.nullcontext():
+    with patch("mocolayers.moco.keep_freed_memory") if mode == "returned" else contextlib.nullcontext():
         step, _ = trainer_step(made_up_images(side, 3, (256, 0, 0)), "moco", **changes)
     step()
     times, end = [], time.perf_counter() + 5
