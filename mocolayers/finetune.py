@@ -105,7 +105,10 @@ class LinearProbe:
         # A label that the subset never (or always) shows cannot be fitted; it is predicted at its rate.
         if (kinds := len(np.unique(target))) < 2:
             return float(target.mean())
-        model = LogisticRegression(C=self.penalty, max_iter=2000, solver=solver(len(x), x.shape[1], kinds))
+        chosen = solver(len(x), x.shape[1], kinds)
+        if chosen == "newton-cholesky":
+            x = x.astype(float)  # in single precision its matrix can look singular
+        model = LogisticRegression(C=self.penalty, max_iter=2000, solver=chosen)
         return make_pipeline(StandardScaler(), model).fit(x, target)
 
     @staticmethod

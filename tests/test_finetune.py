@@ -43,6 +43,15 @@ def test_both_solvers_end_with_the_same_probabilities(kinds, monkeypatch):
     assert np.allclose(*found.values(), atol=1e-3)
 
 
+def test_features_that_are_almost_the_same_are_fitted_without_a_warning(recwarn):
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.normal(size=(1000, 1)), 100, axis=1).astype(np.float32)
+    x += 1e-4 * rng.normal(size=x.shape).astype(np.float32)
+    classes = (x[:, :1] + rng.normal(size=(1000, 1)) > 0) == np.array([False, True])
+    probabilities = module.LinearProbe("binary", 1000.0).fit(x, classes).predict(x)
+    assert not recwarn.list and macro_auc(classes, probabilities)[0] > 0.7
+
+
 def test_newtons_method_is_left_where_its_matrix_would_be_large():
     assert module.solver(5000, 2000, 2) == "lbfgs" and module.solver(30, 128, 2) == "lbfgs"
 
