@@ -188,10 +188,8 @@ def lines(
     for number, (column, label) in enumerate(series.items()):
         known = table[[x, column]].dropna()
         axes[0, 0].plot(known[x], known[column], "o-", ms=3, color=palette[number % len(palette)], label=label)
-    axes[0, 0].set(xlabel=x, ylabel=ylabel, title=title)
-    if len(series) > 1:
-        axes[0, 0].legend()
-    return figure
+    axes[0, 0].set(xlabel=x, ylabel=ylabel)
+    return _titled(figure, title, axes[0, 0] if len(series) > 1 else None)
 
 
 def softmax_bars(curves: dict[str, np.ndarray], title: str, most: int = 25) -> Figure:

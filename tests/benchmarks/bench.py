@@ -66,9 +66,11 @@ SECTIONS = {
     "Labs: from a move of a slider to the picture": lambda args: labs.table(args.repeats),
     "Conversion of made-up X-rays, 256 px to 28 px, two processes": lambda args: conversion.table(args.images),
 }
+HEAD = "# Speed\n\nMade by `make bench`: medians over rounds taken in turn; each section is one run.\n\n"
 EXAMPLES = """examples:
   python tests/benchmarks/bench.py
-  python tests/benchmarks/bench.py --only labs --repeats 3     # print one section, write nothing"""
+  python tests/benchmarks/bench.py --only labs --repeats 3     # print one section, write nothing
+  python tests/benchmarks/bench.py --only memory --write      # measure one section again"""
 
 
 def main() -> None:
@@ -76,13 +78,20 @@ def main() -> None:
     chosen = {title: table for title, table in SECTIONS.items() if args.only.lower() in title.lower()}
     if not chosen:
         sys.exit(f"error: no section is called {args.only!r}; the sections are: {'; '.join(SECTIONS)}")
-    parts = [f"# Speed\n\nMade by `make bench`: medians over rounds taken in turn.\n\n{machine()}"]
+    found = {} if len(chosen) == len(SECTIONS) else written()
     for title, table in chosen.items():
-        parts.append(f"## {title}\n\n{markdown(table(args))}")
-        print(f"\n{parts[-1]}\n", flush=True)
-    if len(chosen) == len(SECTIONS):
+        found[title] = markdown(table(args))
+        print(f"\n## {title}\n\n{found[title]}\n", flush=True)
+    if len(chosen) == len(SECTIONS) or args.write:
+        parts = [HEAD + machine(), *(f"## {title}\n\n{found[title]}" for title in SECTIONS if title in found)]
         atomic_write(OUT, lambda path: path.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))
         print(f"{OUT} is written")
+
+
+def written() -> dict[str, str]:
+    """The sections of the file as it is, by title."""
+    text = OUT.read_text(encoding="utf-8") if OUT.is_file() else ""
+    return {title: body.strip() for title, _, body in (part.partition("\n") for part in text.split("\n## ")[1:])}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -93,6 +102,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=int, default=4, help="training steps per round (4)")
     parser.add_argument("--images", type=int, default=20_000, help="X-rays to convert (20,000)")
     parser.add_argument("--only", default="", help="print the sections whose title holds this word, and write nothing")
+    parser.add_argument("--write", action="store_true", help="with --only, replace these sections in the file")
     return parser
 
 
