@@ -3,12 +3,13 @@
 import contextlib
 import statistics
 import time
-from pathlib import Path
 from unittest.mock import patch
 
 import pandas as pd
 from startup import run_python
 from tqdm import tqdm
+
+from mocolayers.series import PeakMemory
 
 SIZES = {
     "ResNet-10 width 16, 28 px, batch 128": (28, {}),
@@ -18,7 +19,7 @@ SIZES = {
 
 
 def main(size: str, mode: str) -> None:
-    """Print the median milliseconds of a step, and the megabytes that this process had at its largest."""
+    """Print the median milliseconds of a step."""
     from pretraining import made_up_images, trainer_step
 
     side, changes = SIZES[size]
@@ -30,13 +31,14 @@ def main(size: str, mode: str) -> None:
         started = time.perf_counter()
         step()
         times.append(time.perf_counter() - started)
-    print(1000 * statistics.median(times), most_memory())
+    print(1000 * statistics.median(times))
 
 
-def most_memory() -> float:
-    """Megabytes that this process had at its largest; getrusage would count those of the process that started it."""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+def measured(size: str, mode: str) -> tuple[float, int]:
+    """Milliseconds of a step in a process of its own, and that process's peak memory in megabytes."""
+    with PeakMemory() as memory:
+        milliseconds = float(run_python(f"from kept import main; main({size!r}, {mode!r})"))
+    return milliseconds, memory.megabytes
 
 
 def table(repeats: int) -> pd.DataFrame:
@@ -46,8 +48,7 @@ def table(repeats: int) -> pd.DataFrame:
         found = {mode: [] for mode in ("returned", "kept")}
         for _ in range(repeats):
             for mode, each in found.items():
-                code = f"from kept import main; main({size!r}, {mode!r})"
-                each.append([float(word) for word in run_python(code).split()])
+                each.append(measured(size, mode))
         (slow, less), (fast, more) = (map(statistics.median, zip(*each, strict=True)) for each in found.values())
         ratio = statistics.median(a / b for (a, _), (b, _) in zip(*found.values(), strict=True))
         rows.append([size, f"{slow:.0f}", f"{fast:.0f}", f"{ratio:.2f}", f"{less:.0f}", f"{more:.0f}"])
