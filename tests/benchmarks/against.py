@@ -15,7 +15,7 @@ from tqdm import tqdm
 from mocolayers.pretrain import autocast_type
 from mocolayers.recipe import Recipe, preset
 
-WARM = 2  # steps before the clock starts, in which a loader's processes start and read ahead
+WARM = 2  # steps before the clock starts: another loop had the caches, and a loader's processes start and read ahead
 AHEAD = 2  # batches that are being read when the clock stops
 
 
@@ -23,6 +23,8 @@ def steps_of(step: Callable, _batch: int) -> Callable[[int], float]:
     """A function from a number of steps to their seconds."""
 
     def run(count: int) -> float:
+        for _ in range(WARM):
+            step()
         started = time.perf_counter()
         for _ in range(count):
             step()
@@ -49,8 +51,6 @@ def loop(model: nn.Module, pairs: Pairs, recipe: Recipe, workers: int) -> Callab
         drawn = RandomSampler(pairs, replacement=True, num_samples=recipe.batch * (WARM + count + AHEAD * workers))
         options = {"prefetch_factor": AHEAD} if workers else {}
         batches = iter(DataLoader(pairs, recipe.batch, sampler=drawn, num_workers=workers, **options))
-        for _ in range(WARM):
-            step(batches)
         return steps_of(lambda: step(batches), recipe.batch)(count)
 
     return run

@@ -1,4 +1,4 @@
-"""Measure speed, side by side in one run, and write results/bench.md; about ten minutes.
+"""Measure speed, side by side in one run, and write results/bench.md; about half an hour.
 
 Within a section the rows take turns, so that a slow minute hits all of them alike.
 """

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mocolayers.losses import StageMSE, info_nce
-from mocolayers.moco import MoCo
+from mocolayers.moco import POOLED, MoCo
 from mocolayers.recipe import preset
 from mocolayers.views import TwoViews
 
+STAGE_ARMS = ("mse", "mse-standardized", "barlow-conditioned", "barlow")
 QUEUES, BATCHES = (1024, 4096, 16_384, 65_536), (32, 128, 512)
 
 
@@ -62,6 +63,9 @@ def part_table(repeats: int) -> pd.DataFrame:
     parts["momentum update, lesson's ResNet-10 width 16"] = MoCo(preset("lesson", "moco", data)).momentum_update
     released = MoCo(preset("paper", "moco", data, queue=128))
     parts["momentum update, ResNet-50 width 64"] = released.momentum_update
+    parts |= {f"stage losses of {arm} and their gradient, bf16": stage_losses(data, arm) for arm in STAGE_ARMS}
+    width = preset("lesson", "barlow", data).projector
+    parts[f"of barlow's, the matrix products of {width} by {width} alone"] = projector_products(width)
     keys = F.normalize(torch.randn(128, 128), dim=1)
     for length in QUEUES:
         model = MoCo(preset("lesson", "moco", data, queue=length))
@@ -69,6 +73,38 @@ def part_table(repeats: int) -> pd.DataFrame:
         parts[f"InfoNCE and its gradient, queue of {length:,}"] = contrast(keys, length)
     rows = [[name, f"{1000 * middle(part, 4 * repeats):.2f}"] for name, part in parts.items()]
     return pd.DataFrame(rows, columns=["part", "ms"])
+
+
+def stage_losses(data, arm: str) -> Callable[[], None]:
+    """The losses of an arm on stages as the model hands them over, pooled."""
+    model = MoCo(preset("lesson", arm, data))
+    sides = getattr(model.stage_loss, "pool", POOLED)
+    shapes = [(128, c, side, side) for c, side in zip(model.encoder_q.stage_channels, sides, strict=True)]
+    query, key = ([torch.randn(shape).bfloat16().requires_grad_() for shape in shapes] for _ in range(2))
+
+    def step() -> None:
+        model.stage_loss.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = sum(model.stage_loss(query, key))
+        loss.backward()
+
+    return step
+
+
+def projector_products(width: int) -> Callable[[], None]:
+    """Forward and backward, for four stages: two layers for 256 projections of two views, and the correlations.
+
+    Any implementation has to do these, so they are less than the loss can cost.
+    """
+    x, w = torch.randn(256, width).bfloat16(), torch.randn(width, width).bfloat16()
+
+    def step() -> None:
+        for _ in range(4):
+            for _ in range(2):
+                x @ w, x @ w.T, x.T @ x
+            x[:128].T @ x[128:], x[:128] @ w, x[128:] @ w
+
+    return step
 
 
 def contrast(keys: Tensor, length: int) -> Callable[[], None]:
