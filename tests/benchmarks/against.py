@@ -1,9 +1,9 @@
 """Pretraining speed against other loops, see `others`, on the same colour images and encoder, side by side."""
 
-import statistics
 import time
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 import torch
 from others import LightlyMoCo, Pairs, ReleasedMoCo, lightly_pairs, torchvision_pairs
@@ -73,15 +73,15 @@ def runs(side: int, **changes) -> dict[str, tuple[Callable[[int], float], str]]:
 
 
 def table(side: int, repeats: int, count: int, **changes) -> pd.DataFrame:
-    """One row per loop: pairs per second, as a share of the compute bound's, and how many times as fast ours is."""
+    """One row per loop: pairs per second, its share of the bound's in the same round, and how much faster ours is."""
     rows, batch = runs(side, **changes), changes.get("batch", 128)
     seconds = {name: [] for name in rows}
     for _ in tqdm(range(repeats), desc=f"{side} px"):
         for name, (run, _) in rows.items():
             seconds[name].append(run(count) / count)
-    speed = {name: batch / statistics.median(each) for name, each in seconds.items()}
     lines = []
     for name, (_, counterpart) in rows.items():
-        times = f"{speed[counterpart] / speed[name]:.2f}" if counterpart else ""
-        lines.append([name, f"{speed[name]:.0f}", f"{speed[name] / speed['compute bound']:.2f}", times])
+        own, bound = np.array(seconds[name]), seconds["compute bound"]
+        times = f"{np.median(own / seconds[counterpart]):.2f}" if counterpart else ""
+        lines.append([name, f"{batch / np.median(own):.0f}", f"{np.median(bound / own):.2f}", times])
     return pd.DataFrame(lines, columns=["loop", "pairs/s", "of the bound", "ours/theirs"])

@@ -36,26 +36,28 @@ def against(side: int, repeats: int, count: int, **changes) -> pd.DataFrame:
 USED = "bf16" if autocast_type("auto", pretraining.CPU) else "fp32"  # what "auto" means on this processor
 SECTIONS = {
     f"Pretraining at the lesson recipe, 28 px gray, {USED}": lambda args: pretraining.table(
-        28, 1, args.repeats, args.count
+        28, 1, 10 * args.repeats, 2
     ),
     f"Pretraining at the lesson recipe, 28 px colour, {USED}": lambda args: pretraining.table(
-        28, 3, args.repeats, args.count
+        28, 3, 10 * args.repeats, 2
     ),
     f"Against other loops: ResNet-10 width 16, 28 px, batch 128, {USED}": lambda args: against(
         28, args.repeats, args.count
     ),
-    f"Against other loops: ResNet-10 width 16, 64 px, batch 128, {USED}": lambda args: against(64, 2, args.count),
+    f"Against other loops: ResNet-10 width 16, 64 px, batch 128, {USED}": lambda args: against(
+        64, args.repeats, args.count
+    ),
     f"Against other loops: ResNet-18 width 16, 128 px, batch 128, {USED}": lambda args: against(
-        128, 2, 2, layout="resnet18", stem="imagenet"
+        128, args.repeats, 2, layout="resnet18", stem="imagenet"
     ),
     f"Against other loops: ResNet-18 width 64, 128 px, batch 32, {USED}": lambda args: against(
-        128, 2, 2, layout="resnet18", width=64, batch=32, stem="imagenet"
+        128, args.repeats, 2, layout="resnet18", width=64, batch=32, stem="imagenet"
     ),
     f"Against other loops: ResNet-50 width 64, 128 px, batch 16, {USED}": lambda args: against(
-        128, 2, 1, layout="resnet50", width=64, batch=16, stem="imagenet"
+        128, args.repeats, 1, layout="resnet50", width=64, batch=16, stem="imagenet"
     ),
     f"Cost of a longer queue, another batch, and more stages, {USED}": lambda args: parts.step_table(
-        args.repeats, args.count
+        4 * args.repeats, 2
     ),
     "Cost of what a step does besides the encoder": lambda args: parts.part_table(args.repeats),
     f"Memory returned to the system after a step, or kept for the next, {USED}": lambda args: kept.table(args.repeats),
@@ -66,7 +68,9 @@ SECTIONS = {
     "Labs: from a move of a slider to the picture": lambda args: labs.table(args.repeats),
     "Conversion of made-up X-rays, 256 px to 28 px, two processes": lambda args: conversion.table(args.images),
 }
-HEAD = "# Speed\n\nMade by `make bench`: medians over rounds taken in turn; each section is one run.\n\n"
+HEAD = (
+    "# Speed\n\nMade by `make bench`: medians over rounds in turn, ratios within a round; each section is one run.\n\n"
+)
 EXAMPLES = """examples:
   python tests/benchmarks/bench.py
   python tests/benchmarks/bench.py --only labs --repeats 3     # print one section, write nothing
@@ -99,7 +103,7 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5, help="rounds over all rows (5)")
-    parser.add_argument("--count", type=int, default=4, help="training steps per round (4)")
+    parser.add_argument("--count", type=int, default=4, help="steps per round against other loops (4)")
     parser.add_argument("--images", type=int, default=20_000, help="X-rays to convert (20,000)")
     parser.add_argument("--only", default="", help="print the sections whose title holds this word, and write nothing")
     parser.add_argument("--write", action="store_true", help="with --only, replace these sections in the file")

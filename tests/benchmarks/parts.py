@@ -46,7 +46,7 @@ def step_table(repeats: int, count: int) -> pd.DataFrame:
     steps = {f"queue of {n:,}": trainer_step(data, "moco", queue=n) for n in QUEUES}
     steps |= {f"batch of {n}": trainer_step(data, "moco", batch=n) for n in BATCHES}
     steps |= {f"MSE on {n} stages": stage_step(data, n) for n in range(5)}
-    speed = measure(steps, repeats, count)
+    speed = {name: statistics.median(values) for name, values in measure(steps, repeats, count).items()}
     rows = [[name, f"{v:.0f}", f"{1000 * steps[name][1] / v:.1f}"] for name, v in speed.items()]
     return pd.DataFrame(rows, columns=["step of the arm moco, lesson, 28 px gray, with", "pairs/s", "ms per step"])
 
