@@ -13,6 +13,7 @@ import conversion
 import evaluation
 import kept
 import labs
+import limit
 import pandas as pd
 import parts
 import precision
@@ -41,6 +42,7 @@ SECTIONS = {
     f"Pretraining at the lesson recipe, 28 px colour, {USED}": lambda args: pretraining.table(
         28, 3, 10 * args.repeats, 2
     ),
+    f"How near the encoders are to the processor's limit, {USED}": lambda args: limit.table(4 * args.repeats),
     f"Against other loops: ResNet-10 width 16, 28 px, batch 128, {USED}": lambda args: against(
         28, args.repeats, args.count
     ),

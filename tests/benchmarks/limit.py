@@ -1,0 +1,55 @@
+"""How near the encoders' work is to what this processor can do: operations per second beside a large matrix product's.
+
+A convolution or matrix product counts two operations per multiplication and addition, everything else (batch-norm,
+ReLU, optimiser, momentum) none, though it takes its time.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from pretraining import CPU, bound_step, made_up_images
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from mocolayers.pretrain import autocast_type
+
+SIDE = 2048  # of the square matrices: 24 MB of bf16 for the three, far more than the caches hold
+ENCODERS = {
+    "ResNet-10 width 16, 28 px gray, batch 128": (28, 1, {}),
+    "ResNet-10 width 16, 64 px colour, batch 128": (64, 3, {}),
+    "ResNet-18 width 64, 128 px colour, batch 32": (
+        128,
+        3,
+        {"layout": "resnet18", "width": 64, "stem": "imagenet", "batch": 32},
+    ),
+}
+
+
+def table(rounds: int) -> pd.DataFrame:
+    """One row per compute bound and one for the product: billions of operations, and of operations per second."""
+    dtype = autocast_type("auto", CPU) or torch.float32
+    a, b = torch.randn(2, SIDE, SIDE).to(dtype)
+    pieces: dict[str, Callable] = {f"product of two {SIDE} x {SIDE} matrices": lambda: a @ b}
+    for name, (side, channels, changes) in ENCODERS.items():
+        pieces[f"compute bound, {name}"] = bound_step(made_up_images(side, channels, (512, 0, 0)), **changes)[0]
+    work = {name: operations(piece) for name, piece in pieces.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in pieces}
+    for _ in tqdm(range(rounds), desc="rounds"):
+        for name, piece in pieces.items():
+            started = time.perf_counter()
+            piece()
+            seconds[name].append(time.perf_counter() - started)
+    speed = {name: work[name] / statistics.median(each) for name, each in seconds.items()}
+    best = next(iter(speed.values()))
+    rows = [[name, f"{work[name] / 1e9:.1f}", f"{v / 1e9:.0f}", f"{v / best:.2f}"] for name, v in speed.items()]
+    return pd.DataFrame(rows, columns=["piece of work", "billion operations", "billion per second", "of the product"])
+
+
+def operations(piece: Callable) -> int:
+    """Multiplications and additions of a piece of work, as torch counts them from its shapes."""
+    with FlopCounterMode(display=False) as counter:
+        piece()
+    return counter.get_total_flops()
