@@ -23,6 +23,7 @@ ARM_COLOURS = {
     "barlow-conditioned": "#56B4E9",
     "mse-standardized": "#CC79A7",
 }
+PIXEL_COLOUR = "#7B4A12"
 MODE_NAMES = {"linear": "linear evaluation", "finetune": "fine-tuning"}
 STAGE_COLOURS = ("#fcbba1", "#fb6a4a", "#cb181d", "#67000d")
 STAGE_NAMES = ("1", "2", "3", "4")
@@ -62,6 +63,21 @@ def new_figure(
     """A figure and its (rows, columns) axes; pyplot does not know it, so it is shown once, and threads may make it."""
     figure = Figure(figsize=size, layout=layout)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def _panels(count: int, wide: int, size: tuple[float, float], room: tuple[float, float], **options):
+    """A figure of `count` panels of a size in inches, at most `wide` side by side, with room beside and above them."""
+    wide = min(wide, count)
+    tall = -(-count // wide)
+    figure, axes = new_figure(tall, wide, (size[0] * wide + room[0], size[1] * tall + room[1]), **options)
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, list(axes.flat[:count])
+
+
+def _arms(table: pd.DataFrame) -> list[str]:
+    """The arms in a table's column "arm", in the order of the palette."""
+    return [arm for arm in ARM_COLOURS if arm in set(table["arm"])]
 
 
 def _titled(figure: Figure, title: str, explained=None) -> Figure:
@@ -119,20 +135,23 @@ def view_sheet(originals: np.ndarray, first: np.ndarray, second: np.ndarray, tit
     return _titled(figure, title)
 
 
-def split_bars(
-    counts: pd.DataFrame, title: str, xlabel: str = "images (times labels, where an image may have several)"
+def stacked_bars(
+    table: pd.DataFrame,
+    title: str,
+    xlabel: str = "images (times labels, where an image may have several)",
+    colours: Sequence[str] | None = None,
 ) -> Figure:
-    """Stacked bars of a table: images, or shares of them, per class (rows) and split (columns), or the other way."""
-    figure, axes = new_figure(size=(8, 0.5 * len(counts) + 1.6))
-    left = np.zeros(len(counts))
-    colours = plt.get_cmap("cividis")(np.linspace(0.1, 0.9, counts.shape[1]))
-    for name, colour in zip(counts.columns, colours, strict=True):
-        axes[0, 0].barh(counts.index, counts[name], left=left, color=colour, label=name)
-        left += counts[name].to_numpy()
+    """One stacked bar per row of a table of counts or shares, one colour per column."""
+    figure, axes = new_figure(size=(8, 0.5 * len(table) + 1.6))
+    if colours is None:
+        colours = plt.get_cmap("cividis")(np.linspace(0.1, 0.9, table.shape[1]))
+    left = np.zeros(len(table))
+    for name, colour in zip(table.columns, colours, strict=True):
+        axes[0, 0].barh(table.index, table[name], left=left, color=colour, label=name)
+        left += table[name].fillna(0).to_numpy()
     axes[0, 0].invert_yaxis()
-    axes[0, 0].set(xlabel=xlabel, title=title)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    return figure
+    axes[0, 0].set(xlabel=xlabel)
+    return _titled(figure, title, axes[0, 0])
 
 
 def paired_bars(
@@ -148,9 +167,8 @@ def paired_bars(
         axes[0, 0].axhline(level, color="black", linestyle=":", linewidth=1)
     axes[0, 0].set_xticks(range(len(pairs)), list(pairs))
     highest = max(1, *(value for pair in pairs.values() for value in pair))
-    axes[0, 0].set(ylim=(0, 1.08 * highest), ylabel=ylabel, title=title)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    return figure
+    axes[0, 0].set(ylim=(0, 1.08 * highest), ylabel=ylabel)
+    return _titled(figure, title, axes[0, 0])
 
 
 def interval_histogram(
@@ -205,19 +223,15 @@ def softmax_bars(curves: dict[str, np.ndarray], title: str, most: int = 25) -> F
 
 def histories(tables: dict[str, pd.DataFrame], columns: dict[str, str], title: str) -> Figure:
     """Monitors of several arms: one panel per column, one line per arm in the arm's colour."""
-    wide = min(3, len(columns))
-    tall = -(-len(columns) // wide)
-    figure, axes = new_figure(tall, wide, (3.6 * wide, 2.9 * tall + 0.3))
-    for axis, (column, label) in zip(axes.flat, columns.items(), strict=False):
+    figure, axes = _panels(len(columns), 3, (3.6, 2.9), (0, 0.3))
+    for axis, (column, label) in zip(axes, columns.items(), strict=True):
         for arm, table in tables.items():
             if column not in table:
                 continue
             known = table[["step", column]].dropna()
             axis.plot(known["step"], known[column], "o-", ms=2.5, color=ARM_COLOURS.get(arm), label=arm)
         axis.set(title=label, xlabel="step")
-    for axis in list(axes.flat)[len(columns) :]:
-        axis.axis("off")
-    axes.flat[0].legend(fontsize=8)
+    axes[0].legend(fontsize=8)
     return _titled(figure, title)
 
 
@@ -233,19 +247,6 @@ def matrices(items: dict[str, np.ndarray], title: str, limit: float = 1.0) -> Fi
     return _titled(figure, title)
 
 
-def stacked_shares(shares: pd.DataFrame, title: str) -> Figure:
-    """Gradient shares: one bar per row (arm), one colour per column (loss term)."""
-    figure, axes = new_figure(size=(8, 0.45 * len(shares) + 1.5))
-    left = np.zeros(len(shares))
-    for name, colour in zip(shares.columns, ("#0072B2", *STAGE_COLOURS), strict=False):
-        axes[0, 0].barh(shares.index, shares[name], left=left, color=colour, label=name)
-        left += shares[name].fillna(0).to_numpy()
-    axes[0, 0].invert_yaxis()
-    axes[0, 0].set(xlim=(0, 1), xlabel="share of the gradient norm on the encoder", title=title)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    return figure
-
-
 def label_curves(summary: pd.DataFrame, title: str) -> Figure:
     """AUC over the label fraction, one panel per mode and one line per arm, with whiskers.
 
@@ -254,7 +255,7 @@ def label_curves(summary: pd.DataFrame, title: str) -> Figure:
     """
     modes = [mode for mode in MODE_NAMES if mode in set(summary["mode"])]
     figure, axes = new_figure(1, len(modes), (4.6 * len(modes) + 1, 4), sharey=True)
-    arms = [arm for arm in ARM_COLOURS if arm in set(summary["arm"])]
+    arms = _arms(summary)
     for axis, mode in zip(axes[0], modes, strict=True):
         for number, arm in enumerate(arms):
             part = summary[(summary["mode"] == mode) & (summary["arm"] == arm)].sort_values("fraction")
@@ -282,7 +283,7 @@ def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: float | None =
     """
     panels = list(dict.fromkeys(table["panel"]))
     names = list(dict.fromkeys(table["name"]))
-    arms = [arm for arm in ARM_COLOURS if arm in set(table["arm"])]
+    arms = _arms(table)
     size = (4 * len(panels) + 4, 0.2 * len(arms) * len(names) + 1.6)
     figure, axes = new_figure(1, len(panels), size, sharey=True, sharex=True)
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -329,7 +330,7 @@ def stage_curves(summary: pd.DataFrame, title: str, ylabel: str = "test AUC") ->
         summary: columns panel, arm, stage (0 for pixels), value, low, high.
     """
     panels = list(dict.fromkeys(summary["panel"]))
-    arms = [arm for arm in ARM_COLOURS if arm in set(summary["arm"])]
+    arms = _arms(summary)
     figure, axes = new_figure(1, len(panels), (3.5 * len(panels) + 1.6, 3.8), sharey=True)
     for axis, panel in zip(axes[0], panels, strict=True):
         part = summary[summary["panel"] == panel]
@@ -339,7 +340,7 @@ def stage_curves(summary: pd.DataFrame, title: str, ylabel: str = "test AUC") ->
             x = line["stage"] + (number - (len(arms) - 1) / 2) * 0.06
             axis.errorbar(x, line["value"], whiskers, fmt="o-", ms=4, capsize=2, color=ARM_COLOURS[arm], label=arm)
         for value in part.loc[part["arm"] == "pixels", "value"]:
-            axis.axhline(value, color="#CC79A7", linestyle="--", label="raw pixels")
+            axis.axhline(value, color=PIXEL_COLOUR, linestyle="--", label="raw pixels")
         axis.set(xticks=[1, 2, 3, 4], xlabel="stage", title=panel)
     axes[0, 0].set_ylabel(ylabel)
     return _titled(figure, title, axes[0, 0])
@@ -396,7 +397,7 @@ def reuse_points(table: pd.DataFrame, title: str) -> Figure:
     Args:
         table: columns fraction, arm, stage, linear, low, high, null, ceiling.
     """
-    fractions, arms = sorted(table["fraction"].unique()), [arm for arm in ARM_COLOURS if arm in set(table["arm"])]
+    fractions, arms = sorted(table["fraction"].unique()), _arms(table)
     figure, axes = new_figure(1, len(fractions), (4.3 * len(fractions) + 1.6, 3.9), sharey=True)
     for axis, fraction in zip(axes[0], fractions, strict=True):
         for number, arm in enumerate(arms):
@@ -419,21 +420,18 @@ def scatter(table: pd.DataFrame, x: str, y: str, title: str, xlabel: str, ylabel
     axis = axes[0, 0]
     for (arm, stage), part in table.groupby(["arm", "stage"]):
         axis.scatter(part[x], part[y], color=ARM_COLOURS[arm], marker="os^D"[stage - 1], s=36)
-    for arm in [arm for arm in ARM_COLOURS if arm in set(table["arm"])]:
+    for arm in _arms(table):
         axis.plot([], [], "o", color=ARM_COLOURS[arm], label=arm)
     for stage, marker in enumerate("os^D", start=1):
         axis.plot([], [], marker, color="none", markeredgecolor="black", label=f"stage {stage}")
-    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    return figure
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    return _titled(figure, title, axis)
 
 
 def similarity_maps(items: dict[str, np.ndarray], title: str, ylabel: str, xlabel: str) -> Figure:
     """4 x 4 matrices of CKA between the stages of two encoders, with numbers."""
-    wide = min(3, len(items))
-    tall = -(-len(items) // wide)
-    figure, axes = new_figure(tall, wide, (2.9 * wide + 0.8, 2.8 * tall + 0.4), sharex=True, sharey=True)
-    for axis, (name, matrix) in zip(axes.flat, items.items(), strict=False):
+    figure, axes = _panels(len(items), 3, (2.9, 2.8), (0.8, 0.4), sharex=True, sharey=True)
+    for axis, (name, matrix) in zip(axes, items.items(), strict=True):
         shown = axis.imshow(matrix, cmap="cividis", vmin=0, vmax=1)
         for (row, column), value in np.ndenumerate(matrix):
             colour = "black" if value > 0.6 else "white"
@@ -442,11 +440,9 @@ def similarity_maps(items: dict[str, np.ndarray], title: str, ylabel: str, xlabe
         axis.set_xticks(range(4), STAGE_NAMES)
         axis.set_yticks(range(4), STAGE_NAMES)
         axis.grid(False)
-    for axis in list(axes.flat)[len(items) :]:
-        axis.axis("off")
     figure.supxlabel(xlabel, fontsize=10)
     figure.supylabel(ylabel, fontsize=10)
-    figure.colorbar(shown, ax=axes.ravel().tolist(), shrink=0.7, label="debiased linear CKA")
+    figure.colorbar(shown, ax=axes, shrink=0.7, label="debiased linear CKA")
     return _titled(figure, title)
 
 
@@ -497,7 +493,7 @@ def distance_dots(table: pd.DataFrame, marks: dict[str, tuple[str, str]], title:
         marks: column -> (marker, legend text).
     """
     panels = list(dict.fromkeys(table["panel"]))
-    arms = [arm for arm in ARM_COLOURS if arm in set(table["arm"])]
+    arms = _arms(table)
     size = (4.2 * len(panels) + 1.8, 0.45 * len(arms) + 1.7)
     figure, axes = new_figure(1, len(panels), size, sharey=True, sharex=True)
     for axis, panel in zip(axes[0], panels, strict=True):
@@ -541,12 +537,10 @@ def released_dots(table: pd.DataFrame, title: str) -> Figure:
         table: columns panel, label (of the panel's axis), name, as_released, sound; a row per seed.
     """
     panels = list(table.groupby("panel", sort=False))
-    wide = min(2, len(panels))
-    tall = -(-len(panels) // wide)
-    lines = max(part["name"].nunique() for _, part in panels)
-    figure, axes = new_figure(tall, wide, (5 * wide + 1, tall * (0.4 * lines + 1.3) + 0.6))
+    most = max(part["name"].nunique() for _, part in panels)
+    figure, axes = _panels(len(panels), 2, (5, 0.4 * most + 1.3), (1, 0.6))
     ways = {"as_released": ("#CC79A7", "o", "as released", -0.1), "sound": ("#333333", "D", "soundly", 0.1)}
-    for axis, (panel, part) in zip(axes.flat, panels, strict=False):
+    for axis, (panel, part) in zip(axes, panels, strict=True):
         means = part.groupby("name", sort=False)[list(ways)].mean()
         for column, (colour, marker, label, shift) in ways.items():
             y = [list(means.index).index(name) + shift for name in part["name"]]
@@ -563,8 +557,5 @@ def released_dots(table: pd.DataFrame, title: str) -> Figure:
         axis.locator_params(axis="x", nbins=5)
         axis.set_xlabel(part["label"].iloc[0], fontsize=9)
         axis.set_title(panel, fontsize=10)
-    for axis in list(axes.flat)[len(panels) :]:
-        axis.axis("off")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=9)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return _titled(figure, title)

@@ -1,7 +1,6 @@
 """Folders of finished and interrupted runs: `runs/KEY/` with recipe, checkpoint, encoder and history."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -142,12 +141,3 @@ def save_weights(model: Module, path: Path) -> None:
     """Write a model's state as safetensors, atomically."""
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     atomic_write(path, lambda temporary: save_file(state, temporary))
-
-
-def find_runs(runs_dir: str | Path = "runs") -> pd.DataFrame:
-    """A table of the recipes under a folder, one row per run, with its key and whether it is finished."""
-    rows = []
-    for path in sorted(Path(runs_dir).glob("*/recipe.json")):
-        done = (path.parent / "encoder.safetensors").is_file()
-        rows.append({"key": path.parent.name, "finished": done} | json.loads(path.read_text()))
-    return pd.DataFrame(rows)
