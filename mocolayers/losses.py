@@ -137,23 +137,36 @@ def cross_correlation(z_u: Tensor, z_v: Tensor, eps: float = 1e-5) -> Tensor:
 
     Source: Zbontar et al. 2021, equation 2 (2103.03230), with batch-norm's biased variance and epsilon.
     """
-    z_u, z_v = standardise(z_u, eps), standardise(z_v, eps)
-    return mean_over_processes(z_u.T @ (z_v / len(z_v)))
+    return correlate(standardise(z_u, eps).T, standardise(z_v, eps).T)
+
+
+def correlate(z_u: Tensor, z_v: Tensor) -> Tensor:
+    """The same for features that are standardised and stand in rows: (..., D, B) each to (..., D, D)."""
+    return mean_over_processes(z_u @ (z_v / z_v.shape[-1]).mT)
 
 
 def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:
     """Mean 0 and variance 1 of every feature (B, D) over the batch, that of all processes together."""
     if world_size() == 1:
         return F.batch_norm(z, None, None, training=True, eps=eps)
-    centred = z - mean_over_processes(z.mean(dim=0))
-    return centred / (mean_over_processes(centred.square().mean(dim=0)) + eps).sqrt()
+    return standardise_rows(z.T, eps).T
+
+
+def standardise_rows(x: Tensor, eps: float = 1e-5, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """The same for features that stand in rows, (..., B); then times a gain and plus a bias (...), if there are any."""
+    if world_size() == 1:  # a row is to batch-norm a channel of one image
+        rows = x.reshape(1, -1, x.shape[-1])
+        return F.batch_norm(rows, None, None, gain, bias, training=True, eps=eps).view(x.shape)
+    centred = x - mean_over_processes(x.mean(dim=-1, keepdim=True))
+    x = centred / (mean_over_processes(centred.square().mean(dim=-1, keepdim=True)) + eps).sqrt()
+    return x if gain is None else x * gain.view(x.shape[:-1]).unsqueeze(-1) + bias.view(x.shape[:-1]).unsqueeze(-1)
 
 
 def barlow_terms(correlation: Tensor) -> tuple[Tensor, Tensor]:
-    """The diagonal part, sum_i (C_ii - 1)^2, and the off-diagonal part, sum_{i != j} C_ij^2, of a (D, D) matrix."""
-    diagonal = correlation.diagonal()
-    on = (diagonal - 1).square().sum()
-    off = correlation.square().sum() - diagonal.square().sum()
+    """The diagonal part, sum_i (C_ii - 1)^2, and the off-diagonal part, sum_{i != j} C_ij^2, of each (..., D, D)."""
+    diagonal = correlation.diagonal(dim1=-2, dim2=-1)
+    on = (diagonal - 1).square().sum(dim=-1)
+    off = correlation.square().sum(dim=(-2, -1)) - diagonal.square().sum(dim=-1)
     return on, off
 
 
@@ -184,55 +197,45 @@ class StageBarlow(nn.Module):
     ) -> None:
         super().__init__()
         self.weights, self.off_diagonal, self.scale = tuple(weights), off_diagonal, scale
-        self.projectors = nn.ModuleList(projector(count, width) for count in channels)
+        self.projectors = Projectors(channels, width)
 
     def forward(self, query_stages: Sequence[Tensor], key_stages: Sequence[Tensor]) -> list[Tensor]:
         """The weighted loss of each stage; add them up for the loss."""
         return self.compare(*self.project(query_stages, [v.detach() for v in key_stages]))
 
-    def project(self, *views: Sequence[Tensor]) -> list[list[Tensor]]:
-        """For each view the projected average of every stage, (B, D)."""
-        stages = [project_views(*each) for each in zip(self.projectors, *views, strict=True)]
-        return [list(view) for view in zip(*stages, strict=True)]
+    def project(self, *views: Sequence[Tensor]) -> Sequence[Tensor]:
+        """For each view the projected averages of its S stages, standardised over the batch: (S, D, B)."""
+        return standardise_rows(self.projectors(*views)).unbind(dim=2)
 
-    def compare(self, z_query: Sequence[Tensor], z_key: Sequence[Tensor]) -> list[Tensor]:
-        """The weighted loss of each stage from its projections."""
-        losses = []
-        for z_u, z_v, weight in zip(z_query, z_key, self.weights, strict=True):
-            on, off = barlow_terms(cross_correlation(z_u, z_v))
-            losses.append(weight * self.scale * (on + self.off_diagonal * off))
-        return losses
+    def compare(self, z_query: Tensor, z_key: Tensor) -> list[Tensor]:
+        """The weighted loss of each stage from the projections of two views."""
+        on, off = barlow_terms(correlate(z_query, z_key))  # (S,) each
+        losses = self.scale * (on + self.off_diagonal * off)
+        return [weight * loss for weight, loss in zip(self.weights, losses, strict=True)]
 
 
-class WholeBatchNorm(nn.BatchNorm1d):
-    """Batch-norm of (B, D) over the batch of all processes; torch's SyncBatchNorm, on any device."""
+class Projectors(nn.Module):
+    """A perceptron for each stage: three linear layers without bias, batch-norm and ReLU between them.
 
-    def forward(self, x: Tensor) -> Tensor:
-        if world_size() == 1:
-            return super().forward(x)
-        return standardise(x, self.eps) * self.weight + self.bias
-
-
-def project_views(projector: nn.Sequential, *views: Tensor) -> Sequence[Tensor]:
-    """(B, D) projections of the averages of maps (B, C, H, W) of several views.
-
-    They go through in one pass, in which only batch-norm looks at each view by itself.
+    Channels -> width -> width -> width. All stages and views go through at once, as dozens of small products would
+    spend their time on being called; only batch-norm looks at each view by itself, and at the batch of all processes.
     """
-    x = torch.cat([pool_stage(view, 1).flatten(1) for view in views])
-    for layer in projector:
-        alone = isinstance(layer, WholeBatchNorm)
-        x = torch.cat([layer(view) for view in x.chunk(len(views))]) if alone else layer(x)
-    return x.chunk(len(views))
 
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        stages = [[nn.Linear(count, width, bias=False).weight for count in (c, width, width)] for c in channels]
+        first, *later = zip(*stages, strict=True)
+        self.first = nn.ParameterList(first)  # (D, C_l) each
+        self.later = nn.ParameterList(torch.stack(layer).detach() for layer in later)  # (S, D, D) each
+        self.gain = nn.Parameter(torch.ones(len(later), len(channels), width, 1))
+        self.bias = nn.Parameter(torch.zeros(len(later), len(channels), width, 1))
 
-def projector(channels: int, width: int) -> nn.Sequential:
-    """Three linear layers without bias, batch-norm and ReLU between them: channels -> width -> width -> width."""
-    return nn.Sequential(
-        nn.Linear(channels, width, bias=False),
-        WholeBatchNorm(width),
-        nn.ReLU(inplace=True),
-        nn.Linear(width, width, bias=False),
-        WholeBatchNorm(width),
-        nn.ReLU(inplace=True),
-        nn.Linear(width, width, bias=False),
-    )
+    def forward(self, *views: Sequence[Tensor]) -> Tensor:
+        """Projections (S, D, V, B) of the averages of maps (B, C_l, H, W): V views of S stages."""
+        stages = [torch.cat([pool_stage(view, 1).flatten(1) for view in maps]) for maps in zip(*views, strict=True)]
+        x = torch.stack([weight @ z.T for weight, z in zip(self.first, stages, strict=True)])  # (S, D, V * B)
+        for weight, gain, bias in zip(self.later, self.gain, self.bias, strict=True):
+            affine = (each.expand(-1, -1, len(views)).flatten() for each in (gain, bias))
+            x = F.relu(standardise_rows(x.unflatten(2, (len(views), -1)), 1e-5, *affine)).flatten(2)
+            x = weight @ x
+        return x.unflatten(2, (len(views), -1))

@@ -79,13 +79,33 @@ def test_standardized_distance_is_two_minus_two_correlations_and_blind_to_gain_o
     assert stage_distance(mixed_u, mixed_v, standardized=True).item() == pytest.approx(expected / 2, abs=1e-3)
 
 
+def perceptron(loss: StageBarlow, stage: int) -> nn.Sequential:
+    """The projector of one stage as torch's own layers, with the weights of the loss."""
+    found = loss.projectors
+    weights, layers = [found.first[stage], *(layer[stage] for layer in found.later)], []
+    for weight, gain, bias in zip(weights[:-1], found.gain, found.bias, strict=True):
+        norm = nn.BatchNorm1d(len(weight))
+        norm.weight.data, norm.bias.data = gain[stage].detach().flatten(), bias[stage].detach().flatten()
+        layers += [linear(weight), norm, nn.ReLU()]
+    return nn.Sequential(*layers, linear(weights[-1]))
+
+
+def linear(weight: torch.Tensor) -> nn.Linear:
+    layer = nn.Linear(*weight.T.shape, bias=False)
+    layer.weight.data = weight.detach().clone()
+    return layer
+
+
 @pytest.mark.parametrize("off_diagonal", [1.0, 0.0051])
 def test_stage_barlow_equals_a_computation_from_scratch(off_diagonal):
     channels, weights, scale = [8, 16, 32, 64], (1.0, 2.0, 3.0, 4.0), 1 / 32
     loss = StageBarlow(channels, weights, width=10, off_diagonal=off_diagonal, scale=scale)
+    nn.init.uniform_(loss.projectors.gain, 0.5, 2)
+    nn.init.normal_(loss.projectors.bias)
     u, v = stages(0), stages(10)
     terms = loss(u, v)
-    for a, b, project, weight, term in zip(u, v, loss.projectors, weights, terms, strict=True):
+    for stage, (a, b, weight, term) in enumerate(zip(u, v, weights, terms, strict=True)):
+        project = perceptron(loss, stage)
         z_u, z_v = (project(x.mean(dim=(2, 3))).detach().double().numpy() for x in (a, b))
         z_u, z_v = ((z - z.mean(axis=0)) / np.sqrt(z.var(axis=0) + 1e-5) for z in (z_u, z_v))
         total = 0.0
@@ -180,11 +200,14 @@ def test_perfectly_agreeing_and_decorrelated_features_cost_nothing():
 def test_the_projector_learns_from_both_views():
     loss = StageBarlow([8], (1.0,), width=4)
     u, v = stages(0)[:1], stages(10)[:1]
-    project: nn.Module = loss.projectors[0]
+    project = perceptron(loss, 0)
     sum(loss(u, v)).backward()
-    from_both = project[0].weight.grad.clone()
-    project.zero_grad()
-    z_u, z_v = project(u[0].mean(dim=(2, 3))), project(v[0].mean(dim=(2, 3))).detach()
-    on, off = barlow_terms(cross_correlation(z_u, z_v))
-    ((on + off) / 32).backward()
-    assert not torch.allclose(from_both, project[0].weight.grad)
+    gradients = []
+    for target in (lambda z: z, lambda z: z.detach()):
+        project.zero_grad()
+        z_u, z_v = project(u[0].mean(dim=(2, 3))), target(project(v[0].mean(dim=(2, 3))))
+        on, off = barlow_terms(cross_correlation(z_u, z_v))
+        ((on + off) / 32).backward()
+        gradients.append(project[0].weight.grad.clone())
+    assert torch.allclose(loss.projectors.first[0].grad, gradients[0], rtol=1e-3, atol=1e-6)
+    assert not torch.allclose(loss.projectors.first[0].grad, gradients[1], rtol=1e-3, atol=1e-6)

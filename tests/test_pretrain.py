@@ -76,10 +76,10 @@ def test_pausing_leaves_a_run_to_resume(make_data, tmp_path):
 def test_the_same_recipe_never_trains_twice(make_data, tmp_path, monkeypatch):
     data = make_data()
     recipe = preset("smoke", "moco", data, **SMALL)
-    pretrain(recipe, data, tmp_path, progress=False)
+    pretrain(recipe, data, tmp_path / "runs", progress=False)
     monkeypatch.setattr(module, "Trainer", None)
-    assert pretrain(recipe, data, tmp_path, progress=False).finished
-    assert [folder.name for folder in tmp_path.iterdir()] == [recipe.key]
+    assert pretrain(recipe, data, tmp_path / "runs", progress=False).finished
+    assert [folder.name for folder in (tmp_path / "runs").iterdir()] == [recipe.key]
 
 
 @pytest.mark.parametrize("arm", PRETRAINED_ARMS)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from mocolayers.datasets import MedicalImages
 from mocolayers.encoder import StagedResNet
 from mocolayers.labs.panel import Answer, Lab, choice, power_slider, quick_figure, slider, steps_slider
-from mocolayers.losses import StageBarlow, StageMSE, barlow_terms, cross_correlation, pool_stage
+from mocolayers.losses import StageBarlow, StageMSE, barlow_terms, correlate, cross_correlation, pool_stage
 from mocolayers.plots import STAGE_COLOURS
 from mocolayers.pretrain import step_generator
 from mocolayers.recipe import Recipe
@@ -140,13 +140,13 @@ def compute(
         module = _barlow(tuple(s.shape[1] for s in u), width)
         module.weights, module.off_diagonal = weights, off_diagonal
         compare, (own, second, stranger) = module.compare, module.project(u, *others)
-        z = own[stage - 1], second[stage - 1]
+        correlation = correlate(own[stage - 1], second[stage - 1])
     else:
         compare, own, (second, stranger) = StageMSE(weights, POOL, scale_free=loss != "raw MSE"), u, others
-        z = [s[stage - 1].mean(dim=(2, 3)) for s in (u, second)]
+        correlation = cross_correlation(*(s[stage - 1].mean(dim=(2, 3)) for s in (u, second)))
     terms = compare(own, second)
     with torch.no_grad():
-        floor, unrelated, correlation = compare(own, own), compare(own, stranger), cross_correlation(*z)
+        floor, unrelated = compare(own, own), compare(own, stranger)
     gradients = torch.autograd.grad(sum(terms), u)
     # From the scaled, pooled map back to the network's own: times the gain, spread over the places of each cell.
     pulls = [gain * g.norm().item() / cell**0.5 for g, cell in zip(gradients, stages.cell, strict=True)]
@@ -154,6 +154,7 @@ def compute(
     shares = [own / max(own + other, 1e-12) for own, other in zip(pulls, nce, strict=True)]
     norm = u[3].detach().mean(dim=(2, 3)).norm(dim=1).mean().item()
     values = [np.array([t.item() for t in part]) for part in (terms, floor, unrelated)]
+    correlation = correlation.detach()
     return Losses(*values, correlation.numpy(), correlation.diagonal().mean().item(), np.array(shares), norm)
 
 
