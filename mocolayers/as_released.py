@@ -265,7 +265,7 @@ def _resampled(setting: Setting, arm: str) -> list[np.ndarray]:
     for fraction in plan.fractions:
         for subset in range(plan.subsets if fraction < 1 else 1):
             evaluate(run, data, "linear", fraction, subset, plan, features=lambda: kept_stage_features(run, data)[-1])
-            with np.load(evaluation_file(run, "linear", fraction, subset, plan).with_suffix(".npz")) as kept:
+            with np.load(evaluation_file(run, data, "linear", fraction, subset, plan).with_suffix(".npz")) as kept:
                 found.append(macro_auc(classes, kept["test"], weights))
     return found
 

@@ -29,7 +29,9 @@ def effective_rank(z: Tensor) -> float:
 
 @torch.no_grad()
 def stage_statistics(output: MoCoOutput) -> dict[str, float]:
-    """Per stage, on globally averaged features: raw MSE, scale-free distance, feature norm, cross-correlation means."""
+    """Per stage, on averages over its map as the model pooled it: raw MSE, scale-free distance, feature norm,
+    cross-correlation means.
+    """
     row = {}
     for number, (u, v) in enumerate(zip(output.query_stages, output.key_stages, strict=True), start=1):
         u, v = u.float().mean(dim=(2, 3)), v.float().mean(dim=(2, 3))  # (B, C_l)
