@@ -46,6 +46,7 @@ MINUS = ", minus MoCo's"
 LINEAR = f"linear AUC at {FEW:.0%}"
 STARTS = {z: f"{LINEAR}, all {word} zero_init_residual" for z, word in ((False, "without"), (True, "with"))}
 UNTOUCHED = Views(ratio=1, jitter=0, gray=0, blur=0)
+UNEQUAL = STARTS[False] + MINUS
 EARLY = "first losses, share of guessing"
 COLUMNS = ("code", "dataset", "seed", "arm", "quantity", "as_released", "sound")
 
@@ -418,7 +419,7 @@ SHOWN = {
     ),
     "O3": (
         "MoCo and its variants start differently",
-        STARTS[False] + MINUS,
+        UNEQUAL,
         f"{LINEAR} minus MoCo's; soundly none with zero init",
     ),
     "O6": (

@@ -223,7 +223,7 @@ def softmax_bars(curves: dict[str, np.ndarray], title: str, most: int = 25) -> F
 
 def histories(tables: dict[str, pd.DataFrame], columns: dict[str, str], title: str) -> Figure:
     """Monitors of several arms: one panel per column, one line per arm in the arm's colour."""
-    figure, axes = _panels(len(columns), 3, (3.6, 2.9), (0, 0.3))
+    figure, axes = _panels(len(columns), 3, (3.5, 2.9), (1.4 if len(tables) > 1 else 0, 0.3))
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
         for arm, table in tables.items():
             if column not in table:
@@ -231,8 +231,7 @@ def histories(tables: dict[str, pd.DataFrame], columns: dict[str, str], title: s
             known = table[["step", column]].dropna()
             axis.plot(known["step"], known[column], "o-", ms=2.5, color=ARM_COLOURS.get(arm), label=arm)
         axis.set(title=label, xlabel="step")
-    axes[0].legend(fontsize=8)
-    return _titled(figure, title)
+    return _titled(figure, title, axes[0] if len(tables) > 1 else None)
 
 
 def matrices(items: dict[str, np.ndarray], title: str, limit: float = 1.0) -> Figure:
@@ -296,7 +295,7 @@ def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: float | None =
             )
         axis.axvline(0, color="black", linewidth=1)
         if claimed is not None:
-            axis.axvline(claimed, color="black", linewidth=1, linestyle="--", label="claimed")
+            axis.axvline(claimed, color="black", linewidth=1, linestyle="--", label=f"claimed {claimed:+.2f}")
         axis.set(title=panel, xlabel=xlabel)
         axis.locator_params(axis="x", nbins=5)
     axes[0, 0].set_yticks(range(len(names)), names)
@@ -392,10 +391,10 @@ def similarity_settings(table: pd.DataFrame, settings: dict[str, tuple[str, str]
 
 
 def reuse_points(table: pd.DataFrame, title: str) -> Figure:
-    """CKA before against after fine-tuning: one panel per label fraction, dots per arm, ticks at each arm's ceiling.
+    """CKA before against after fine-tuning: one panel per label fraction, dots per arm, ticks at each arm's twin.
 
     Args:
-        table: columns fraction, arm, stage, linear, low, high, null, ceiling.
+        table: columns fraction, arm, stage, linear, low, high, null, twin.
     """
     fractions, arms = sorted(table["fraction"].unique()), _arms(table)
     figure, axes = new_figure(1, len(fractions), (4.3 * len(fractions) + 1.6, 3.9), sharey=True)
@@ -405,10 +404,10 @@ def reuse_points(table: pd.DataFrame, title: str) -> Figure:
             x = part["stage"] + (number - (len(arms) - 1) / 2) * 0.12
             whiskers = [part["linear"] - part["low"], part["high"] - part["linear"]]
             axis.errorbar(x, part["linear"], whiskers, fmt="o", ms=4, capsize=2, color=ARM_COLOURS[arm], label=arm)
-            axis.plot(x, part["ceiling"], "_", ms=9, mew=2, color=ARM_COLOURS[arm])
+            axis.plot(x, part["twin"], "_", ms=9, mew=2, color=ARM_COLOURS[arm])
         null = table.loc[table["fraction"] == fraction, "null"].mean()
         axis.axhline(null, color="black", linestyle=":", label="null: rows permuted")
-        axis.plot([], [], "_", ms=9, mew=2, color="black", label="ceiling: two fine-tunings")
+        axis.plot([], [], "_", ms=9, mew=2, color="black", label="twin: two fine-tunings")
         axis.set(xticks=[1, 2, 3, 4], xlabel="stage", title=f"fine-tuned on {fraction:.0%} of the labels")
     axes[0, 0].set_ylabel("debiased linear CKA")
     return _titled(figure, title, axes[0, 0])
@@ -478,7 +477,8 @@ def cdf_gap(panels: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, 
         widest = np.abs(curves[0] - curves[1]).argmax()
         low, high = sorted((curves[0][widest], curves[1][widest]))
         axis.vlines(every[widest], low, high, color="black", linewidth=3)
-        axis.text(every[widest], (low + high) / 2, f"  D = {high - low:.3f}", va="center", fontweight="bold")
+        side = "right" if every[widest] > 0.5 else "left"
+        axis.text(every[widest], (low + high) / 2, f"  D = {high - low:.3f}  ", ha=side, va="center", fontweight="bold")
         axis.set(title=name, xlabel="predicted probability", xlim=(0, 1), ylim=(0, 1))
     axes[0, 0].set_ylabel("share of test images at or below")
     axes[0, 0].legend(fontsize=9, loc="lower right")
@@ -506,7 +506,7 @@ def distance_dots(table: pd.DataFrame, marks: dict[str, tuple[str, str]], title:
             y = [arms.index(arm) for arm in part["arm"]]
             axis.plot(part[column], y, marker, color="black", mfc="none", ms=8, mew=1.5, label=text)
         axis.set(title=panel, xlabel=xlabel)
-        axis.set_xlim(left=0)
+    axes[0, 0].set_xlim(left=-0.01)
     axes[0, 0].plot([], [], "o-", color="#888888", label="few labels against all")
     axes[0, 0].set_yticks(range(len(arms)), arms)
     axes[0, 0].invert_yaxis()
