@@ -26,7 +26,6 @@ ARM_COLOURS = {
 PIXEL_COLOUR = "#7B4A12"
 MODE_NAMES = {"linear": "linear evaluation", "finetune": "fine-tuning"}
 STAGE_COLOURS = ("#fcbba1", "#fb6a4a", "#cb181d", "#67000d")
-STAGE_NAMES = ("1", "2", "3", "4")
 STYLE = {
     "figure.dpi": 90,
     "savefig.dpi": 90,
@@ -88,17 +87,16 @@ def _titled(figure: Figure, title: str, explained=None) -> Figure:
     return figure
 
 
-def _picture(axis, image: np.ndarray, title: str = "", colour: str | None = None) -> None:
+def _picture(axis, image: np.ndarray) -> None:
     """Show (H, W, C) uint8 or (C, H, W) float in [0, 1]."""
     if image.dtype != np.uint8:
         image = np.moveaxis(image, 0, -1)
     limits = {"vmin": 0, "vmax": 255 if image.dtype == np.uint8 else 1}
     axis.imshow(image.squeeze(), cmap="gray", interpolation="nearest", **limits)
-    axis.set_title(title, fontsize=9, fontweight="normal", loc="center")
     axis.set_xticks([]), axis.set_yticks([])
     axis.grid(False)
     for spine in axis.spines.values():
-        spine.set(visible=colour is not None, color=colour, linewidth=3)
+        spine.set_visible(False)
 
 
 def image_sheet(groups: dict[str, np.ndarray], columns: int = 10, title: str = "") -> Figure:
@@ -210,11 +208,11 @@ def lines(
     return _titled(figure, title, axes[0, 0] if len(series) > 1 else None)
 
 
-def softmax_bars(curves: dict[str, np.ndarray], title: str, most: int = 25) -> Figure:
+def softmax_bars(curves: dict[str, np.ndarray], title: str) -> Figure:
     """Probabilities over the positive (first bar) and the hardest negatives, one panel per name."""
     figure, axes = new_figure(1, len(curves), (3.2 * len(curves), 3), sharey=True)
     for axis, (name, values) in zip(axes[0], curves.items(), strict=True):
-        shown = np.concatenate([values[:1], np.sort(values[1:])[::-1][: most - 1]])
+        shown = np.concatenate([values[:1], np.sort(values[1:])[::-1][:24]])
         axis.bar(range(len(shown)), shown, color=["#D55E00"] + ["#0072B2"] * (len(shown) - 1))
         axis.set(title=name, xlabel="own key, then hardest others")
     axes[0, 0].set_ylabel("probability")
@@ -234,11 +232,11 @@ def histories(tables: dict[str, pd.DataFrame], columns: dict[str, str], title: s
     return _titled(figure, title, axes[0] if len(tables) > 1 else None)
 
 
-def matrices(items: dict[str, np.ndarray], title: str, limit: float = 1.0) -> Figure:
-    """Square matrices side by side on one diverging scale from -limit to limit."""
+def matrices(items: dict[str, np.ndarray], title: str) -> Figure:
+    """Correlation matrices side by side on one diverging scale."""
     figure, axes = new_figure(1, len(items), (3.4 * len(items), 3.4))
     for axis, (name, matrix) in zip(axes[0], items.items(), strict=True):
-        shown = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        shown = axis.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_title(name, fontsize=10)
         axis.grid(False)
         axis.set(xlabel="feature of view k", ylabel="feature of view q")
@@ -345,20 +343,18 @@ def stage_curves(summary: pd.DataFrame, title: str, ylabel: str = "test AUC") ->
     return _titled(figure, title, axes[0, 0])
 
 
-def number_grids(tables: dict[str, pd.DataFrame], title: str, spread: float | None = None) -> Figure:
-    """Tables of numbers as shaded grids side by side, each on its own scale.
+def number_grids(tables: dict[str, pd.DataFrame], title: str) -> Figure:
+    """Tables of numbers as shaded grids side by side, rows and columns as they are to be labelled.
 
-    Args:
-        tables: rows and columns as they are to be labelled.
-        spread: None shades from the least to the greatest value; a number shades from -spread to spread.
+    Each is on its own scale: from the least value to the greatest, or around zero if one is negative.
     """
     widest = max(table.shape[1] for table in tables.values())
     size = (len(tables) * (0.85 * widest + 1.9), 0.42 * max(len(table) for table in tables.values()) + 1.5)
     figure, axes = new_figure(1, len(tables), size)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         values = table.to_numpy(float)
-        around_zero = np.nanmin(values) < 0 or spread is not None
-        limit = spread or np.nanmax(np.abs(values)) or 1
+        around_zero = np.nanmin(values) < 0
+        limit = np.nanmax(np.abs(values))
         limits = (-limit, limit) if around_zero else (np.nanmin(values), np.nanmax(values))
         colours = plt.get_cmap("PuOr" if around_zero else "cividis")
         shown = axis.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
@@ -436,8 +432,8 @@ def similarity_maps(items: dict[str, np.ndarray], title: str, ylabel: str, xlabe
             colour = "black" if value > 0.6 else "white"
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
         axis.set_title(name, fontsize=10)
-        axis.set_xticks(range(4), STAGE_NAMES)
-        axis.set_yticks(range(4), STAGE_NAMES)
+        axis.set_xticks(range(4), "1234")
+        axis.set_yticks(range(4), "1234")
         axis.grid(False)
     figure.supxlabel(xlabel, fontsize=10)
     figure.supylabel(ylabel, fontsize=10)

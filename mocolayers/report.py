@@ -88,14 +88,14 @@ def paired_differences(rows: pd.DataFrame, base: str = "moco") -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def across_datasets(rows: pd.DataFrame, base: str = "moco") -> pd.DataFrame:
+def across_datasets(rows: pd.DataFrame) -> pd.DataFrame:
     """Paired differences averaged over data sets first, then over seeds: one row per mode, fraction and arm.
 
     Only seeds that an arm has on every data set count, so that no data set weighs more than another.
     """
     wide = by_seed(rows).pivot_table(index=["mode", "fraction", "arm", "seed"], columns="dataset", values="auc")
     mean = wide.dropna().mean(axis=1).rename("auc").reset_index()
-    return paired_differences(mean.assign(dataset="all"), base)
+    return paired_differences(mean.assign(dataset="all"))
 
 
 def primary(rows: pd.DataFrame) -> pd.DataFrame:
