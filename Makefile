@@ -40,8 +40,8 @@ bench: $(READY) ## speed side by side, and the notebooks' time and memory, into 
 results: $(READY) ## tune, train and judge all arms on the prepared real data sets; tables, and the README's results
 	$(PY) -m mocolayers tune --preset $(PRESET) --out $(TABLES) $(OPTIONS)
 	$(PY) -m mocolayers results --preset $(PRESET) --out $(TABLES)/long --skip-analyses \
-	  --set steps=600 --arm moco mse mse-standardized $(OPTIONS)
-	$(PY) -m mocolayers results --preset $(PRESET) --out $(TABLES) $(OPTIONS)
+	  --settings $(TABLES) --set steps=600 --arm moco mse mse-standardized $(OPTIONS)
+	$(PY) -m mocolayers results --preset $(PRESET) --out $(TABLES) --settings $(TABLES) $(OPTIONS)
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

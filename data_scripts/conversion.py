@@ -106,11 +106,13 @@ def convert(pictures: list[Picture], prepare, side: int, work: Path, skip_bad: b
         tqdm(total=len(paths), unit="image", initial=known) as bar,
         ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool,
     ):
-        for errors, count in pool.map(partial(_convert_part, prepare, side), waiting):
+        done = pool.map(partial(_convert_part, prepare, side), waiting)
+        for (file, _), (errors, count) in zip(waiting, done, strict=True):
             bar.update(count)
             if errors and not skip_bad:
                 pool.shutdown(cancel_futures=True)
-                break
+                file.unlink()  # so that it is read again next time: the fault may be mended by then
+                raise DatasetError(f"{errors[0]}. Pass --skip-bad to leave such files out and list them")
     return _gather([file for file, _ in jobs if file.is_file()], pictures, size, skip_bad)
 
 

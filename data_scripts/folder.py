@@ -7,12 +7,11 @@ import numpy as np
 import pandas as pd
 from common import arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, colour, gray
-from sources import inside, open_source, read_table
+from sources import ENDINGS, inside, open_source, read_table
 
-from mocolayers.datasets import SPLITS, TASKS, TEST, TRAIN
+from mocolayers.datasets import SPLITS, TASKS, TEST, TRAIN, VAL
 from mocolayers.errors import DatasetError
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 MODALITIES = ("chest", "histology", "retina", "other")
 EXAMPLES = """  python data_scripts/folder.py --source ~/scans --name scans --modality chest --gray
       where ~/scans/CLASS/*.png, or ~/scans/train|val|test/CLASS/*.png
@@ -63,6 +62,8 @@ def from_table(source: Path, args) -> tuple[list[Picture], list[str]]:
             raise DatasetError(f"{args.csv}: {name!r} is not under {source}")
         split = _split(table[args.split][row], args.csv) if args.split else None
         patient = table[args.patient][row] if args.patient else None
+        if patient == "":
+            raise DatasetError(f"{args.csv}: {name!r} has no patient; give it one of its own if it is the only image")
         pictures.append(Picture(path, patient, labels[row], split))
     return pictures, classes
 
@@ -102,14 +103,14 @@ def task_of(args, classes: list[str]) -> str:
 
 
 def splits(kept: list[Picture], patients: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """The split codes given, or seeded ones by patient for images that have none."""
+    """The split codes given; if an image has none, seeded ones by patient for all."""
     given = np.array([-1 if picture.split is None else picture.split for picture in kept])
     if (given >= 0).all():
         split = given.astype(np.uint8)
     else:
         positive = labels.any(axis=1) if labels.ndim == 2 else labels > 0
         split = split_by_patient(patients, positive, seed)
-    for code, name in ((TRAIN, "train"), (TEST, "test")):
+    for code, name in ((TRAIN, "train"), (VAL, "val"), (TEST, "test")):
         if not (split == code).any():
             raise DatasetError(f"no image is in the {name} split; give more patients, or a split for every image")
     return split

@@ -91,6 +91,8 @@ def main(args) -> None:
     pictures = find(source)
     patients = np.array([picture.patient for picture in pictures])
     split = listed_splits(args.splits or source, pictures, args.seed)
+    if split is None and args.splits:
+        raise DatasetError(f"{args.splits} holds neither {' and '.join(OFFICIAL_LISTS)} nor {', '.join(LISTS)}")
     if split is None:
         split = split_by_patient(patients, [any(picture.label) for picture in pictures], args.seed)
     for picture, code in zip(pictures, split, strict=True):

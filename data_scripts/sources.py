@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mocolayers.errors import DatasetError
 
+ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 CREDENTIALS = "make a token on kaggle.com under Settings, API, and put it into ~/.kaggle/kaggle.json"
 
@@ -37,8 +38,8 @@ def open_source(source: Path | None, what: str, out: Path, kaggle: str) -> Path:
             raise DatasetError(f"{source} is neither a folder nor one of {', '.join(ARCHIVES)}; it should hold {what}")
         return unpack([source], out)
     archives = sorted(p for p in source.iterdir() if p.name.endswith((*ARCHIVES, ".zip.001")))
-    if not archives:
-        return source
+    if not archives or any(path.suffix.lower() in ENDINGS for path in source.rglob("*")):
+        return source  # unpacked by its owner, whatever archives stand beside
     # Publishers give the images as archives beside the tables.
     target = unpack(archives, out)
     for table in [*source.glob("*.csv"), *source.glob("*.txt")]:

@@ -20,9 +20,9 @@ EXAMPLES = {
   python -m mocolayers finetune --dataset pneumoniamnist --arm mse --mode linear
   torchrun --nproc-per-node 2 -m mocolayers finetune --dataset nih --arm mse --fraction 0.01""",
     "tune": """  python -m mocolayers tune
-  python -m mocolayers tune --dataset breast_histology --runs-dir trials""",
+  python -m mocolayers tune --dataset breast_histology --out tables""",
     "results": """  python -m mocolayers results
-  python -m mocolayers results --dataset pneumoniamnist --seed 10 11 12 --jobs 2 --skip-analyses
+  python -m mocolayers results --dataset mine --seed 10 11 12 --jobs 2 --out tables
   python -m mocolayers results --set steps=600 --arm moco mse --out results/long
   python -m mocolayers results --only-write""",
     "again": """  python -m mocolayers again
@@ -30,13 +30,21 @@ EXAMPLES = {
     "status": """  python -m mocolayers status
   python -m mocolayers status --seed 10 11 --runs-dir runs""",
     "as-released": """  python -m mocolayers as-released
-  python -m mocolayers as-released --dataset breast_histology --seed 10 11 12 --arm mse barlow
+  python -m mocolayers as-released --dataset breast_histology --seed 10 11 12 --arm mse barlow --out tables
   python -m mocolayers as-released --dataset retina --preset smoke --seed 0 --out tables""",
+}
+# What makes the tables of `results/` other ones, or a part of them.
+WHOLE = {
+    "tune": ("dataset", "preset"),
+    "results": ("dataset", "arm", "seed", "set", "preset", "settings"),
+    "again": ("preset", "set"),
+    "as-released": ("dataset", "seed", "arm", "preset"),
 }
 STAGE_ARMS = [arm for arm in PRETRAINED_ARMS if arm != "moco"]
 REAL = ["pneumoniamnist", "breast_histology", "nih_finding", "retina"]
 RESULTS = series.HOME / "results"
 TUNING = ["pneumoniamnist", "breast_histology", "nih_finding"]
+CONTROLLED = ["breast_histology", "retina"]
 FRESH = [10, 11, 12, 13, 14]
 
 
@@ -53,10 +61,15 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _spare_results(args: argparse.Namespace) -> None:
-    """Refuse to write tables of another size over those that README and notebooks are made from."""
-    out = getattr(args, "out", None)
-    if out and out.resolve() == RESULTS and args.preset != "lesson":
-        raise ValueError(f"{RESULTS} holds tables of the lesson preset; choose another folder: --out FOLDER")
+    """Refuse to write other tables, or a part of them, over those that README and notebooks are made from."""
+    if args.command not in WHOLE or args.out.resolve() != RESULTS or getattr(args, "only_write", False):
+        return
+    whole = build_parser().parse_args([args.command])
+    for name in WHOLE[args.command]:
+        if getattr(args, name) != getattr(whole, name):
+            raise ValueError(
+                f"{RESULTS} holds what `{args.command}` makes without --{name}; choose another folder: --out FOLDER"
+            )
 
 
 def _together(args: argparse.Namespace):
@@ -116,8 +129,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     text = "do what the released code does beside the sound way, then write results/as_released.csv"
     command = _add(commands, "as-released", text, run_as_released)
-    command.add_argument("--dataset", nargs="+", default=["breast_histology"], help="data sets (breast_histology)")
-    command.add_argument("--seed", nargs="+", type=int, default=[10, 11, 12], help="seeds (10 11 12)")
+    command.add_argument("--dataset", nargs="+", default=CONTROLLED, help=f"data sets ({' '.join(CONTROLLED)})")
+    command.add_argument("--seed", nargs="+", type=int, default=FRESH[:4], help="seeds (10 11 12 13)")
     command.add_argument("--arm", nargs="+", choices=STAGE_ARMS, default=["mse"], help="compared with MoCo (mse)")
     command.add_argument("--preset", choices=PRESETS, default="lesson", help="size of the runs (lesson)")
     command.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where runs are kept (runs)")
@@ -151,7 +164,12 @@ def _about_tables(command: argparse.ArgumentParser) -> None:
 def _about_seeds(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", nargs="+", type=int, default=FRESH, help=f"seeds ({' '.join(map(str, FRESH))})")
     command.add_argument("--arm", nargs="+", choices=ARMS, default=list(ARMS), help="arms (all)")
+    command.add_argument("--settings", type=_folder, default=RESULTS, help="folder with what tuning chose (results)")
     _about_fields(command)
+
+
+def _folder(word: str) -> Path:
+    return Path(word).resolve()
 
 
 def _about_fields(command: argparse.ArgumentParser) -> None:
@@ -185,6 +203,8 @@ def run_dry(args: argparse.Namespace) -> int:
     from mocolayers.dry_run import describe, try_steps
 
     recipe, data = _chosen(args)
+    if not recipe.steps:
+        raise ValueError(f"the arm {recipe.arm!r} is not pretrained: there is nothing to try")
     _say(describe(recipe, data, try_steps(recipe, data, args.device, args.init), args.preset))
     return 0
 
@@ -221,18 +241,18 @@ def run_status(args: argparse.Namespace) -> int:
     return 0
 
 
-def _settings(preset_name: str) -> dict:
-    """What tuning chose; it was tuned for the lesson preset, others are run as they are."""
+def _settings(preset_name: str, folder: Path = RESULTS) -> dict:
+    """What tuning chose; that of `results/` was tuned for the lesson preset, others are run as they are."""
     from mocolayers.tuning import read_settings
 
-    return read_settings(RESULTS) if preset_name == "lesson" else {}
+    return read_settings(folder) if preset_name == "lesson" or folder != RESULTS else {}
 
 
 def _cells(args: argparse.Namespace) -> list:
     """The grid that the arguments describe: each arm with its settings, and with what `--set` changes in all."""
     from mocolayers.sweep import grid
 
-    settings, changes = _settings(args.preset), _changes(args.set)
+    settings, changes = _settings(args.preset, args.settings), _changes(args.set)
     settings = {arm: settings.get(arm, {}) | changes for arm in args.arm}
     return grid(args.dataset, args.arm, args.seed, settings, preset_name=args.preset, runs_dir=args.runs_dir)
 
@@ -242,6 +262,8 @@ def run_results(args: argparse.Namespace) -> int:
     from mocolayers import report
     from mocolayers.sweep import sweep, write_tables
 
+    if args.only_write and args.out.resolve() != RESULTS:
+        raise ValueError(f"--only-write makes README.md from the tables in {RESULTS}; leave --out away")
     if not args.only_write:
         write_tables(sweep(_cells(args), args.jobs, not args.skip_analyses), args.out)
     if args.out.resolve() != RESULTS:
@@ -289,8 +311,8 @@ def _chosen(args: argparse.Namespace):
     from mocolayers.distributed import from_first
     from mocolayers.runs import initial_weights
 
-    from_first(lambda: load(args.dataset).name)  # one process makes what is missing, the others find it
-    data, changes = load(args.dataset), _changes(args.set)
+    name = from_first(lambda: load(args.dataset).name)  # one process makes what is missing, the others find it
+    data, changes = load(name), _changes(args.set)
     if args.init:
         changes["init"] = initial_weights(args.init)[1]
     if args.tuned:

@@ -141,7 +141,7 @@ def feature_reuse(
     Returns:
         One row per stage: `linear` is the debiased linear CKA with its 95% interval `low`, `high` over test patients;
         `biased`, `rbf` (debiased, bandwidth the median distance) and `released` (with `released_std`) are other
-        settings; `null` and `released_null` are CKA with permuted rows; `ceiling` is the CKA of two fine-tunings of
+        settings; `null` and `released_null` are CKA with permuted rows; `twin` is the CKA of two fine-tunings of
         this encoder that differ in their draw; `moved` is how far the stage's weights went, relative to their norm.
     """
     rows, patients, draws = data.rows("test"), data.patients[data.rows("test")], plan.resamples // 10
@@ -153,7 +153,7 @@ def feature_reuse(
     for stage, moved, x, y, z in zip(STAGES, weights_moved(before, after), *features, strict=True):
         row = {"stage": stage} | _measures(x, y, draws)
         row["low"], row["high"] = patient_interval(lambda half, x=x, y=y: cka(x[half], y[half]), patients, draws)
-        found.append(row | {"ceiling": cka(y, z), "moved": moved})
+        found.append(row | {"twin": cka(y, z), "moved": moved})
     return _about(run, pd.DataFrame(found), fraction)
 
 

@@ -46,6 +46,7 @@ MINUS = ", minus MoCo's"
 LINEAR = f"linear AUC at {FEW:.0%}"
 STARTS = {z: f"{LINEAR}, all {word} zero_init_residual" for z, word in ((False, "without"), (True, "with"))}
 UNTOUCHED = Views(ratio=1, jitter=0, gray=0, blur=0)
+UNEQUAL = STARTS[False] + MINUS
 EARLY = "first losses, share of guessing"
 COLUMNS = ("code", "dataset", "seed", "arm", "quantity", "as_released", "sound")
 
@@ -265,7 +266,7 @@ def _resampled(setting: Setting, arm: str) -> list[np.ndarray]:
     for fraction in plan.fractions:
         for subset in range(plan.subsets if fraction < 1 else 1):
             evaluate(run, data, "linear", fraction, subset, plan, features=lambda: kept_stage_features(run, data)[-1])
-            with np.load(evaluation_file(run, "linear", fraction, subset, plan).with_suffix(".npz")) as kept:
+            with np.load(evaluation_file(run, data, "linear", fraction, subset, plan).with_suffix(".npz")) as kept:
                 found.append(macro_auc(classes, kept["test"], weights))
     return found
 
@@ -418,7 +419,7 @@ SHOWN = {
     ),
     "O3": (
         "MoCo and its variants start differently",
-        STARTS[False] + MINUS,
+        UNEQUAL,
         f"{LINEAR} minus MoCo's; soundly none with zero init",
     ),
     "O6": (

@@ -14,8 +14,8 @@ MATCHES = 0.01  # an AUC this much lower still counts as matching
 EARLY = (1, 2)  # stages
 
 
-def paired_by_seed(table: pd.DataFrame, value: str, base: str = "moco") -> pd.DataFrame:
-    """An arm's value minus that of `base` on the same data set and seed, averaged over data sets.
+def paired_by_seed(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    """An arm's value minus MoCo's on the same data set and seed, averaged over data sets.
 
     Args:
         table: columns dataset, arm, seed and `value`; several rows of a cell are averaged.
@@ -23,10 +23,10 @@ def paired_by_seed(table: pd.DataFrame, value: str, base: str = "moco") -> pd.Da
         One row per seed, one column per arm; only seeds that an arm has on every data set.
     """
     wide = table.pivot_table(index=["seed", "dataset"], columns="arm", values=value)
-    arms = [arm for arm in PRETRAINED_ARMS if arm in wide and arm != base]
-    if base not in wide:
+    arms = [arm for arm in PRETRAINED_ARMS if arm in wide and arm != "moco"]
+    if "moco" not in wide:
         return pd.DataFrame()
-    differences = wide[arms].sub(wide[base], axis=0)
+    differences = wide[arms].sub(wide["moco"], axis=0)
     return differences.groupby("seed").agg(lambda column: column.mean(skipna=False))
 
 
@@ -35,7 +35,7 @@ def claims(folder: Path) -> pd.DataFrame:
 
     Returns:
         Columns claim, measured, arm, difference, low, high, seeds, verdict. Where the paper claims a lower number, the
-        verdict says so; a table that is missing leaves its claims out.
+        verdict says so. A table of analyses that is missing leaves its claims out.
     """
     found = []
     for claim, measured, seeds, better, sign in _comparisons(folder):

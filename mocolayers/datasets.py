@@ -111,6 +111,7 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
     target = Path(target)
     _check_arrays(target.name, arrays, card)
     work = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
         for name, array in arrays.items():
@@ -124,9 +125,11 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
             "sha256": {name: _sha256(work / f"{name}.npy") for name in arrays},
         }
         (work / "card.json").write_text(json.dumps(full, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        old = target.with_name(f".{target.name}.old-{os.getpid()}")
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(old)
         work.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target

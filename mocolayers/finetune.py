@@ -242,7 +242,7 @@ def evaluate(
     """
     if mode not in MODES and features is None:
         raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}, or give the features to judge")
-    place = evaluation_file(run, mode, fraction, subset, plan)
+    place = evaluation_file(run, data, mode, fraction, subset, plan)
     beside = (".json", ".npz", ".safetensors") if mode == "finetune" else (".json", ".npz")
     if from_first(lambda: all(place.with_suffix(ending).is_file() for ending in beside)):
         return json.loads(place.read_text())
@@ -251,7 +251,7 @@ def evaluate(
     rows = label_subset(data, fraction, subset_seed(seed, subset))
     place.parent.mkdir(parents=True, exist_ok=True)
     if mode != "finetune":
-        encoded = features() if features else encode_splits(run.load_encoder(), data)
+        encoded = features() if features else encode_splits(run.load_encoder().to(resolve_device(device)), data)
         probabilities, _ = from_first(lambda: linear_evaluation(encoded, data, rows, plan))
     else:
         model = fine_tune(run.load_encoder(), data, rows, plan, fine_tuning_seed(seed, subset), device)
@@ -283,7 +283,7 @@ def fine_tuned(
 ) -> tuple[Classifier, np.ndarray]:
     """The classifier that `evaluate` fine-tunes and keeps, in evaluation mode, with its (n_test, L) probabilities."""
     evaluate(run, data, "finetune", fraction, subset, plan, device)
-    place = evaluation_file(run, "finetune", fraction, subset, plan)
+    place = evaluation_file(run, data, "finetune", fraction, subset, plan)
     model = unfilled(lambda: Classifier(build_encoder(run.recipe), data.task, len(data.classes)))
     load_weights(model, place.with_suffix(".safetensors"))
     with np.load(place.with_suffix(".npz")) as kept:
@@ -310,7 +310,9 @@ def fine_tuning_seed(seed: int, subset: int) -> int:
     return seed + 1000 * subset
 
 
-def evaluation_file(run: Run, mode: str, fraction: float, subset: int, plan: Evaluation) -> Path:
-    """Where the result of `evaluate` is kept; another plan is another file."""
+def evaluation_file(run: Run, data: MedicalImages, mode: str, fraction: float, subset: int, plan: Evaluation) -> Path:
+    """Where the result of `evaluate` is kept; another plan, or other images than the run's, is another file."""
     tag = hashlib.sha256(repr(plan).encode()).hexdigest()[:6]
+    if data.fingerprint != run.recipe.fingerprint:
+        tag += f"-{data.fingerprint}"
     return run.folder / "evaluations" / f"{mode}-{fraction:g}-{subset}-{tag}.json"

@@ -25,7 +25,7 @@ class MoCoOutput(NamedTuple):
         logits: (B, 1 + K), the positive in column 0.
         q, k: (B, D) unit-length queries and keys.
         query_stages, key_stages: four feature maps each, pooled as the stage loss pools them or else averaged,
-            (B, C_l, side_l, side_l); rows in the order of the batch. None if nobody was to look at them.
+            (B, C_l, side_l, side_l); rows in the order of the batch. An empty list if nobody was to look.
     """
 
     loss: Tensor

@@ -29,7 +29,9 @@ def effective_rank(z: Tensor) -> float:
 
 @torch.no_grad()
 def stage_statistics(output: MoCoOutput) -> dict[str, float]:
-    """Per stage, on globally averaged features: raw MSE, scale-free distance, feature norm, cross-correlation means."""
+    """Per stage, on averages over its map as the model pooled it: raw MSE, scale-free distance, feature norm,
+    cross-correlation means.
+    """
     row = {}
     for number, (u, v) in enumerate(zip(output.query_stages, output.key_stages, strict=True), start=1):
         u, v = u.float().mean(dim=(2, 3)), v.float().mean(dim=(2, 3))  # (B, C_l)
@@ -69,14 +71,13 @@ def knn_auc(
         The mean AUC over classes that have both kinds in `classes`; NaN if there is none.
     """
     # Half a second to import, which whoever only builds a model need not wait for.
-    from sklearn.metrics import roc_auc_score
     from sklearn.neighbors import KNeighborsClassifier
+
+    from mocolayers.metrics import macro_auc
 
     model = KNeighborsClassifier(n_neighbors=min(k, len(train)), metric="cosine")
     neighbours = model.fit(train, np.zeros(len(train))).kneighbors(held_out, return_distance=False)
-    votes = train_classes[neighbours].mean(axis=1)  # (m, L)
-    both = classes.any(axis=0) & ~classes.all(axis=0)
-    return float(np.mean([roc_auc_score(classes[:, c], votes[:, c]) for c in np.flatnonzero(both)] or [np.nan]))
+    return float(macro_auc(classes, train_classes[neighbours].mean(axis=1))[0])
 
 
 def knn_rows(data: MedicalImages, most: int = 500) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,6 @@ ARM_COLOURS = {
 PIXEL_COLOUR = "#7B4A12"
 MODE_NAMES = {"linear": "linear evaluation", "finetune": "fine-tuning"}
 STAGE_COLOURS = ("#fcbba1", "#fb6a4a", "#cb181d", "#67000d")
-STAGE_NAMES = ("1", "2", "3", "4")
 STYLE = {
     "figure.dpi": 90,
     "savefig.dpi": 90,
@@ -88,17 +87,16 @@ def _titled(figure: Figure, title: str, explained=None) -> Figure:
     return figure
 
 
-def _picture(axis, image: np.ndarray, title: str = "", colour: str | None = None) -> None:
+def _picture(axis, image: np.ndarray) -> None:
     """Show (H, W, C) uint8 or (C, H, W) float in [0, 1]."""
     if image.dtype != np.uint8:
         image = np.moveaxis(image, 0, -1)
     limits = {"vmin": 0, "vmax": 255 if image.dtype == np.uint8 else 1}
     axis.imshow(image.squeeze(), cmap="gray", interpolation="nearest", **limits)
-    axis.set_title(title, fontsize=9, fontweight="normal", loc="center")
     axis.set_xticks([]), axis.set_yticks([])
     axis.grid(False)
     for spine in axis.spines.values():
-        spine.set(visible=colour is not None, color=colour, linewidth=3)
+        spine.set_visible(False)
 
 
 def image_sheet(groups: dict[str, np.ndarray], columns: int = 10, title: str = "") -> Figure:
@@ -210,11 +208,11 @@ def lines(
     return _titled(figure, title, axes[0, 0] if len(series) > 1 else None)
 
 
-def softmax_bars(curves: dict[str, np.ndarray], title: str, most: int = 25) -> Figure:
+def softmax_bars(curves: dict[str, np.ndarray], title: str) -> Figure:
     """Probabilities over the positive (first bar) and the hardest negatives, one panel per name."""
     figure, axes = new_figure(1, len(curves), (3.2 * len(curves), 3), sharey=True)
     for axis, (name, values) in zip(axes[0], curves.items(), strict=True):
-        shown = np.concatenate([values[:1], np.sort(values[1:])[::-1][: most - 1]])
+        shown = np.concatenate([values[:1], np.sort(values[1:])[::-1][:24]])
         axis.bar(range(len(shown)), shown, color=["#D55E00"] + ["#0072B2"] * (len(shown) - 1))
         axis.set(title=name, xlabel="own key, then hardest others")
     axes[0, 0].set_ylabel("probability")
@@ -223,7 +221,7 @@ def softmax_bars(curves: dict[str, np.ndarray], title: str, most: int = 25) -> F
 
 def histories(tables: dict[str, pd.DataFrame], columns: dict[str, str], title: str) -> Figure:
     """Monitors of several arms: one panel per column, one line per arm in the arm's colour."""
-    figure, axes = _panels(len(columns), 3, (3.6, 2.9), (0, 0.3))
+    figure, axes = _panels(len(columns), 3, (3.5, 2.9), (1.4 if len(tables) > 1 else 0, 0.3))
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
         for arm, table in tables.items():
             if column not in table:
@@ -231,15 +229,14 @@ def histories(tables: dict[str, pd.DataFrame], columns: dict[str, str], title: s
             known = table[["step", column]].dropna()
             axis.plot(known["step"], known[column], "o-", ms=2.5, color=ARM_COLOURS.get(arm), label=arm)
         axis.set(title=label, xlabel="step")
-    axes[0].legend(fontsize=8)
-    return _titled(figure, title)
+    return _titled(figure, title, axes[0] if len(tables) > 1 else None)
 
 
-def matrices(items: dict[str, np.ndarray], title: str, limit: float = 1.0) -> Figure:
-    """Square matrices side by side on one diverging scale from -limit to limit."""
+def matrices(items: dict[str, np.ndarray], title: str) -> Figure:
+    """Correlation matrices side by side on one diverging scale."""
     figure, axes = new_figure(1, len(items), (3.4 * len(items), 3.4))
     for axis, (name, matrix) in zip(axes[0], items.items(), strict=True):
-        shown = axis.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+        shown = axis.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
         axis.set_title(name, fontsize=10)
         axis.grid(False)
         axis.set(xlabel="feature of view k", ylabel="feature of view q")
@@ -296,7 +293,7 @@ def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: float | None =
             )
         axis.axvline(0, color="black", linewidth=1)
         if claimed is not None:
-            axis.axvline(claimed, color="black", linewidth=1, linestyle="--", label="claimed")
+            axis.axvline(claimed, color="black", linewidth=1, linestyle="--", label=f"claimed {claimed:+.2f}")
         axis.set(title=panel, xlabel=xlabel)
         axis.locator_params(axis="x", nbins=5)
     axes[0, 0].set_yticks(range(len(names)), names)
@@ -346,20 +343,18 @@ def stage_curves(summary: pd.DataFrame, title: str, ylabel: str = "test AUC") ->
     return _titled(figure, title, axes[0, 0])
 
 
-def number_grids(tables: dict[str, pd.DataFrame], title: str, spread: float | None = None) -> Figure:
-    """Tables of numbers as shaded grids side by side, each on its own scale.
+def number_grids(tables: dict[str, pd.DataFrame], title: str) -> Figure:
+    """Tables of numbers as shaded grids side by side, rows and columns as they are to be labelled.
 
-    Args:
-        tables: rows and columns as they are to be labelled.
-        spread: None shades from the least to the greatest value; a number shades from -spread to spread.
+    Each is on its own scale: from the least value to the greatest, or around zero if one is negative.
     """
     widest = max(table.shape[1] for table in tables.values())
     size = (len(tables) * (0.85 * widest + 1.9), 0.42 * max(len(table) for table in tables.values()) + 1.5)
     figure, axes = new_figure(1, len(tables), size)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         values = table.to_numpy(float)
-        around_zero = np.nanmin(values) < 0 or spread is not None
-        limit = spread or np.nanmax(np.abs(values)) or 1
+        around_zero = np.nanmin(values) < 0
+        limit = np.nanmax(np.abs(values))
         limits = (-limit, limit) if around_zero else (np.nanmin(values), np.nanmax(values))
         colours = plt.get_cmap("PuOr" if around_zero else "cividis")
         shown = axis.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto")
@@ -392,10 +387,10 @@ def similarity_settings(table: pd.DataFrame, settings: dict[str, tuple[str, str]
 
 
 def reuse_points(table: pd.DataFrame, title: str) -> Figure:
-    """CKA before against after fine-tuning: one panel per label fraction, dots per arm, ticks at each arm's ceiling.
+    """CKA before against after fine-tuning: one panel per label fraction, dots per arm, ticks at each arm's twin.
 
     Args:
-        table: columns fraction, arm, stage, linear, low, high, null, ceiling.
+        table: columns fraction, arm, stage, linear, low, high, null, twin.
     """
     fractions, arms = sorted(table["fraction"].unique()), _arms(table)
     figure, axes = new_figure(1, len(fractions), (4.3 * len(fractions) + 1.6, 3.9), sharey=True)
@@ -405,10 +400,10 @@ def reuse_points(table: pd.DataFrame, title: str) -> Figure:
             x = part["stage"] + (number - (len(arms) - 1) / 2) * 0.12
             whiskers = [part["linear"] - part["low"], part["high"] - part["linear"]]
             axis.errorbar(x, part["linear"], whiskers, fmt="o", ms=4, capsize=2, color=ARM_COLOURS[arm], label=arm)
-            axis.plot(x, part["ceiling"], "_", ms=9, mew=2, color=ARM_COLOURS[arm])
+            axis.plot(x, part["twin"], "_", ms=9, mew=2, color=ARM_COLOURS[arm])
         null = table.loc[table["fraction"] == fraction, "null"].mean()
         axis.axhline(null, color="black", linestyle=":", label="null: rows permuted")
-        axis.plot([], [], "_", ms=9, mew=2, color="black", label="ceiling: two fine-tunings")
+        axis.plot([], [], "_", ms=9, mew=2, color="black", label="twin: two fine-tunings")
         axis.set(xticks=[1, 2, 3, 4], xlabel="stage", title=f"fine-tuned on {fraction:.0%} of the labels")
     axes[0, 0].set_ylabel("debiased linear CKA")
     return _titled(figure, title, axes[0, 0])
@@ -437,8 +432,8 @@ def similarity_maps(items: dict[str, np.ndarray], title: str, ylabel: str, xlabe
             colour = "black" if value > 0.6 else "white"
             axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
         axis.set_title(name, fontsize=10)
-        axis.set_xticks(range(4), STAGE_NAMES)
-        axis.set_yticks(range(4), STAGE_NAMES)
+        axis.set_xticks(range(4), "1234")
+        axis.set_yticks(range(4), "1234")
         axis.grid(False)
     figure.supxlabel(xlabel, fontsize=10)
     figure.supylabel(ylabel, fontsize=10)
@@ -478,7 +473,8 @@ def cdf_gap(panels: dict[str, tuple[np.ndarray, np.ndarray]], names: tuple[str, 
         widest = np.abs(curves[0] - curves[1]).argmax()
         low, high = sorted((curves[0][widest], curves[1][widest]))
         axis.vlines(every[widest], low, high, color="black", linewidth=3)
-        axis.text(every[widest], (low + high) / 2, f"  D = {high - low:.3f}", va="center", fontweight="bold")
+        side = "right" if every[widest] > 0.5 else "left"
+        axis.text(every[widest], (low + high) / 2, f"  D = {high - low:.3f}  ", ha=side, va="center", fontweight="bold")
         axis.set(title=name, xlabel="predicted probability", xlim=(0, 1), ylim=(0, 1))
     axes[0, 0].set_ylabel("share of test images at or below")
     axes[0, 0].legend(fontsize=9, loc="lower right")
@@ -506,7 +502,7 @@ def distance_dots(table: pd.DataFrame, marks: dict[str, tuple[str, str]], title:
             y = [arms.index(arm) for arm in part["arm"]]
             axis.plot(part[column], y, marker, color="black", mfc="none", ms=8, mew=1.5, label=text)
         axis.set(title=panel, xlabel=xlabel)
-        axis.set_xlim(left=0)
+    axes[0, 0].set_xlim(left=-0.01)
     axes[0, 0].plot([], [], "o-", color="#888888", label="few labels against all")
     axes[0, 0].set_yticks(range(len(arms)), arms)
     axes[0, 0].invert_yaxis()

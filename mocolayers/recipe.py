@@ -160,7 +160,7 @@ class Evaluation:
 
     Attributes:
         fractions: label fractions.
-        subsets: label subsets per seed for linear evaluation below 100%; fine-tuning uses the first.
+        subsets: label subsets per seed for linear evaluation below 100%; fine-tuning uses the first, or the first few.
         penalties: candidates for the inverse strength C of the logistic regression, chosen on validation.
         steps, batch, lr: fine-tuning with Adam; the same number of steps at every label fraction.
         check_every: steps between two looks at validation; the best one is tested.
@@ -214,10 +214,9 @@ def preset(name: str, arm: str, data, seed: int = 0, **changes) -> Recipe:
     if name == "paper-sound":
         fields |= _sound(data, fields["batch"])
     fields = fields | _stage_loss(arm, name)
-    if arm in ("random", "supervised"):
-        fields["steps"] = 0
     about = {"dataset": data.name, "fingerprint": data.fingerprint, "channels": data.channels, "side": data.side}
-    return Recipe(**{"arm": arm, "seed": seed} | about | fields | changes)
+    untrained = {} if arm in PRETRAINED_ARMS else {"steps": 0}  # whatever the others' steps are changed to
+    return Recipe(**{"arm": arm, "seed": seed} | about | fields | changes | untrained)
 
 
 def _released(data) -> dict:

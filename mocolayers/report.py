@@ -88,14 +88,14 @@ def paired_differences(rows: pd.DataFrame, base: str = "moco") -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def across_datasets(rows: pd.DataFrame, base: str = "moco") -> pd.DataFrame:
+def across_datasets(rows: pd.DataFrame) -> pd.DataFrame:
     """Paired differences averaged over data sets first, then over seeds: one row per mode, fraction and arm.
 
     Only seeds that an arm has on every data set count, so that no data set weighs more than another.
     """
     wide = by_seed(rows).pivot_table(index=["mode", "fraction", "arm", "seed"], columns="dataset", values="auc")
     mean = wide.dropna().mean(axis=1).rename("auc").reset_index()
-    return paired_differences(mean.assign(dataset="all"), base)
+    return paired_differences(mean.assign(dataset="all"))
 
 
 def primary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -192,13 +192,21 @@ def findings(rows: pd.DataFrame, later: dict[str, pd.DataFrame]) -> str:
         said = [f"{name}: {_gains(after, mode)}" for mode, name in MODE_NAMES.items()]
         best = ", ".join(f"{name} {auc:.3f}" for name, auc in _best(table).items())
         lines.append(f"- The same with {series} ({seeds_there} seeds; best AUC {best}), {'. '.join(said)}.")
-    lift = paired_differences(rows, "random")
-    lift = lift[(lift["mode"] == "linear") & (lift["fraction"] == smallest) & (lift["arm"] == "moco")]
-    said = [f"{row.dataset} {row.difference:+.3f} ({row.wins} of {row.seeds} seeds up)" for row in lift.itertuples()]
-    lines.append(f"- MoCo over the untrained encoder, linear, {smallest:.0%}: {'; '.join(said)}.")
-    ceiling = _best(rows)
-    weak = [name for name, value in ceiling.items() if value < NEAR_CHANCE]
-    said = ", ".join(f"{name} {value:.3f}" for name, value in ceiling.items())
+    for mode, base, name in (
+        ("linear", "random", "the untrained encoder"),
+        ("finetune", "supervised", "no pretraining"),
+    ):
+        lift = paired_differences(rows[rows["mode"] == mode], base)
+        lift = lift[(lift["fraction"] == smallest) & (lift["arm"] == "moco")] if len(lift) else lift
+        said = [
+            f"{row.dataset} {row.difference:+.3f} ({row.wins} of {row.seeds} seeds up)" for row in lift.itertuples()
+        ]
+        lines.append(
+            f"- MoCo over {name}, {MODE_NAMES[mode]}, {smallest:.0%}: {'; '.join(said) or 'not in the table'}."
+        )
+    best = _best(rows)
+    weak = [name for name, value in best.items() if value < NEAR_CHANCE]
+    said = ", ".join(f"{name} {value:.3f}" for name, value in best.items())
     note = (
         f"; near chance in every arm, and so able to tell arms apart at most weakly: {', '.join(weak)}" if weak else ""
     )

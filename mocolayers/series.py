@@ -149,10 +149,11 @@ def write_html(notebook: Path, page: Path) -> None:
 
 
 def code_fingerprint(notebook: Path, values: dict) -> str:
-    """Changes with the notebook's source cells, its parameters and the module's code: not while a notebook runs."""
+    """Changes with the notebook's source cells, its parameters, the module and the tables: not while it runs."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     parts = [json.dumps([[cell["cell_type"], cell["source"]] for cell in cells]), json.dumps(values, sort_keys=True)]
     parts += [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.rglob("*.py"))]
+    parts += [path.read_text(encoding="utf-8") for path in sorted((HOME / "results").rglob("*.[cj]s*"))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -209,12 +209,13 @@ def _in_processes(function, calls: list[tuple], jobs: int | None, title: str) ->
     jobs = jobs or os.cpu_count()
     found, threads = [], max(1, os.cpu_count() // jobs)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = {pool.submit(_with_threads, threads, function, call): call for call in calls}
-        with tqdm(total=len(calls), desc=title, unit="cell") as bar:
-            for done in as_completed(waiting):
+        waiting = [pool.submit(_with_threads, threads, function, call) for call in calls]
+        try:
+            for done in tqdm(as_completed(waiting), title, len(calls), unit="cell"):
                 found.append(done.result())
-                bar.set_postfix_str(" ".join(map(str, waiting[done][:3])))
-                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # or all that waits would be done before the error is seen
+            raise
     return found
 
 

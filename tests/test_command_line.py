@@ -77,3 +77,18 @@ def test_another_series_has_its_own_settings_and_folder(make_data, tmp_path, mon
 def test_tables_of_another_size_do_not_replace_the_committed_ones(command, capsys):
     assert main([command, "--preset", "smoke"]) == 1
     assert "--out FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", ["tune --dataset a", "results --dataset a", "results --arm moco", "results --set lr=1"]
+)
+def test_a_part_of_the_tables_does_not_replace_the_committed_ones(words, capsys):
+    assert main(words.split()) == 1
+    assert "--out FOLDER" in capsys.readouterr().err
+
+
+def test_an_arm_without_pretraining_is_not_tried(make_data, tmp_path, monkeypatch, capsys):
+    make_data()
+    monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
+    assert main(["pretrain", "--dataset", "tiny", "--arm", "random", "--preset", "smoke", "--dry-run"]) == 1
+    assert "not pretrained" in capsys.readouterr().err

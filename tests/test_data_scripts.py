@@ -75,11 +75,23 @@ def test_breast_folder_and_file_name_must_agree(breast, tmp_path):
 def test_a_corrupt_image_is_an_error_that_names_it_or_is_listed(breast, tmp_path):
     bad = breast / "100" / "0" / "100_idx5_x9_y9_class0.png"
     bad.write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    message = fails("breast_histology", breast, tmp_path / "out")
-    assert bad.name in message and "--skip-bad" in message
+    for _ in range(2):
+        message = fails("breast_histology", breast, tmp_path / "out")
+        assert bad.name in message and "--skip-bad" in message
     data, text = prepare("breast_histology", breast, tmp_path / "out", "--skip-bad")
     assert len(data.images) == 60 and bad.name in text
     assert bad.name in data.card["report"]["skipped"][0]
+
+
+def test_an_image_that_was_broken_is_read_again_when_it_is_mended(breast, tmp_path):
+    path = breast / "100" / "0" / "100_idx5_x9_y9_class0.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    assert path.name in fails("breast_histology", breast, tmp_path / "out")
+    times = path.stat()
+    save(path, noise(50, 50))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    data, _ = prepare("breast_histology", breast, tmp_path / "out")
+    assert len(data.images) == 61
 
 
 def nih_tree(root, patients, findings="Mass|Nodule", first=0):

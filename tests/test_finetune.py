@@ -123,6 +123,15 @@ def test_an_evaluation_is_done_once_and_then_read(pretrained, monkeypatch):
     assert evaluate(run, data, "linear", 0.1, 0, PLAN) == first
 
 
+def test_another_data_set_is_another_evaluation(pretrained, make_data):
+    data, run = pretrained()
+    first = evaluate(run, data, "linear", 0.1, 0, PLAN)
+    other = make_data(name="other", n=300, seed=5)
+    assert other.fingerprint != data.fingerprint
+    assert evaluate(run, other, "linear", 0.1, 0, PLAN)["auc"] != first["auc"]
+    assert evaluate(run, data, "linear", 0.1, 0, PLAN) == first
+
+
 @pytest.mark.parametrize("arm", ARMS)
 def test_random_is_judged_frozen_supervised_by_training_and_the_rest_both_ways(pretrained, arm):
     data, run = pretrained(arm)

@@ -82,6 +82,13 @@ def test_the_same_recipe_never_trains_twice(make_data, tmp_path, monkeypatch):
     assert [folder.name for folder in (tmp_path / "runs").iterdir()] == [recipe.key]
 
 
+@pytest.mark.parametrize("arm", ["random", "supervised"])
+def test_an_arm_without_pretraining_stays_without_whatever_the_others_change(make_data, arm):
+    data = make_data()
+    assert preset("lesson", arm, data, steps=600).steps == 0
+    assert preset("lesson", arm, data, steps=600).key == preset("lesson", arm, data).key
+
+
 @pytest.mark.parametrize("arm", PRETRAINED_ARMS)
 def test_every_arm_trains_and_is_watched(make_data, tmp_path, arm):
     data = make_data(channels=3)

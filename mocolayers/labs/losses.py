@@ -228,7 +228,7 @@ def loss_lab(stages: Stages) -> Lab:
         alt = f"Bars of the loss ({loss}) per stage, {SHOWN} by {SHOWN} correlations, and gradient shares per stage."
         return Answer(draw_losses(found, stage), alt, numbers)
 
-    sizes = [n for n in (8, 16, 32, 64, 128, MOST) if n <= len(stages.query[0])]
+    sizes = [n for n in (8, 16, 32, 64, MOST) if n <= len(stages.query[0])]
     controls = {
         "loss": choice("loss", LOSSES),
         "similarity": slider("views alike", 0.6, 0, 1, 0.05),
