@@ -106,14 +106,16 @@ def convert(pictures: list[Picture], prepare, side: int, work: Path, skip_bad: b
         tqdm(total=len(paths), unit="image", initial=known) as bar,
         ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool,
     ):
-        done = pool.map(partial(_convert_part, prepare, side), waiting)
-        for (file, _), (errors, count) in zip(waiting, done, strict=True):
+        for errors, count in pool.map(partial(_convert_part, prepare, side, skip_bad), waiting):
             bar.update(count)
             if errors and not skip_bad:
                 pool.shutdown(cancel_futures=True)
-                file.unlink()  # so that it is read again next time: the fault may be mended by then
-                raise DatasetError(f"{errors[0]}. Pass --skip-bad to leave such files out and list them")
-    return _gather([file for file, _ in jobs if file.is_file()], pictures, size, skip_bad)
+                raise _unreadable(errors)
+    return _gather([file for file, _ in jobs], pictures, size, skip_bad)
+
+
+def _unreadable(errors: list[str]) -> DatasetError:
+    return DatasetError(f"{errors[0]}. Pass --skip-bad to leave such files out and list them")
 
 
 def _end_with_parent() -> None:
@@ -135,8 +137,11 @@ def _work_folder(work: Path, paths: list[Path], prepare, side: int) -> Path:
     return folder
 
 
-def _convert_part(prepare, side: int, job: tuple[Path, list[Path]]) -> tuple[list[str], int]:
-    """Convert some files into one .npz; returns the errors and how many files there were."""
+def _convert_part(prepare, side: int, skip_bad: bool, job: tuple[Path, list[Path]]) -> tuple[list[str], int]:
+    """Convert some files into one .npz; returns the errors and how many files there were.
+
+    A part with errors is kept only if they are to be skipped; else it is read again when they may have been mended.
+    """
     target, paths = job
     read = [_read_one(prepare, side, path) for path in paths]
     pixels = [image for image, _, _ in read if image is not None]
@@ -152,7 +157,8 @@ def _convert_part(prepare, side: int, job: tuple[Path, list[Path]]) -> tuple[lis
         with open(path, "wb") as file:
             np.savez(file, **arrays)
 
-    atomic_write(target, save)
+    if skip_bad or not about["errors"]:
+        atomic_write(target, save)
     return about["errors"], len(paths)
 
 
@@ -188,7 +194,7 @@ def _gather(files: list[Path], pictures: list[Picture], size: int, skip_bad: boo
         notes.update(about["notes"])
         bad += about["errors"]
     if bad and not skip_bad:
-        raise DatasetError(f"{bad[0]}. Pass --skip-bad to leave such files out and list them")
+        raise _unreadable(bad)
     if not kept:
         raise DatasetError("no readable image was found in the source")
     images = StoredImages(files, *map(np.concatenate, (part, place, hashes)), picture)

@@ -33,13 +33,8 @@ EXAMPLES = {
   python -m mocolayers as-released --dataset breast_histology --seed 10 11 12 --arm mse barlow --out tables
   python -m mocolayers as-released --dataset retina --preset smoke --seed 0 --out tables""",
 }
-# What makes the tables of `results/` other ones, or a part of them.
-WHOLE = {
-    "tune": ("dataset", "preset"),
-    "results": ("dataset", "arm", "seed", "set", "preset", "settings"),
-    "again": ("preset", "set"),
-    "as-released": ("dataset", "seed", "arm", "preset"),
-}
+# Options that leave the rows of a table as they are; any other makes other tables, or a part of them.
+HARMLESS = {"command", "run", "out", "runs_dir", "jobs", "cells", "skip_analyses", "only_write"}
 STAGE_ARMS = [arm for arm in PRETRAINED_ARMS if arm != "moco"]
 REAL = ["pneumoniamnist", "breast_histology", "nih_finding", "retina"]
 RESULTS = series.HOME / "results"
@@ -62,11 +57,12 @@ def main(words: list[str] | None = None) -> int:
 
 def _spare_results(args: argparse.Namespace) -> None:
     """Refuse to write other tables, or a part of them, over those that README and notebooks are made from."""
-    if args.command not in WHOLE or args.out.resolve() != RESULTS or getattr(args, "only_write", False):
+    out = getattr(args, "out", None)
+    if out is None or out.resolve() != RESULTS or getattr(args, "only_write", False):
         return
-    whole = build_parser().parse_args([args.command])
-    for name in WHOLE[args.command]:
-        if getattr(args, name) != getattr(whole, name):
+    whole = vars(build_parser().parse_args([args.command]))
+    for name, value in vars(args).items():
+        if name not in HARMLESS and value != whole[name]:
             raise ValueError(
                 f"{RESULTS} holds what `{args.command}` makes without --{name}; choose another folder: --out FOLDER"
             )

@@ -149,10 +149,10 @@ def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:
     """Mean 0 and variance 1 of every feature (B, D) over the batch, that of all processes together."""
     if world_size() == 1:
         return F.batch_norm(z, None, None, training=True, eps=eps)
-    return standardise_rows(z.T, eps).T
+    return standardise_rows(z.T, eps=eps).T
 
 
-def standardise_rows(x: Tensor, eps: float = 1e-5, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+def standardise_rows(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """The same for features that stand in rows, (..., B); then times a gain and plus a bias (...), if there are any."""
     if world_size() == 1:  # a row is to batch-norm a channel of one image
         rows = x.reshape(1, -1, x.shape[-1])
@@ -236,6 +236,6 @@ class Projectors(nn.Module):
         x = torch.stack([weight @ z.T for weight, z in zip(self.first, stages, strict=True)])  # (S, D, V * B)
         for weight, gain, bias in zip(self.later, self.gain, self.bias, strict=True):
             affine = (each.expand(-1, -1, len(views)).flatten() for each in (gain, bias))
-            x = F.relu(standardise_rows(x.unflatten(2, (len(views), -1)), 1e-5, *affine)).flatten(2)
+            x = F.relu(standardise_rows(x.unflatten(2, (len(views), -1)), *affine)).flatten(2)
             x = weight @ x
         return x.unflatten(2, (len(views), -1))

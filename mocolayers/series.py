@@ -152,8 +152,9 @@ def code_fingerprint(notebook: Path, values: dict) -> str:
     """Changes with the notebook's source cells, its parameters, the module and the tables: not while it runs."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     parts = [json.dumps([[cell["cell_type"], cell["source"]] for cell in cells]), json.dumps(values, sort_keys=True)]
-    parts += [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.rglob("*.py"))]
-    parts += [path.read_text(encoding="utf-8") for path in sorted((HOME / "results").rglob("*.[cj]s*"))]
+    read = [*Path(__file__).parent.rglob("*.py")]
+    read += [path for path in (HOME / "results").rglob("*") if path.suffix in (".csv", ".json")]
+    parts += [path.read_text(encoding="utf-8") for path in sorted(read)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

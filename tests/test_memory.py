@@ -13,7 +13,7 @@ from mocolayers.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-step = lambda: [torch.ones(2**20) for _ in range(40)]  # 40 blocks of 4 MB, written and freed together
+step = lambda: [torch.ones(2**20) for _ in range(80)]  # 80 blocks of 4 MB, written and freed together
 for _ in range(3):
     step()
 before = faults()
@@ -32,4 +32,4 @@ def pages(mode: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps memory on demand")
 def test_a_step_gets_the_memory_of_the_step_before():
     new, kept = pages("new"), pages("kept")
-    assert kept < min(100, new / 4)
+    assert kept < 100 < new  # also where a page has 2 MB

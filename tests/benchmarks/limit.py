@@ -4,15 +4,13 @@ A convolution or matrix product counts two operations per multiplication and add
 ReLU, optimiser, momentum) none, though it takes its time.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 import torch
-from pretraining import CPU, bound_step, made_up_images
+from pretraining import CPU, bound_step, made_up_images, measure
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from mocolayers.pretrain import autocast_type
 
@@ -32,19 +30,17 @@ def table(rounds: int) -> pd.DataFrame:
     """One row per compute bound and one for the product: billions of operations, and of operations per second."""
     dtype = autocast_type("auto", CPU) or torch.float32
     a, b = torch.randn(2, SIDE, SIDE).to(dtype)
-    pieces: dict[str, Callable] = {f"product of two {SIDE} x {SIDE} matrices": lambda: a @ b}
+    product = f"product of two {SIDE} x {SIDE} matrices"
+    pieces: dict[str, Callable] = {product: lambda: a @ b}
     for name, (side, channels, changes) in ENCODERS.items():
         pieces[f"compute bound, {name}"] = bound_step(made_up_images(side, channels, (512, 0, 0)), **changes)[0]
     work = {name: operations(piece) for name, piece in pieces.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in pieces}
-    for _ in tqdm(range(rounds), desc="rounds"):
-        for name, piece in pieces.items():
-            started = time.perf_counter()
-            piece()
-            seconds[name].append(time.perf_counter() - started)
-    speed = {name: work[name] / statistics.median(each) for name, each in seconds.items()}
-    best = next(iter(speed.values()))
-    rows = [[name, f"{work[name] / 1e9:.1f}", f"{v / 1e9:.0f}", f"{v / best:.2f}"] for name, v in speed.items()]
+    speed = measure({name: (piece, work[name]) for name, piece in pieces.items()}, rounds, 1)
+    best = speed[product]
+    rows = [
+        [name, f"{work[name] / 1e9:.1f}", f"{np.median(v) / 1e9:.0f}", f"{np.median(v / best):.2f}"]
+        for name, v in speed.items()
+    ]
     return pd.DataFrame(rows, columns=["piece of work", "billion operations", "billion per second", "of the product"])
 
 

@@ -64,7 +64,7 @@ def bound_step(data: MedicalImages, **changes):
 
 
 def measure(steps: dict, rounds: int, count: int) -> dict[str, np.ndarray]:
-    """Pairs per second of each function in every round; in a round each does a few steps in turn."""
+    """Pairs (or what the number beside a step counts) per second in every round; each does a few steps in turn."""
     found = {name: [] for name in steps}
     for _ in tqdm(range(rounds), desc="rounds", leave=False):
         for name, (step, batch) in steps.items():
