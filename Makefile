@@ -2,14 +2,14 @@ PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 PRESET  ?= lesson
 DATASET ?= chest_phantom
 SEED    ?= 0
-TABLES  ?= results
+TABLES  ?= study/tables
 PY      := .venv/bin/python
 READY   := .venv/.ready
 
 .PHONY: help run lab student test browser bench results
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
-	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  TABLES=results  OPTIONS='--jobs 1 ...'  PYTHON=python3.11"
+	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  TABLES=study/tables  OPTIONS='--jobs 1 ...'  PYTHON=python3.11"
 
 run: $(READY) ## execute the notebook series; pages in executed/index.html
 	$(PY) -m mocolayers series --preset $(PRESET) --dataset $(DATASET) --seed $(SEED)
@@ -32,7 +32,7 @@ browser:
 	  || { echo "Installing Chromium for the tests in a browser ..."; apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } \
 	  || echo "Chromium could not be installed; the tests in a browser will be skipped"
 
-bench: $(READY) ## speed side by side, and the notebooks' time and memory, into results/
+bench: $(READY) ## speed side by side, and the notebooks' time and memory, into study/
 	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt
 	$(PY) tests/benchmarks/bench.py
 	$(PY) tests/benchmarks/whole_series.py

@@ -8,7 +8,7 @@ from conversion import Picture, to_rgb
 from PIL import Image
 from sources import open_source
 
-from mocolayers.errors import DatasetError
+from mocolayers.runtime import DatasetError
 
 PATCH = 50
 KAGGLE = "paultimothymooney/breast-histopathology-images"

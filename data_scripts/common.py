@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from conversion import Converted, Picture, convert, pixel_hashes
 
-from mocolayers.datasets import SPLITS, MedicalImages, class_matrix, data_folder, load, save_prepared
-from mocolayers.errors import DatasetError
-from mocolayers.files import atomic_write
+from mocolayers.data.labels import class_matrix
+from mocolayers.data.prepared import SPLITS, MedicalImages, data_folder, load, save_prepared
+from mocolayers.runtime import DatasetError, atomic_write
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
 SHEET = 10  # pictures of each kind on the contact sheet
@@ -115,7 +115,7 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
 
 def contact_sheet(data: MedicalImages):
     """A figure of some random images of every class in every split, for a look at what was made."""
-    from mocolayers.plots import strips
+    from mocolayers.notebook.figures import strips
 
     rng, groups = np.random.default_rng(0), {}
     for split in SPLITS:

@@ -18,8 +18,7 @@ from PIL import Image
 from sources import fingerprint
 from tqdm import tqdm
 
-from mocolayers.errors import DatasetError
-from mocolayers.files import atomic_write
+from mocolayers.runtime import DatasetError, atomic_write
 
 PART_BYTES = 32 * 2**20  # pixels of a part, which is what a process holds in memory
 

@@ -9,8 +9,8 @@ from common import arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, colour, gray
 from sources import ENDINGS, inside, open_source, read_table
 
-from mocolayers.datasets import SPLITS, TASKS, TEST, TRAIN, VAL
-from mocolayers.errors import DatasetError
+from mocolayers.data.prepared import SPLITS, TASKS, TEST, TRAIN, VAL
+from mocolayers.runtime import DatasetError
 
 MODALITIES = ("chest", "histology", "retina", "other")
 EXAMPLES = """  python data_scripts/folder.py --source ~/scans --name scans --modality chest --gray

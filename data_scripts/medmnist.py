@@ -17,7 +17,7 @@ import numpy as np  # noqa: E402
 from common import arguments, finish, rows_without_copies, run  # noqa: E402
 from conversion import pixel_hashes  # noqa: E402
 
-from mocolayers.errors import DatasetError  # noqa: E402
+from mocolayers.runtime import DatasetError  # noqa: E402
 
 MODALITY = {
     "chestmnist": "chest",

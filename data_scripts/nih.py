@@ -7,8 +7,8 @@ from common import arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, gray
 from sources import inside, open_source, read_table
 
-from mocolayers.datasets import TEST, TRAIN, UNLABELLED
-from mocolayers.errors import DatasetError
+from mocolayers.data.prepared import TEST, TRAIN, UNLABELLED
+from mocolayers.runtime import DatasetError
 
 FINDINGS = [
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",

@@ -18,7 +18,7 @@ from scipy.interpolate import BSpline
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from mocolayers.datasets import TEST, TRAIN, VAL, data_folder, save_prepared  # noqa: E402
+from mocolayers.data.prepared import TEST, TRAIN, VAL, data_folder, save_prepared  # noqa: E402
 
 EXAMPLES = """examples:
   python data_scripts/phantoms.py

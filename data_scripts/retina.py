@@ -9,8 +9,8 @@ from PIL import Image
 from scipy import ndimage
 from sources import inside, open_source, read_table
 
-from mocolayers.datasets import TEST
-from mocolayers.errors import DatasetError
+from mocolayers.data.prepared import TEST
+from mocolayers.runtime import DatasetError
 
 REFERABLE = 2
 KAGGLE = "competition:diabetic-retinopathy-detection"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from mocolayers.errors import DatasetError
+from mocolayers.runtime import DatasetError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")

@@ -6,9 +6,9 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from mocolayers import series
-from mocolayers.errors import DatasetError, RunError
+from mocolayers.notebook import series
 from mocolayers.recipe import ARMS, EVALUATIONS, PRESETS, PRETRAINED_ARMS, Recipe, preset
+from mocolayers.runtime import DatasetError, RunError
 
 EXAMPLES = {
     "pretrain": """  python -m mocolayers pretrain --dataset pneumoniamnist --arm mse
@@ -23,10 +23,10 @@ EXAMPLES = {
   python -m mocolayers tune --dataset breast_histology --out tables""",
     "results": """  python -m mocolayers results
   python -m mocolayers results --dataset mine --seed 10 11 12 --jobs 2 --out tables
-  python -m mocolayers results --set steps=600 --arm moco mse --out results/long
+  python -m mocolayers results --set steps=600 --arm moco mse --out study/tables/long
   python -m mocolayers results --only-write""",
     "again": """  python -m mocolayers again
-  python -m mocolayers again --set steps=600 --arm moco mse mse-standardized --cells 8 --out results/long""",
+  python -m mocolayers again --set steps=600 --arm moco mse mse-standardized --cells 8 --out study/tables/long""",
     "status": """  python -m mocolayers status
   python -m mocolayers status --seed 10 11 --runs-dir runs""",
     "as-released": """  python -m mocolayers as-released
@@ -37,7 +37,7 @@ EXAMPLES = {
 HARMLESS = {"command", "run", "out", "runs_dir", "jobs", "cells", "skip_analyses", "only_write"}
 STAGE_ARMS = [arm for arm in PRETRAINED_ARMS if arm != "moco"]
 REAL = ["pneumoniamnist", "breast_histology", "nih_finding", "retina"]
-RESULTS = series.HOME / "results"
+RESULTS = series.HOME / "study" / "tables"
 TUNING = ["pneumoniamnist", "breast_histology", "nih_finding"]
 CONTROLLED = ["breast_histology", "retina"]
 FRESH = [10, 11, 12, 13, 14]
@@ -72,7 +72,7 @@ def _together(args: argparse.Namespace):
     """Join the other processes where torchrun started this one; loading torch is left to the commands that train."""
     if args.run not in (run_pretrain, run_finetune):
         return contextlib.nullcontext()
-    from mocolayers.distributed import processes
+    from mocolayers.training.distributed import processes
 
     return processes(args.device)
 
@@ -123,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
     _about_a_grid(command, REAL)
     _about_seeds(command)
 
-    text = "do what the released code does beside the sound way, then write results/as_released.csv"
+    text = "do what the released code does beside the sound way, then write study/tables/as_released.csv"
     command = _add(commands, "as-released", text, run_as_released)
     command.add_argument("--dataset", nargs="+", default=CONTROLLED, help=f"data sets ({' '.join(CONTROLLED)})")
     command.add_argument("--seed", nargs="+", type=int, default=FRESH[:4], help="seeds (10 11 12 13)")
@@ -196,7 +196,7 @@ def run_pretrain(args: argparse.Namespace) -> int:
 
 def run_dry(args: argparse.Namespace) -> int:
     """Try the recipe on this machine and say what it would take."""
-    from mocolayers.dry_run import describe, try_steps
+    from mocolayers.training.dry_run import describe, try_steps
 
     recipe, data = _chosen(args)
     if not recipe.steps:
@@ -207,7 +207,7 @@ def run_dry(args: argparse.Namespace) -> int:
 
 def run_finetune(args: argparse.Namespace) -> int:
     """Pretrain if need be, judge, and print one line per label fraction."""
-    from mocolayers.finetune import evaluate
+    from mocolayers.evaluation.judge import evaluate
 
     run, data = _pretrained(args)
     plan = EVALUATIONS[args.preset]
@@ -220,8 +220,8 @@ def run_finetune(args: argparse.Namespace) -> int:
 
 def run_tune(args: argparse.Namespace) -> int:
     """Try all settings and write the table of trials and the choice."""
-    from mocolayers import tuning
-    from mocolayers.sweep import tune
+    from study import tuning
+    from study.run import tune
 
     trials = tune(args.dataset, args.preset, args.runs_dir, args.jobs)
     for arm, changes in tuning.write_settings(trials, args.out).items():
@@ -231,7 +231,7 @@ def run_tune(args: argparse.Namespace) -> int:
 
 def run_status(args: argparse.Namespace) -> int:
     """Count what stands in the folder of runs."""
-    from mocolayers.sweep import status
+    from study.run import status
 
     print(status(_cells(args)))
     return 0
@@ -239,14 +239,14 @@ def run_status(args: argparse.Namespace) -> int:
 
 def _settings(preset_name: str, folder: Path = RESULTS) -> dict:
     """What tuning chose; that of `results/` was tuned for the lesson preset, others are run as they are."""
-    from mocolayers.tuning import read_settings
+    from study.tuning import read_settings
 
     return read_settings(folder) if preset_name == "lesson" or folder != RESULTS else {}
 
 
 def _cells(args: argparse.Namespace) -> list:
     """The grid that the arguments describe: each arm with its settings, and with what `--set` changes in all."""
-    from mocolayers.sweep import grid
+    from study.run import grid
 
     settings, changes = _settings(args.preset, args.settings), _changes(args.set)
     settings = {arm: settings.get(arm, {}) | changes for arm in args.arm}
@@ -255,8 +255,8 @@ def _cells(args: argparse.Namespace) -> list:
 
 def run_results(args: argparse.Namespace) -> int:
     """The grid behind the README, and the README's section made from its table."""
-    from mocolayers import report
-    from mocolayers.sweep import sweep, write_tables
+    from study import report
+    from study.run import sweep, write_tables
 
     if args.only_write and args.out.resolve() != RESULTS:
         raise ValueError(f"--only-write makes README.md from the tables in {RESULTS}; leave --out away")
@@ -272,8 +272,8 @@ def run_results(args: argparse.Namespace) -> int:
 
 def run_again(args: argparse.Namespace) -> int:
     """A random part of the grid once more, its table, and what it says."""
-    from mocolayers import again, report
-    from mocolayers.sweep import write_tables
+    from study import again, report
+    from study.run import write_tables
 
     committed = report.read_table(args.out / "low_label.csv")
     if committed.empty:
@@ -286,7 +286,7 @@ def run_again(args: argparse.Namespace) -> int:
 
 def run_as_released(args: argparse.Namespace) -> int:
     """The controls, their table, and what it says."""
-    from mocolayers import as_released
+    from study import as_released
 
     table = as_released.controls(args.dataset, args.seed, tuple(args.arm), args.preset, args.runs_dir)
     as_released.write_table(table, args.out / "as_released.csv")
@@ -295,7 +295,7 @@ def run_as_released(args: argparse.Namespace) -> int:
 
 
 def _say(line: str) -> None:
-    from mocolayers.distributed import rank
+    from mocolayers.method.collectives import rank
 
     if rank() == 0:
         print(line, flush=True)
@@ -303,23 +303,23 @@ def _say(line: str) -> None:
 
 def _chosen(args: argparse.Namespace):
     """The recipe that the arguments describe, and its data."""
-    from mocolayers.datasets import load
-    from mocolayers.distributed import from_first
-    from mocolayers.runs import initial_weights
+    from mocolayers.data.prepared import load
+    from mocolayers.training.distributed import from_first
+    from mocolayers.training.runs import initial_weights
 
     name = from_first(lambda: load(args.dataset).name)  # one process makes what is missing, the others find it
     data, changes = load(name), _changes(args.set)
     if args.init:
         changes["init"] = initial_weights(args.init)[1]
     if args.tuned:
-        from mocolayers.tuning import changed
+        from study.tuning import changed
 
         return changed(args.preset, args.arm, data, args.seed, _settings(args.preset).get(args.arm, {}) | changes), data
     return preset(args.preset, args.arm, data, args.seed, **changes), data
 
 
 def _pretrained(args: argparse.Namespace):
-    from mocolayers.pretrain import pretrain
+    from mocolayers.training.pretrain import pretrain
 
     recipe, data = _chosen(args)
     return pretrain(recipe, data, args.runs_dir, args.device, init=args.init, compiled=args.compile), data

@@ -6,8 +6,14 @@ import json
 from dataclasses import dataclass, field
 
 ARMS = ("random", "supervised", "moco", "mse", "barlow", "mse-normalized", "barlow-conditioned", "mse-standardized")
+
+
 OWN_ARMS = ("mse-standardized",)  # ours, after the paper's idea; not what its claims are about
+
+
 PRETRAINED_ARMS = tuple(arm for arm in ARMS if arm not in ("random", "supervised"))
+
+
 PRESETS = ("smoke", "lesson", "paper", "paper-sound")
 
 
@@ -47,6 +53,7 @@ RELEASED_VIEWS = {
     "histology": Views(crop=0.4, hflip=0.5),
     "retina": Views(rotation=30, hflip=0.5),
 }
+
 
 # At 28 to 64 px a blur of 2 px wipes the image out, and without crops the views are too easy to tell apart.
 LESSON_VIEWS = {
@@ -133,6 +140,8 @@ SMALL = {
     "smoke": {"width": 8, "batch": 64, "steps": 30, "queue": 256, "monitor_every": 15, "log_every": 5},
     "lesson": {},
 }
+
+
 RELEASED = {
     "layout": "resnet50",
     "width": 64,
@@ -148,9 +157,17 @@ RELEASED = {
     "monitor_every": 2_000,
     "log_every": 100,
 }
+
+
 RELEASED_BATCH = {"chest": 16, "histology": 32, "retina": 8}
+
+
 RELEASED_SIDE = {"chest": 512, "histology": 255, "retina": 299}
+
+
 SOUND_BATCH = 32
+
+
 SOUND_QUEUE = 4  # the queue holds at most one image in so many
 
 
@@ -187,6 +204,8 @@ EVALUATIONS = {
     # Steps stand in for the released "at most 100 epochs" at batch 16, which is a different length at every fraction.
     "paper": Evaluation(subsets=5, steps=20_000, batch=16, check_every=500, most_validation_rows=5_000),
 }
+
+
 EVALUATIONS["paper-sound"] = EVALUATIONS["paper"]
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from mocolayers.datasets import load, save_prepared
-from mocolayers.pretrain import pretrain
+from mocolayers.data.prepared import load, save_prepared
+from mocolayers.notebook.series import numbered_notebooks, run_series
 from mocolayers.recipe import preset
-from mocolayers.series import numbered_notebooks, run_series
+from mocolayers.training.pretrain import pretrain
 
 torch.set_num_threads(1)
 CARD = {"title": "Tiny (synthetic)", "source": "made by the tests", "licence": "none", "citation": ""}

@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from mocolayers import again, report
 from mocolayers.__main__ import main
-from mocolayers.series import HOME
-from mocolayers.sweep import grid
+from mocolayers.notebook.series import HOME
+from study import again, report
+from study.run import grid
 
 GRID = grid(["a", "b"], ["moco", "mse"], [0, 1, 2])
 
@@ -55,8 +55,8 @@ def test_two_runs_are_read_beside_two_seeds():
 
 @pytest.mark.parametrize(("place", "runs"), [(".", 24), (report.LATER["longer training"], 8)])
 def test_what_was_run_again_belongs_to_the_committed_table(place, runs):
-    table = pd.read_csv(HOME / "results" / place / "low_label.csv")
-    twice = pd.read_csv(HOME / "results" / place / "again.csv")
+    table = pd.read_csv(HOME / "study" / "tables" / place / "low_label.csv")
+    twice = pd.read_csv(HOME / "study" / "tables" / place / "again.csv")
     both = twice.merge(table, on=again.ROW, suffixes=("", "_committed"))
     assert len(both) == len(twice) and (both["auc"] == both["auc_committed"]).all()
     assert len(twice[twice["dataset"] != "idrid"].groupby(["dataset", "arm", "seed"])) == runs
@@ -65,5 +65,5 @@ def test_what_was_run_again_belongs_to_the_committed_table(place, runs):
 
 
 def test_the_second_series_comes_out_equal():
-    twice = pd.read_csv(HOME / "results" / report.LATER["longer training"] / "again.csv")
+    twice = pd.read_csv(HOME / "study" / "tables" / report.LATER["longer training"] / "again.csv")
     assert twice["again"].tolist() == pytest.approx(twice["auc"].tolist(), abs=3e-4)

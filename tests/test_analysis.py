@@ -5,26 +5,14 @@ import pandas as pd
 import pytest
 import torch
 
-from mocolayers import analysis
-from mocolayers.analysis import (
-    compare_outputs,
-    feature_reuse,
-    kept_stage_features,
-    output_distances,
-    pixel_features,
-    probe_pixels,
-    probe_stages,
-    similarity_matrix,
-    stage_features,
-    weights_moved,
-)
-from mocolayers.distributions import ks_by_class
-from mocolayers.encoder import encode
-from mocolayers.finetune import evaluate, fine_tuned
-from mocolayers.metrics import calibration_error, reliability
+from mocolayers.evaluation import judge as analysis
+from mocolayers.evaluation.distributions import compare_outputs, ks_by_class, output_distances
+from mocolayers.evaluation.features import encode, kept_stage_features, pixel_features, stage_features
+from mocolayers.evaluation.judge import evaluate, fine_tuned, probe_pixels, probe_stages
+from mocolayers.evaluation.scores import calibration_error, reliability
+from mocolayers.evaluation.similarity import cka, feature_reuse, similarity_matrix, weights_moved
 from mocolayers.recipe import Evaluation
-from mocolayers.similarity import cka
-from mocolayers.sweep import judge
+from study.run import judge
 
 PLAN = Evaluation(fractions=(0.1, 1.0), subsets=2, steps=6, batch=16, check_every=2, resamples=20)
 

@@ -6,8 +6,14 @@ import pytest
 import torch
 from conftest import make_arrays, make_card
 
-from mocolayers import as_released
-from mocolayers.as_released import (
+from mocolayers.data.prepared import load, save_prepared
+from mocolayers.data.views import random_view
+from mocolayers.notebook.figures import rendered
+from mocolayers.notebook.series import HOME
+from mocolayers.recipe import EVALUATIONS
+from mocolayers.training.pretrain import Trainer
+from study import as_released
+from study.as_released import (
     BASE,
     MINUS,
     ReleasedTrainer,
@@ -21,14 +27,8 @@ from mocolayers.as_released import (
     released_subset,
     summary,
 )
-from mocolayers.datasets import load, save_prepared
-from mocolayers.plots import rendered
-from mocolayers.pretrain import Trainer
-from mocolayers.recipe import EVALUATIONS
-from mocolayers.series import HOME
-from mocolayers.views import random_view
 
-CSV = HOME / "results" / "as_released.csv"
+CSV = HOME / "study" / "tables" / "as_released.csv"
 CPU = torch.device("cpu")
 
 

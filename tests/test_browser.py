@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mocolayers.series import HOME
+from mocolayers.notebook.series import HOME
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; see requirements.txt")
 
@@ -39,7 +39,7 @@ def workplace(smoke_series, tmp_path_factory):
     """Copies of the notebooks, set to the smoke runs that the series has left, beside the committed results."""
     place = tmp_path_factory.mktemp("browser")
     (place / "notebooks").mkdir()
-    shutil.copytree(HOME / "results", place / "results")
+    shutil.copytree(HOME / "study", place / "study")
     wanted = {"DATASET": "chest_phantom", "PRESET": "smoke", "RUNS_DIR": str(smoke_series[1] / "runs")}
     for name, _, _ in LABS:
         notebook = json.loads((HOME / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))

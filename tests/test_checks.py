@@ -2,7 +2,7 @@
 
 import pytest
 
-from mocolayers.checks import Unsolved, check
+from mocolayers.notebook.exercises import Unsolved, check
 
 EVEN = {"it is a number": lambda n: n + 0 == n, "it is even": lambda n: n % 2 == 0}
 

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from mocolayers import claims
+from mocolayers.notebook.series import HOME
 from mocolayers.recipe import PRETRAINED_ARMS
-from mocolayers.series import HOME
+from study import claims
 
 
 def table(gains, **more):
@@ -48,7 +48,7 @@ def test_the_gain_that_shrinks_with_labels_is_seen(tmp_path):
 
 
 def test_every_claim_is_answered_for_every_arm_from_the_committed_tables():
-    found = claims.claims(HOME / "results")
+    found = claims.claims(HOME / "study" / "tables")
     assert {claim[0] for claim in found["claim"]} == set("123456")
     assert (found.groupby("claim")["arm"].nunique() == len(PRETRAINED_ARMS) - 1).all()
     assert set(found["verdict"]) <= {"supported", "opposite", "cannot tell"}

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mocolayers.__main__ import main
-from mocolayers.series import HOME
+from mocolayers.notebook.series import HOME
 
 
 def command(*words, data):

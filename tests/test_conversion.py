@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 from test_data_scripts import noise, prepare, run_script, save
 
-from mocolayers.datasets import SCRIPTS, load
+from mocolayers.data.prepared import SCRIPTS, load
 
 sys.path.insert(0, str(SCRIPTS))
 import conversion  # noqa: E402
 import sources  # noqa: E402
 
-from mocolayers.errors import DatasetError  # noqa: E402
+from mocolayers.runtime import DatasetError  # noqa: E402
 
 
 def patches(root, patients=30, each=20):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mocolayers.datasets import SCRIPTS, label_subset, load
+from mocolayers.data.labels import label_subset
+from mocolayers.data.prepared import SCRIPTS, load
 
 RNG = np.random.default_rng(0)
 

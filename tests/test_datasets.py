@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from conftest import make_arrays, make_card
 
-from mocolayers import datasets
-from mocolayers.datasets import class_matrix, label_subset, load, save_prepared
-from mocolayers.errors import DatasetError
+from mocolayers.data import prepared as datasets
+from mocolayers.data.labels import class_matrix, label_subset
+from mocolayers.data.prepared import load, save_prepared
+from mocolayers.runtime import DatasetError
 
 TASKS = ["binary", "ordinal", "multiclass", "multilabel"]
 

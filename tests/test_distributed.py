@@ -15,17 +15,17 @@ import pytest
 import torch
 from torch.multiprocessing import get_context
 
-import mocolayers.pretrain as module
-from mocolayers import distributed
+import mocolayers.training.pretrain as module
 from mocolayers.__main__ import main
-from mocolayers.datasets import load
-from mocolayers.encoder import Encoded
-from mocolayers.errors import RunError
-from mocolayers.finetune import fine_tune
-from mocolayers.moco import MoCo
-from mocolayers.pretrain import Feeder, Trainer, pretrain
+from mocolayers.data.prepared import load
+from mocolayers.evaluation.finetune import fine_tune
+from mocolayers.method.encoder import Encoded
+from mocolayers.method.moco import MoCo
+from mocolayers.notebook.series import HOME
 from mocolayers.recipe import PRETRAINED_ARMS, Evaluation, preset
-from mocolayers.series import HOME
+from mocolayers.runtime import RunError
+from mocolayers.training import distributed
+from mocolayers.training.pretrain import Feeder, Trainer, pretrain
 
 CPU = torch.device("cpu")
 # Two groups of batch-norm: one in each of two processes.
@@ -113,7 +113,7 @@ def compared(tmp_path_factory):
     """Every arm in two processes and in one: (first, second, alone)."""
     from conftest import make_arrays, make_card
 
-    from mocolayers.datasets import save_prepared
+    from mocolayers.data.prepared import save_prepared
 
     folder = tmp_path_factory.mktemp("data")
     save_prepared(folder / "tiny", make_arrays(channels=3), make_card(channels=3))

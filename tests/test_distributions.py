@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from mocolayers.distributions import (
+from mocolayers.evaluation.distributions import (
     constant_columns,
     flatten,
     ks_by_class,
@@ -14,7 +14,7 @@ from mocolayers.distributions import (
     matching_temperature,
     mean_entropy,
 )
-from mocolayers.metrics import macro_auc, patient_weights
+from mocolayers.evaluation.scores import macro_auc, patient_weights
 
 
 def outputs(n=80, labels=2, seed=0, digits=3):

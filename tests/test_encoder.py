@@ -6,9 +6,10 @@ import pytest
 import torch
 import torchvision
 
-from mocolayers.encoder import StagedResNet, gather_batch_norm_statistics
-from mocolayers.runs import save_weights
-from mocolayers.series import HOME
+from mocolayers.method.encoder import StagedResNet
+from mocolayers.notebook.series import HOME
+from mocolayers.training.pretrain import gather_batch_norm_statistics
+from mocolayers.training.runs import save_weights
 
 
 @pytest.mark.parametrize("layout", ["resnet18", "resnet50"])

@@ -9,12 +9,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mocolayers import finetune as module
-from mocolayers.datasets import class_matrix, label_subset
-from mocolayers.finetune import encode_splits, evaluate, fine_tune, linear_evaluation
-from mocolayers.metrics import macro_auc
+from mocolayers.data.labels import class_matrix, label_subset
+from mocolayers.evaluation import finetune as module
+from mocolayers.evaluation.features import encode_splits
+from mocolayers.evaluation.finetune import fine_tune
+from mocolayers.evaluation.judge import evaluate
+from mocolayers.evaluation.probes import linear_evaluation
+from mocolayers.evaluation.scores import macro_auc
 from mocolayers.recipe import ARMS, Evaluation
-from mocolayers.sweep import judge
+from study.run import judge
 
 PLAN = Evaluation(fractions=(0.1, 1.0), subsets=2, steps=6, batch=16, check_every=2, resamples=20)
 

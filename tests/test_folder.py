@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_data_scripts import assert_split_by_patient, noise, run_script, save
 
-from mocolayers.datasets import load
+from mocolayers.data.prepared import load
 
 
 @pytest.fixture

@@ -8,15 +8,15 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from mocolayers.distributions import ks_distance
-from mocolayers.finetune import encode_splits
+from mocolayers.evaluation.distributions import ks_distance
+from mocolayers.evaluation.features import encode_splits
+from mocolayers.evaluation.scores import macro_auc
+from mocolayers.evaluation.similarity import cka
 from mocolayers.labs import distributions, labels, losses, panel, queue, similarity, training, views
 from mocolayers.labs.panel import Answer, Lab, slider
-from mocolayers.metrics import macro_auc
-from mocolayers.pretrain import pretrain
 from mocolayers.recipe import EVALUATIONS, Views, preset
-from mocolayers.runs import Run
-from mocolayers.similarity import cka
+from mocolayers.training.pretrain import pretrain
+from mocolayers.training.runs import Run
 
 OFF = Views(brightness=0, contrast=0, saturation=0, hue=0, jitter=0, gray=0, blur=0)
 

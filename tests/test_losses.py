@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mocolayers.encoder import StagedResNet
-from mocolayers.losses import (
+from mocolayers.method.encoder import StagedResNet
+from mocolayers.method.losses import (
     StageBarlow,
     StageMSE,
     barlow_terms,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mocolayers.errors import DatasetError
-from mocolayers.metrics import macro_auc, patient_bootstrap, patient_weights, scores
+from mocolayers.evaluation.scores import macro_auc, patient_bootstrap, patient_weights, scores
+from mocolayers.runtime import DatasetError
 
 
 def problem(n=300, labels=3, seed=0):

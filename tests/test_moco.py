@@ -5,7 +5,7 @@ from collections import deque
 import pytest
 import torch
 
-from mocolayers.moco import MoCo, build_encoder
+from mocolayers.method.moco import MoCo, build_encoder
 from mocolayers.recipe import PRETRAINED_ARMS, preset
 
 

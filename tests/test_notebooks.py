@@ -6,7 +6,7 @@ import sys
 import nbformat
 import pytest
 
-from mocolayers.series import HOME, numbered_notebooks
+from mocolayers.notebook.series import HOME, numbered_notebooks
 
 NOTEBOOKS = numbered_notebooks()
 NAMES = [path.stem for path in NOTEBOOKS]

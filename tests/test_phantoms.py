@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from mocolayers.datasets import TEST, TRAIN, VAL, load
+from mocolayers.data.prepared import TEST, TRAIN, VAL, load
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "data_scripts"))
 import phantoms  # noqa: E402

@@ -13,12 +13,12 @@ import torch
 import torchvision
 from safetensors.torch import load_file
 
-from mocolayers import dry_run
-from mocolayers import pretrain as module
-from mocolayers.errors import RunError
-from mocolayers.pretrain import Trainer, learning_rate, pretrain, stage_share, step_generator
 from mocolayers.recipe import PRESETS, PRETRAINED_ARMS, preset
-from mocolayers.runs import Run, initial_weights
+from mocolayers.runtime import RunError, step_generator
+from mocolayers.training import dry_run
+from mocolayers.training import pretrain as module
+from mocolayers.training.pretrain import Trainer, learning_rate, pretrain, stage_share
+from mocolayers.training.runs import Run, initial_weights
 
 SMALL = {"batch": 16, "queue": 40, "log_every": 2, "monitor_every": 5, "steps": 12}
 

@@ -3,10 +3,10 @@
 import pandas as pd
 import pytest
 
-from mocolayers import report
-from mocolayers.series import HOME
+from mocolayers.notebook.series import HOME
+from study import report
 
-CSV = HOME / "results" / "low_label.csv"
+CSV = HOME / "study" / "tables" / "low_label.csv"
 
 
 def rows(gains):

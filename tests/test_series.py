@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mocolayers import series
+from mocolayers.notebook import series
 
 DATASETS, PRESET, SEED = ["first_set", "second_set"], "smoke", 3
 PARAMETERS = 'DATASET = ""\nPRESET = ""\nSEED = 0\nDEVICE = ""\nRUNS_DIR = ""'

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import ortho_group
 
-from mocolayers.similarity import cka, cka_null, median_distance, patient_interval, released_cka
+from mocolayers.evaluation.similarity import cka, cka_null, median_distance, patient_interval, released_cka
 
 SETTINGS = [{"debiased": d, **k} for d in (False, True) for k in ({}, {"kernel": "rbf"}, {"kernel": "rbf", "sigma": 3})]
 

@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from mocolayers import report, sweep, tuning
-from mocolayers.pretrain import Trainer
+from mocolayers.notebook.series import HOME
 from mocolayers.recipe import OWN_ARMS, PRETRAINED_ARMS
-from mocolayers.series import HOME
+from mocolayers.training.pretrain import Trainer
+from study import report, tuning
+from study import run as sweep
 
-FOLDER = HOME / "results"
+FOLDER = HOME / "study" / "tables"
 
 
 def test_every_arm_gets_the_same_trials_in_what_all_arms_share():

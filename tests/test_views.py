@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from mocolayers import views as module
+from mocolayers.data import views as module
+from mocolayers.data.views import TwoViews, _turn_hue, blur, gaussian_kernel, random_view, to_float
 from mocolayers.recipe import LESSON_VIEWS, RELEASED_VIEWS, Views
-from mocolayers.views import TwoViews, _turn_hue, blur, gaussian_kernel, random_view, to_float
 
 OFF = Views(jitter=0, gray=0, blur=0)
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import ks_2samp
 
-from mocolayers.distributions import flatten, ks_distance
+from mocolayers.evaluation.distributions import flatten, ks_distance
+from mocolayers.evaluation.scores import macro_auc
 from mocolayers.labs.panel import Answer, Lab, choice, power_slider, quick_figure, slider, tick, whole_slider
-from mocolayers.metrics import macro_auc
 
 
 class Gap(NamedTuple):

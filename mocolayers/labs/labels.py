@@ -6,11 +6,12 @@ import numpy as np
 from sklearn.metrics import roc_curve
 from tqdm import tqdm
 
-from mocolayers.datasets import MedicalImages, class_matrix, label_subset
-from mocolayers.distributions import columns_of
-from mocolayers.finetune import linear_evaluation
+from mocolayers.data.labels import class_matrix, label_subset
+from mocolayers.data.prepared import MedicalImages
+from mocolayers.evaluation.distributions import columns_of
+from mocolayers.evaluation.probes import linear_evaluation
+from mocolayers.evaluation.scores import macro_auc, patient_bootstrap
 from mocolayers.labs.panel import Answer, Lab, quick_figure, steps_slider, whole_slider
-from mocolayers.metrics import macro_auc, patient_bootstrap
 from mocolayers.recipe import Evaluation
 
 FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mocolayers.datasets import MedicalImages
-from mocolayers.encoder import StagedResNet
+from mocolayers.data.prepared import MedicalImages
+from mocolayers.data.views import TwoViews
 from mocolayers.labs.panel import Answer, Lab, choice, power_slider, quick_figure, slider, steps_slider
-from mocolayers.losses import StageBarlow, StageMSE, barlow_terms, correlate, cross_correlation, pool_stage
-from mocolayers.plots import STAGE_COLOURS
-from mocolayers.pretrain import step_generator
+from mocolayers.method.encoder import StagedResNet
+from mocolayers.method.losses import StageBarlow, StageMSE, barlow_terms, correlate, cross_correlation, pool_stage
+from mocolayers.notebook.figures import STAGE_COLOURS
 from mocolayers.recipe import Recipe
-from mocolayers.views import TwoViews
+from mocolayers.runtime import step_generator
 
 IDEAL = "Barlow, ideal projector (synthetic)"
 LOSSES = ("raw MSE", "scale-free MSE", "Barlow", IDEAL)

@@ -13,7 +13,7 @@ import numpy as np
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from mocolayers.plots import new_figure, rendered
+from mocolayers.notebook.figures import new_figure, rendered
 
 SETTLE_SECONDS = 0.03  # long enough for the messages of a slider that is still moving to arrive
 # Variables by which a notebook server tells its kernels that a person sits in front of them; batch runs have none.

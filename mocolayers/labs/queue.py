@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mocolayers.datasets import MedicalImages, class_matrix
+from mocolayers.data.labels import class_matrix
+from mocolayers.data.prepared import MedicalImages
 from mocolayers.labs.panel import Answer, Lab, power_slider, quick_figure, steps_slider, tick, whole_slider
-from mocolayers.moco import follow
-from mocolayers.pretrain import Trainer, resolve_device, step_generator
+from mocolayers.method.moco import follow
 from mocolayers.recipe import Recipe
+from mocolayers.runtime import resolve_device, step_generator
+from mocolayers.training.pretrain import Trainer
 
 MOMENTA = (0.0, 0.5, 0.9, 0.99, 0.999)
 KEYS_PER_STEP = 16

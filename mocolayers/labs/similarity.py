@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
+from mocolayers.evaluation.similarity import cka, median_distance
 from mocolayers.labs.panel import Answer, Lab, choice, power_slider, quick_figure, tick, whole_slider
-from mocolayers.similarity import cka, median_distance
 
 SHOWN = 60  # rows of the kernel that are drawn
 MOST = 400

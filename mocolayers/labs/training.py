@@ -11,12 +11,12 @@ import pandas as pd
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from mocolayers.datasets import MedicalImages
+from mocolayers.data.prepared import MedicalImages
 from mocolayers.labs.panel import WIDGET_TYPE, Answer, as_html, error_html, someone_is_there
-from mocolayers.plots import STAGE_COLOURS, new_figure, show
-from mocolayers.pretrain import Trainer, pretrain
+from mocolayers.notebook.figures import STAGE_COLOURS, new_figure, show
 from mocolayers.recipe import Recipe
-from mocolayers.runs import Run
+from mocolayers.training.pretrain import Trainer, pretrain
+from mocolayers.training.runs import Run
 
 REDRAW_SECONDS = 2.0
 PANELS = {

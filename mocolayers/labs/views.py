@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
+from mocolayers.data.views import random_view, to_float
 from mocolayers.labs.panel import Answer, Lab, slider, tick, whole_slider
-from mocolayers.plots import new_figure
+from mocolayers.notebook.figures import new_figure
 from mocolayers.recipe import Views
-from mocolayers.views import random_view, to_float
 
 COUNT = 6  # views beside each image
 GAP = 6  # white pixels between pictures

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler
 from tqdm import tqdm
 
-from mocolayers.pretrain import autocast_type
 from mocolayers.recipe import Recipe, preset
+from mocolayers.runtime import autocast_type
 
 WARM = 2  # steps before the clock starts, in which a loader's processes start and read ahead
 AHEAD = 2  # batches that are being read when the clock stops

@@ -1,4 +1,4 @@
-"""Measure speed, side by side in one run, and write results/bench.md; about half an hour.
+"""Measure speed, side by side in one run, and write study/bench.md; about half an hour.
 
 Within a section the rows take turns, so that a slow minute hits all of them alike.
 """
@@ -21,10 +21,9 @@ import pretraining
 import startup
 import torch
 
-from mocolayers.files import atomic_write
-from mocolayers.pretrain import autocast_type
+from mocolayers.runtime import atomic_write, autocast_type
 
-OUT = Path(__file__).resolve().parents[2] / "results" / "bench.md"
+OUT = Path(__file__).resolve().parents[2] / "study" / "bench.md"
 
 
 def against(side: int, repeats: int, count: int, **changes) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import psutil
 from PIL import Image
 from tqdm import tqdm
 
-from mocolayers.datasets import SCRIPTS
+from mocolayers.data.prepared import SCRIPTS
 
 DISTINCT = 50  # different pictures; the decoder does not know that it has seen one before
 MB = 2**20

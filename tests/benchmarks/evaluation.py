@@ -12,15 +12,17 @@ from phantom import chest_phantom
 from torch import nn
 from torch.nn import functional as F
 
-from mocolayers.datasets import MedicalImages, class_matrix, label_subset
-from mocolayers.distributions import ks_distance
-from mocolayers.finetune import encode_splits, linear_evaluation
-from mocolayers.metrics import macro_auc
-from mocolayers.pretrain import pretrain
+from mocolayers.data.labels import class_matrix, label_subset
+from mocolayers.data.prepared import MedicalImages
+from mocolayers.data.views import batches
+from mocolayers.evaluation.distributions import ks_distance
+from mocolayers.evaluation.features import encode_splits
+from mocolayers.evaluation.probes import linear_evaluation
+from mocolayers.evaluation.scores import macro_auc
+from mocolayers.evaluation.similarity import cka
 from mocolayers.recipe import EVALUATIONS, preset
-from mocolayers.runs import Run
-from mocolayers.similarity import cka
-from mocolayers.views import batches
+from mocolayers.training.pretrain import pretrain
+from mocolayers.training.runs import Run
 
 EPOCHS, FRACTIONS = 100, (0.1, 1.0)
 CKA_ROWS, KS_ROWS, KS_RESAMPLES, WIDTH = (1000, 5000, 20_000), (1000, 20_000), 500, 128

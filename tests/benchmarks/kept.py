@@ -9,7 +9,7 @@ import pandas as pd
 from startup import run_python
 from tqdm import tqdm
 
-from mocolayers.series import PeakMemory
+from mocolayers.notebook.series import PeakMemory
 
 SIZES = {
     "ResNet-10 width 16, 28 px, batch 128": (28, {}),

@@ -12,10 +12,10 @@ from pretraining import made_up_images
 from tqdm import tqdm
 
 from mocolayers import labs
-from mocolayers.datasets import class_matrix
-from mocolayers.finetune import encode_splits
+from mocolayers.data.labels import class_matrix
+from mocolayers.evaluation.features import encode_splits
 from mocolayers.labs.panel import Lab, as_html
-from mocolayers.moco import build_encoder
+from mocolayers.method.moco import build_encoder
 from mocolayers.recipe import EVALUATIONS, preset
 
 SIZES = (4700, 500, 600)  # about those of PneumoniaMNIST

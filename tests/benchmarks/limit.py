@@ -12,7 +12,7 @@ import torch
 from pretraining import CPU, bound_step, made_up_images, measure
 from torch.utils.flop_counter import FlopCounterMode
 
-from mocolayers.pretrain import autocast_type
+from mocolayers.runtime import autocast_type
 
 SIDE = 2048  # of the square matrices: 24 MB of bf16 for the three, far more than the caches hold
 ENCODERS = {

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from mocolayers.datasets import MedicalImages
-from mocolayers.moco import build_encoder, build_head
+from mocolayers.data.prepared import MedicalImages
+from mocolayers.method.moco import build_encoder, build_head
 from mocolayers.recipe import Recipe
 
 

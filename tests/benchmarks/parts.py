@@ -10,10 +10,10 @@ from pretraining import made_up_images, measure, trainer_step
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mocolayers.losses import StageMSE, info_nce
-from mocolayers.moco import POOLED, MoCo
+from mocolayers.data.views import TwoViews
+from mocolayers.method.losses import StageMSE, info_nce
+from mocolayers.method.moco import POOLED, MoCo
 from mocolayers.recipe import preset
-from mocolayers.views import TwoViews
 
 STAGE_ARMS = ("mse", "mse-standardized", "barlow-conditioned", "barlow")
 QUEUES, BATCHES = (1024, 4096, 16_384, 65_536), (32, 128, 512)

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from mocolayers.datasets import SCRIPTS, MedicalImages, load
+from mocolayers.data.prepared import SCRIPTS, MedicalImages, load
 
 
 def chest_phantom(folder: Path, images: int, side: int = 28) -> MedicalImages:

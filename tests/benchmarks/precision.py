@@ -9,12 +9,14 @@ import pandas as pd
 from phantom import chest_phantom
 from tqdm import tqdm
 
-from mocolayers.datasets import MedicalImages, class_matrix, label_subset
-from mocolayers.finetune import encode_splits, linear_evaluation
-from mocolayers.metrics import macro_auc
-from mocolayers.pretrain import pretrain
+from mocolayers.data.labels import class_matrix, label_subset
+from mocolayers.data.prepared import MedicalImages
+from mocolayers.evaluation.features import encode_splits
+from mocolayers.evaluation.probes import linear_evaluation
+from mocolayers.evaluation.scores import macro_auc
 from mocolayers.recipe import EVALUATIONS, preset
-from mocolayers.report import interval
+from mocolayers.training.pretrain import pretrain
+from study.report import interval
 
 PRECISIONS = ("fp32", "bf16")
 

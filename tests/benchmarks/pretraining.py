@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from mocolayers.datasets import MedicalImages
-from mocolayers.pretrain import Trainer
+from mocolayers.data.prepared import MedicalImages
 from mocolayers.recipe import PRETRAINED_ARMS, preset
+from mocolayers.training.pretrain import Trainer
 
 CPU = torch.device("cpu")
 

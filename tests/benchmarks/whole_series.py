@@ -1,4 +1,4 @@
-"""Measure every notebook, and write results/notebooks.md: time and memory from no runs, then the series again, warm.
+"""Measure every notebook, and write study/notebooks.md: time and memory from no runs, then the series again, warm.
 
 On the default data, at smoke and at lesson.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 from bench import machine, markdown
 
-from mocolayers.files import atomic_write
+from mocolayers.runtime import atomic_write
 
-OUT = Path(__file__).resolve().parents[2] / "results" / "notebooks.md"
+OUT = Path(__file__).resolve().parents[2] / "study" / "notebooks.md"
 
 
 def series(preset: str, folder: Path) -> float:

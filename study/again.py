@@ -7,8 +7,8 @@ amplifies that. What is left of a difference between arms must be read against t
 import numpy as np
 import pandas as pd
 
-from mocolayers.report import by_seed, interval
-from mocolayers.sweep import Cell, sweep
+from study.report import by_seed, interval
+from study.run import Cell, sweep
 
 ROW = ["dataset", "arm", "mode", "fraction", "seed", "subset"]
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pandas as pd
 
 from mocolayers.recipe import PRETRAINED_ARMS
-from mocolayers.report import by_seed, interval, primary, read_table, verdict
+from study.report import by_seed, interval, primary, read_table, verdict
 
 MATCHES = 0.01  # an AUC this much lower still counts as matching
+
+
 EARLY = (1, 2)  # stages
 
 

@@ -23,9 +23,17 @@ ARM_COLOURS = {
     "barlow-conditioned": "#56B4E9",
     "mse-standardized": "#CC79A7",
 }
+
+
 PIXEL_COLOUR = "#7B4A12"
+
+
 MODE_NAMES = {"linear": "linear evaluation", "finetune": "fine-tuning"}
+
+
 STAGE_COLOURS = ("#fcbba1", "#fb6a4a", "#cb181d", "#67000d")
+
+
 STYLE = {
     "figure.dpi": 90,
     "savefig.dpi": 90,
@@ -40,6 +48,8 @@ STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
+
+
 plt.rcParams.update(STYLE)
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 from scipy.stats import rankdata
 from sklearn.metrics import cohen_kappa_score, f1_score
 
-from mocolayers.errors import DatasetError
+from mocolayers.runtime import DatasetError
 
 
 def macro_auc(classes: np.ndarray, probabilities: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

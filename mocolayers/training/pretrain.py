@@ -9,27 +9,45 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from mocolayers.datasets import MedicalImages
-from mocolayers.distributed import (
-    average_running_statistics,
-    averaged,
-    from_first,
-    own_part,
-    parallel,
-    rank,
-    world_size,
-)
-from mocolayers.encoder import encode, gather_batch_norm_statistics
-from mocolayers.errors import RunError
-from mocolayers.files import atomic_write
-from mocolayers.moco import MoCo, MoCoOutput
-from mocolayers.monitors import contrastive_accuracy, effective_rank, gradient_shares, knn_monitor, stage_statistics
+from mocolayers.data.prepared import MedicalImages
+from mocolayers.data.views import TwoViews, to_float
+from mocolayers.evaluation.features import encode
+from mocolayers.method.collectives import own_part, rank, world_size
+from mocolayers.method.moco import MoCo, MoCoOutput
 from mocolayers.recipe import Recipe
-from mocolayers.runs import Run, load_checkpoint, save_weights, start_from
-from mocolayers.views import TwoViews, to_float
+from mocolayers.runtime import RunError, atomic_write, autocast_type, resolve_device, step_generator
+from mocolayers.training.distributed import average_running_statistics, averaged, from_first, parallel
+from mocolayers.training.monitors import (
+    contrastive_accuracy,
+    effective_rank,
+    gradient_shares,
+    knn_monitor,
+    stage_statistics,
+)
+from mocolayers.training.runs import Run, load_checkpoint, save_weights, start_from
+
+
+@torch.no_grad()
+def gather_batch_norm_statistics(encoder: nn.Module, batches) -> None:
+    """Set the running means and variances of an encoder to those of the given batches of images.
+
+    Without this a randomly initialised encoder is judged with means of 0 and variances of 1 that fit no layer of it.
+    """
+    norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    encoder.train()
+    for batch in batches:
+        encoder(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    encoder.eval()
+
 
 CHECKPOINT_SECONDS = 30
 
@@ -297,32 +315,3 @@ def stage_share(recipe: Recipe, step: int) -> float:
     """What part of their weights the stage losses have at a step, counted from 0."""
     warm = recipe.stage_warmup * recipe.steps
     return 1.0 if step >= warm else step / warm
-
-
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The source of all randomness of one step; the same for every arm."""
-    entropy = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto" is the GPU, in distributed training this process's, else the processor."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RunError(f"device {name!r} was asked for, but torch finds no GPU here; use --device cpu or auto")
-    return torch.device(name)
-
-
-def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
-    """What a recipe's precision means on a device; None is fp32.
-
-    bf16 pays on GPUs and on processors with AVX512-BF16 or AMX; elsewhere it is emulated, and many times slower.
-    """
-    types = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else None
-    if precision not in types:
-        raise ValueError(f"precision {precision!r}: choose 'auto', {', '.join(map(repr, types))}")
-    return types[precision]

@@ -12,11 +12,13 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mocolayers.datasets import data_folder
-from mocolayers.files import atomic_write
+from mocolayers.data.prepared import data_folder
 from mocolayers.recipe import PRESETS
+from mocolayers.runtime import atomic_write
 
-HOME = Path(__file__).resolve().parent.parent
+HOME = Path(__file__).resolve().parents[2]
+
+
 EXAMPLES = """examples:
   python -m mocolayers series --preset smoke
   python -m mocolayers series --dataset pneumoniamnist nih --seed 0 1 2
@@ -152,8 +154,8 @@ def code_fingerprint(notebook: Path, values: dict) -> str:
     """Changes with the notebook's source cells, its parameters, the module and the tables: not while it runs."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     parts = [json.dumps([[cell["cell_type"], cell["source"]] for cell in cells]), json.dumps(values, sort_keys=True)]
-    read = [*Path(__file__).parent.rglob("*.py")]
-    read += [path for path in (HOME / "results").rglob("*") if path.suffix in (".csv", ".json")]
+    read = [*Path(__file__).parents[1].rglob("*.py"), *(HOME / "study").glob("*.py")]
+    read += [path for path in (HOME / "study" / "tables").rglob("*") if path.suffix in (".csv", ".json")]
     parts += [path.read_text(encoding="utf-8") for path in sorted(read)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
@@ -194,7 +196,7 @@ def write_index(out: Path) -> Path:
     for stamp in sorted(out.glob("*/*/*/*.json")):
         cell = Cell(**json.loads(stamp.read_text())["cell"])
         rows.append(_index_row(cell, stamp.parent.relative_to(out).as_posix()))
-    page = (HOME / "mocolayers" / "index_page.html").read_text(encoding="utf-8")
+    page = (HOME / "mocolayers" / "notebook" / "index_page.html").read_text(encoding="utf-8")
     out.mkdir(parents=True, exist_ok=True)
     text = page.replace("<!-- rows -->", "\n".join(rows))
     atomic_write(out / "index.html", lambda path: path.write_text(text, encoding="utf-8"))

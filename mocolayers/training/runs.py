@@ -11,11 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import Module
 
-from mocolayers.encoder import StagedResNet
-from mocolayers.errors import RunError
-from mocolayers.files import atomic_write
-from mocolayers.moco import MoCo, build_encoder
+from mocolayers.method.encoder import StagedResNet
+from mocolayers.method.moco import MoCo, build_encoder
 from mocolayers.recipe import Recipe
+from mocolayers.runtime import RunError, atomic_write
 
 
 class Run:

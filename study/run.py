@@ -13,19 +13,26 @@ import torch
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from mocolayers.analysis import feature_reuse, output_distances, probe, probe_pixels, probe_stages
-from mocolayers.datasets import MedicalImages, data_folder, load
-from mocolayers.distributions import ks_interval
-from mocolayers.files import atomic_write
-from mocolayers.finetune import encode_splits, evaluate, fine_tuned
-from mocolayers.pretrain import pretrain
+from mocolayers.data.prepared import MedicalImages, data_folder, load
+from mocolayers.evaluation.distributions import ks_interval, output_distances
+from mocolayers.evaluation.features import encode_splits
+from mocolayers.evaluation.judge import evaluate, fine_tuned, probe, probe_pixels, probe_stages
+from mocolayers.evaluation.similarity import feature_reuse
 from mocolayers.recipe import EVALUATIONS, Evaluation
-from mocolayers.runs import Run
-from mocolayers.tuning import TRIALS, TUNED, changed, try_out
+from mocolayers.runtime import atomic_write
+from mocolayers.training.pretrain import pretrain
+from mocolayers.training.runs import Run
+from study.tuning import TRIALS, TUNED, changed, try_out
 
 COLUMNS = ("dataset", "arm", "fraction", "seed", "subset", "mode", "labels", "auc", "low", "high", "f1", "kappa")
+
+
 ORDER = ("dataset", "arm", "mode", "stage", "fraction", "seed", "subset")
+
+
 FINE_TUNED_SUBSETS = 3
+
+
 OUTSIDE = {"retina": "idrid"}  # a data set of the same kind that judges the encoders of another
 
 

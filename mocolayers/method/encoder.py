@@ -2,14 +2,8 @@
 
 from typing import NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-
-from mocolayers.datasets import MedicalImages
-from mocolayers.distributed import share_rows
-from mocolayers.views import batches
 
 LAYOUTS = {
     "resnet10": (BasicBlock, [1, 1, 1, 1]),
@@ -96,34 +90,3 @@ class StagedResNet(ResNet):
             elif isinstance(module, (BasicBlock, Bottleneck)) and zero_init_residual:
                 last = module.bn2 if isinstance(module, BasicBlock) else module.bn3
                 nn.init.zeros_(last.weight)
-
-
-@torch.no_grad()
-def gather_batch_norm_statistics(encoder: nn.Module, batches) -> None:
-    """Set the running means and variances of an encoder to those of the given batches of images.
-
-    Without this a randomly initialised encoder is judged with means of 0 and variances of 1 that fit no layer of it.
-    """
-    norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    encoder.train()
-    for batch in batches:
-        encoder(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    encoder.eval()
-
-
-@torch.no_grad()
-def encode(encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, batch: int = 250) -> np.ndarray:
-    """(n, D) embeddings of the given rows, with batch-norm in evaluation mode."""
-    encoder.eval()
-    device = next(encoder.parameters()).device
-
-    def encoded(own: np.ndarray) -> np.ndarray:
-        return torch.cat([encoder(x).embedding.float().cpu() for x in batches(data, own, device, batch)]).numpy()
-
-    return share_rows(rows, encoded)

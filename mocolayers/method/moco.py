@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mocolayers.distributed import gather, own_part, world_size
-from mocolayers.encoder import Encoded, StagedResNet
-from mocolayers.losses import StageBarlow, StageMSE, info_nce, pool_stage
-from mocolayers.memory import keep_freed_memory
+from mocolayers.method.collectives import gather, own_part, world_size
+from mocolayers.method.encoder import Encoded, StagedResNet
+from mocolayers.method.losses import StageBarlow, StageMSE, info_nce, pool_stage
 from mocolayers.recipe import Recipe
+from mocolayers.runtime import keep_freed_memory
 
 POOLED = (1,) * 4  # sides that the stages are pooled to where no stage loss asks for more
 

@@ -19,35 +19,44 @@ from matplotlib.figure import Figure
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from mocolayers.analysis import STAGES, kept_stage_features, stage_features
-from mocolayers.datasets import MedicalImages, class_matrix, label_subset, load
-from mocolayers.files import atomic_write
-from mocolayers.finetune import (
-    evaluate,
-    evaluation_file,
-    fine_tune,
-    fine_tuned,
-    fine_tuning_seed,
-    linear_evaluation,
-    subset_seed,
-)
-from mocolayers.metrics import macro_auc, patient_weights
-from mocolayers.plots import released_dots
-from mocolayers.pretrain import Trainer, pretrain, resolve_device, step_generator
+from mocolayers.data.labels import class_matrix, label_subset, subset_seed
+from mocolayers.data.prepared import MedicalImages, load
+from mocolayers.data.views import batches
+from mocolayers.evaluation.features import STAGES, kept_stage_features, stage_features
+from mocolayers.evaluation.finetune import fine_tune
+from mocolayers.evaluation.judge import evaluate, evaluation_file, fine_tuned, fine_tuning_seed
+from mocolayers.evaluation.probes import linear_evaluation
+from mocolayers.evaluation.scores import macro_auc, patient_weights
+from mocolayers.evaluation.similarity import cka, released_cka
+from mocolayers.notebook.figures import released_dots
 from mocolayers.recipe import EVALUATIONS, Evaluation, Recipe, Views, preset
-from mocolayers.report import interval
-from mocolayers.runs import Run, save_weights
-from mocolayers.similarity import cka, released_cka
-from mocolayers.sweep import FINE_TUNED_SUBSETS
-from mocolayers.views import batches
+from mocolayers.runtime import atomic_write, resolve_device, step_generator
+from mocolayers.training.pretrain import Trainer, pretrain
+from mocolayers.training.runs import Run, save_weights
+from study.report import interval
+from study.run import FINE_TUNED_SUBSETS
 
 BASE, FEW = "moco", 0.01
+
+
 MINUS = ", minus MoCo's"
+
+
 LINEAR = f"linear AUC at {FEW:.0%}"
+
+
 STARTS = {z: f"{LINEAR}, all {word} zero_init_residual" for z, word in ((False, "without"), (True, "with"))}
+
+
 UNTOUCHED = Views(ratio=1, jitter=0, gray=0, blur=0)
+
+
 UNEQUAL = STARTS[False] + MINUS
+
+
 EARLY = "first losses, share of guessing"
+
+
 COLUMNS = ("code", "dataset", "seed", "arm", "quantity", "as_released", "sound")
 
 

@@ -4,11 +4,85 @@ Source: the paper gives no code; here D = sup_t |F_small(t) - F_large(t)| over p
 """
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import brentq
 from scipy.special import entr, expit, log_softmax, logit
 from scipy.stats import ks_2samp, rankdata
 
-from mocolayers.metrics import patient_weights
+from mocolayers.data.labels import class_matrix
+from mocolayers.data.prepared import MedicalImages
+from mocolayers.evaluation.judge import fine_tuned
+from mocolayers.evaluation.scores import calibration_error, patient_weights
+from mocolayers.recipe import Evaluation
+from mocolayers.training.runs import Run
+
+
+def output_distances(
+    run: Run, data: MedicalImages, plan: Evaluation, fraction: float, subset: int = 0, device: str = "auto"
+) -> pd.DataFrame:
+    """KS distance between the outputs of this encoder fine-tuned on some labels and on all, on the same test rows.
+
+    Args:
+        run: a finished pretraining.
+        data: whose test rows are used.
+        plan, device: of the fine-tunings.
+        fraction, subset: labels of the first model; the second has all of them.
+    Returns:
+        One row per compared class, then "mean" (over classes, with a 95% interval `low`, `high` that resamples test
+        patients) and "pooled" (all classes in one sample). Columns: `ks`; `floor`, of two models with all labels that
+        differ only in their fine-tuning seed; `flattened`, of the model with all labels and itself made as flat as the
+        first model, which ranks alike; `matched`, of the first model and that flattened one: what is left when
+        flatness is equal; `temperature` does the flattening; `note` says what makes a row worthless.
+    """
+    rows = data.rows("test")
+    small = fine_tuned(run, data, fraction, subset, plan, device)[1]
+    large, twin = (fine_tuned(run, data, 1.0, draw, plan, device)[1] for draw in (0, 1))
+    table = compare_outputs(small, large, twin, data.task)
+    names = [data.classes[column] for column in columns_of(data.task, len(data.classes))]
+    table.insert(0, "class", [*names, "mean", "pooled"])
+    classes = class_matrix(data, rows)
+    table["note"] = [*_notes(small, large, classes, data.task), "", ""]
+    interval = ks_interval([(small, large)], data.task, data.patients[rows], plan.resamples)
+    table.loc[table["class"] == "mean", ["low", "high"]] = interval[1:]
+    table["ece"], table["ece_all"] = (calibration_error(classes, p, data.task) for p in (small, large))
+    return _about(run, table, fraction).assign(subset=subset)
+
+
+def compare_outputs(small: np.ndarray, large: np.ndarray, twin: np.ndarray, task: str) -> pd.DataFrame:
+    """The distances of `output_distances` from three models' (n, L) probabilities: classes, then mean, then pooled."""
+    for p, owner in ((small, "the model with few labels"), (large, "the model with all"), (twin, "its twin")):
+        check_probabilities(p, owner)
+    temperature = matching_temperature(large, small, task)
+    flat = flatten(large, task, temperature)
+    pairs = {"ks": (small, large), "floor": (large, twin), "flattened": (large, flat), "matched": (small, flat)}
+    columns = {}
+    for name, (first, second) in pairs.items():
+        each = ks_by_class(first, second, task)[0]
+        columns[name] = [*each, each.mean(), ks_pooled(first, second, task)]
+    return pd.DataFrame(columns).assign(temperature=temperature)
+
+
+def _notes(small: np.ndarray, large: np.ndarray, classes: np.ndarray, task: str) -> list[str]:
+    notes = []
+    for column in columns_of(task, classes.shape[1]):
+        said = []
+        for p, name in ((small, "few"), (large, "all")):
+            if constant_columns(p)[column]:
+                said.append(f"the model with {name} labels says the same of every image")
+        if classes[:, column].all() or not classes[:, column].any():
+            said.append("the test split has one kind of image only")
+        notes.append("; ".join(said))
+    return notes
+
+
+def _about(run: Run, table: pd.DataFrame, fraction: float) -> pd.DataFrame:
+    recipe = run.recipe
+    for place, (name, value) in enumerate(
+        {"dataset": recipe.dataset, "arm": recipe.arm, "seed": recipe.seed, "fraction": fraction}.items()
+    ):
+        table.insert(place, name, value)
+    return table.assign(recipe=recipe.key)
+
 
 SHARPEST, FLATTEST = 0.02, 50.0  # temperatures tried
 

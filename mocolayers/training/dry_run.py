@@ -9,12 +9,15 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from mocolayers.datasets import MedicalImages
-from mocolayers.distributed import world_size
-from mocolayers.pretrain import Trainer, resolve_device
+from mocolayers.data.prepared import MedicalImages
+from mocolayers.method.collectives import world_size
 from mocolayers.recipe import RELEASED_SIDE, Recipe
+from mocolayers.runtime import resolve_device
+from mocolayers.training.pretrain import Trainer
 
 SHARE = 0.8  # of the free memory that a step may be expected to take
+
+
 GB = 2**30
 
 

@@ -7,11 +7,87 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
+import torch
 from scipy.spatial.distance import pdist
 from scipy.stats import norm
+from torch import nn
+
+from mocolayers.data.prepared import MedicalImages
+from mocolayers.evaluation.distributions import _about
+from mocolayers.evaluation.features import STAGES, kept_stage_features, stage_features
+from mocolayers.evaluation.judge import fine_tuned
+from mocolayers.recipe import Evaluation
+from mocolayers.training.runs import Run
+
+
+def feature_reuse(
+    run: Run, data: MedicalImages, plan: Evaluation, fraction: float, device: str = "auto"
+) -> pd.DataFrame:
+    """How alike the test features are before and after fine-tuning, per stage, with what it has to be read against.
+
+    Args:
+        run: a finished pretraining; from the arm "supervised" it is the untrained encoder.
+        data: whose test rows are used; the same rows, in the same order, in every column.
+        plan, device: of the fine-tuning; intervals and the released setting take a tenth of the plan's resamples.
+        fraction: share of labels it may use.
+    Returns:
+        One row per stage: `linear` is the debiased linear CKA with its 95% interval `low`, `high` over test patients;
+        `biased`, `rbf` (debiased, bandwidth the median distance) and `released` (with `released_std`) are other
+        settings; `null` and `released_null` are CKA with permuted rows; `twin` is the CKA of two fine-tunings of
+        this encoder that differ in their draw; `moved` is how far the stage's weights went, relative to their norm.
+    """
+    rows, patients, draws = data.rows("test"), data.patients[data.rows("test")], plan.resamples // 10
+    before = run.load_encoder()
+    after, twin = (fine_tuned(run, data, fraction, draw, plan, device)[0].encoder for draw in (0, 1))
+    kept = [stage["test"] for stage in kept_stage_features(run, data)]
+    features = [kept, *(stage_features(encoder, data, rows) for encoder in (after, twin))]
+    found = []
+    for stage, moved, x, y, z in zip(STAGES, weights_moved(before, after), *features, strict=True):
+        row = {"stage": stage} | _measures(x, y, draws)
+        row["low"], row["high"] = patient_interval(lambda half, x=x, y=y: cka(x[half], y[half]), patients, draws)
+        found.append(row | {"twin": cka(y, z), "moved": moved})
+    return _about(run, pd.DataFrame(found), fraction)
+
+
+def _measures(x: np.ndarray, y: np.ndarray, draws: int) -> dict[str, float]:
+    released, released_std = released_cka(x, y, draws)
+    permuted = np.random.default_rng(0).permutation(len(y))
+    return {
+        "linear": cka(x, y),
+        "biased": cka(x, y, debiased=False),
+        "rbf": cka(x, y, "rbf"),
+        "released": released,
+        "released_std": released_std,
+        "null": float(cka_null(x, y).mean()),
+        "biased_null": float(cka_null(x, y, debiased=False).mean()),
+        "released_null": released_cka(x, y[permuted], 1)[0],
+    }
+
+
+def weights_moved(before: nn.Module, after: nn.Module) -> list[float]:
+    """Per stage the distance between two encoders' weights, divided by the norm of the first one's."""
+    found = []
+    for stage in STAGES:
+        first, second = (
+            torch.cat([p.detach().cpu().flatten() for p in getattr(encoder, f"layer{stage}").parameters()])
+            for encoder in (before, after)
+        )
+        found.append(float((second - first).norm() / first.norm()))
+    return found
+
+
+def similarity_matrix(features: list[np.ndarray], others: list[np.ndarray]) -> np.ndarray:
+    """(len(features), len(others)) debiased linear CKA of every pair, e.g. of all stages of two encoders."""
+    return np.array([[cka(x, y) for y in others] for x in features])
+
 
 BLOCK = 256  # rows of a kernel matrix that are in memory at a time
+
+
 MEDIAN_ROWS = 1000
+
+
 WHOLE = 4000  # rows up to which a whole kernel matrix may be in memory
 
 

@@ -12,23 +12,39 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mocolayers.datasets import TEST, MedicalImages, label_subset, load
-from mocolayers.encoder import encode
-from mocolayers.files import atomic_write
-from mocolayers.finetune import best_probe, subset_seed
-from mocolayers.pretrain import pretrain
+from mocolayers.data.labels import label_subset, subset_seed
+from mocolayers.data.prepared import TEST, MedicalImages, load
+from mocolayers.evaluation.features import encode
+from mocolayers.evaluation.probes import best_probe
 from mocolayers.recipe import EVALUATIONS, Recipe, preset
+from mocolayers.runtime import atomic_write
+from mocolayers.training.pretrain import pretrain
 
 TRIALS = 8
+
+
 SEED = 100  # of all trials; no reported run has it
+
+
 SUBSETS = 10
+
+
 TUNED = ("moco", "mse-normalized", "barlow-conditioned", "mse-standardized")
+
+
 # As released: the stage weights stay what they are, everything else is what MoCo got.
 AS_RELEASED = {"mse": "moco", "barlow": "moco"}
 
+
 SHARED = {"lr": (0.03, 0.06, 0.12), "temperature": (0.1, 0.2), "crop": (0.2, 0.4, 0.7)}
+
+
 STAGES = ((1, 1, 1, 1), (0, 1, 1, 1), (0, 0, 1, 1), (1, 1, 0, 0))
+
+
 WEIGHTS = {"mse-normalized": (0.1, 3.0), "barlow-conditioned": (0.003, 0.3), "mse-standardized": (0.1, 3.0)}
+
+
 WARM_UP = {"mse-standardized": (0.0, 0.5)}
 
 

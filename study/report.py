@@ -7,17 +7,29 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mocolayers.files import atomic_write
-from mocolayers.plots import MODE_NAMES, forest
+from mocolayers.notebook.figures import MODE_NAMES, forest
 from mocolayers.recipe import ARMS, OWN_ARMS, PRETRAINED_ARMS
+from mocolayers.runtime import atomic_write
 
 BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
+
+
 CELL = ["dataset", "mode", "fraction"]
+
+
 NEAR_CHANCE = 0.6
-PRIMARY = ("nih_finding", "breast_histology", "retina")  # one per modality of the paper, see results/PROTOCOL.md
+
+
+PRIMARY = ("nih_finding", "breast_histology", "retina")  # one per modality of the paper, see study/PROTOCOL.md
+
+
 # The protocol's later series: what they change, and their folder beside the first one's table.
 LATER = {"longer training": "long", "longer training, 64 px": "larger"}
+
+
 CLAIM = 0.05  # the gain at 1% of the labels that the paper reports on the average of its data sets
+
+
 VERDICTS = ("supported", "opposite", "not supported here", "cannot tell")
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mocolayers.datasets import MedicalImages, class_matrix
-from mocolayers.distributed import mean_over_processes
-from mocolayers.losses import cross_correlation, stage_distance
-from mocolayers.moco import MoCoOutput
+from mocolayers.data.labels import class_matrix
+from mocolayers.data.prepared import MedicalImages
+from mocolayers.method.collectives import mean_over_processes
+from mocolayers.method.losses import cross_correlation, stage_distance
+from mocolayers.method.moco import MoCoOutput
 
 
 @torch.no_grad()

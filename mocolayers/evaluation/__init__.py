@@ -1,0 +1,1 @@
+"""Judging encoders: features, probes, fine-tuning, scores, similarity and output distances."""

@@ -1,0 +1,1 @@
+"""The method alone: encoder, losses, momentum contrast. Imports torch and torchvision only."""

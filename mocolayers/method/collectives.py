@@ -1,0 +1,62 @@
+"""TODO mocolayers.method.collectives."""
+
+import torch
+from torch import Tensor, distributed
+
+from mocolayers.runtime import RunError
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process, from 0; process 0 writes and speaks for all."""
+    return distributed.get_rank() if world_size() > 1 else 0
+
+
+def own_part(count: int) -> slice:
+    """Which rows of a batch of `count` this process holds.
+
+    Raises:
+        RunError: the processes cannot share the batch evenly.
+    """
+    if count % world_size():
+        raise RunError(
+            f"a batch of {count} cannot be shared by {world_size()} processes; give one they divide: --set batch=NUMBER"
+        )
+    each = count // world_size()
+    return slice(rank() * each, (rank() + 1) * each)
+
+
+@torch.no_grad()
+def gather(part: Tensor) -> Tensor:
+    """(B / N, ...) of each process to the same (B, ...) on all; without gradient."""
+    if world_size() == 1:
+        return part
+    parts = [torch.empty_like(part, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    distributed.all_gather(parts, part.contiguous())
+    return torch.cat(parts)
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(x)
+        return x / world_size()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return _Mean.apply(gradient)
+
+
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of a tensor over processes, with gradient.
+
+    The gradient is that of the *sum* of all processes' losses. `DistributedDataParallel` then averages, which leaves
+    the gradient that one process with the whole batch would find: of a loss that every process computes from such
+    means, and of the mean of losses over rows.
+    """
+    return x if world_size() == 1 else _Mean.apply(x)

@@ -1,0 +1,1 @@
+"""The replication: protocol, runs, tables and what they say."""
