@@ -1,0 +1,87 @@
+"""Kermany's chest X-rays of children: the publisher's tree to the prepared format, bacteria against virus."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from common import arguments, finish, read_images, run, split_by_patient
+from conversion import Picture, gray
+from sources import open_source
+
+from mocolayers.data.prepared import TEST, UNLABELLED
+from mocolayers.runtime import DatasetError
+
+KAGGLE = "paultimothymooney/chest-xray-pneumonia"
+PARTS = ("train", "val", "test")
+# personN_bacteria_M, personN_virus_M; IM-N-M and NORMAL2-IM-N-M are two series of normal images.
+FILE = re.compile(r"(?P<person>person\d+|(NORMAL\d-)?IM-\d+)(_(?P<kind>bacteria|virus))?")
+CLASSES = {"type": ["virus", "bacteria"], "pneumonia": ["normal", "pneumonia"]}
+CARD = {
+    "title": "Chest X-rays of children (Kermany)",
+    "modality": "chest",
+    "task": "binary",
+    "source": "Mendeley Data rscbjbr9sj, from Guangzhou Women and Children's Medical Center",
+    "licence": "CC BY 4.0 as far as known; see the publisher's page",
+    "citation": "Kermany et al., Cell 172(5), 2018",
+}
+EXAMPLES = """  python data_scripts/pneumonia.py --source ~/chest_xray --side 64
+  python data_scripts/pneumonia.py --source ~/chest_xray --task pneumonia --name pneumonia_or_normal
+  python data_scripts/pneumonia.py                                    # downloads from Kaggle"""
+
+
+def find(source: Path, task: str) -> list[Picture]:
+    """Every image, with the publisher's part and its number as the patient; in the task "type" normals are unlabelled.
+
+    A number is used for bacteria and for virus alike, so it may be one child or two: both count as one patient, which
+    never lets a child into two splits.
+    """
+    root = source / "chest_xray" if (source / "chest_xray").is_dir() else source
+    pictures = []
+    for path in sorted(root.glob("*/*/*.jp*g")):
+        part, group = path.parts[-3:-1]
+        if part not in PARTS or group not in ("NORMAL", "PNEUMONIA"):
+            continue
+        match = FILE.match(path.name)
+        if not match or (match["kind"] is None) != (group == "NORMAL"):
+            raise DatasetError(f"{path}: name and folder disagree; expected PNEUMONIA/personN_bacteria|virus_M.jpeg")
+        split = TEST if part == "test" else None
+        if task == "type" and group == "NORMAL":
+            split = UNLABELLED
+        label = group == "PNEUMONIA" if task == "pneumonia" else match["kind"] == "bacteria"
+        pictures.append(Picture(path, f"{part}/{match['person']}", int(label), split))
+    if not pictures:
+        raise DatasetError(f"{root} holds no train/PNEUMONIA/*.jpeg; pass the folder that holds train/ and test/")
+    return pictures
+
+
+def splits(pictures: list[Picture], patients: np.ndarray, labels: np.ndarray, args) -> np.ndarray:
+    """The publisher's test part and a seeded validation part of the rest; or all of it seeded, by patient."""
+    given = np.array([-1 if picture.split is None else picture.split for picture in pictures])
+    labelled = given != UNLABELLED
+    split = np.full(len(pictures), UNLABELLED, np.uint8)
+    if args.split == "seeded":
+        split[labelled] = split_by_patient(patients[labelled], labels[labelled], args.seed)
+        return split
+    rest = labelled & (given != TEST)
+    split[given == TEST] = TEST
+    split[rest] = split_by_patient(patients[rest], labels[rest], args.seed, (0.85, 0.15, 0.0))
+    return split
+
+
+def main(args) -> None:
+    source = open_source(args.source, "chest_xray/train and test", args.out, KAGGLE)
+    images, kept, report = read_images(find(source, args.task), gray, args)
+    labels = np.array([picture.label for picture in kept], np.uint8)
+    patients = np.array([picture.patient for picture in kept])
+    split = splits(kept, patients, labels, args)
+    arrays = {"images": images, "labels": labels, "patients": patients, "split": split}
+    finish(args, arrays, CARD | {"classes": CLASSES[args.task]}, report)
+
+
+if __name__ == "__main__":
+    parser = arguments(__doc__, "pneumonia", 28, EXAMPLES)
+    task = "bacteria or virus, normals for pretraining only; or pneumonia or normal, which tiny pixels nearly solve"
+    parser.add_argument("--task", choices=tuple(CLASSES), default="type", help=f"{task} (%(default)s)")
+    how = "the publisher's test part, which is harder, or a seeded split of all"
+    parser.add_argument("--split", choices=("official", "seeded"), default="official", help=f"{how} (%(default)s)")
+    run(main, parser)
