@@ -177,6 +177,13 @@ def test_more_fractions_and_subsets_leave_the_rows_that_are_there(pretrained, mo
     assert set(fewer["auc"]) <= set(first["auc"])
 
 
+def test_settings_out_of_a_table_find_the_row_that_is_there(pretrained, monkeypatch):
+    data, run = pretrained()
+    first = judge(run, data, PLAN, 1.0, 0, stage=2)
+    monkeypatch.setattr(module, "label_subset", None)
+    assert json.dumps(judge(run, data, PLAN, 1, np.int64(0), stage=np.int64(2))) == json.dumps(first)
+
+
 def test_another_data_set_is_another_row(pretrained, make_data):
     data, run = pretrained()
     first, second = (judge(run, each, PLAN, 0.1) for each in (data, make_data("other", n=300, seed=5)))
@@ -227,11 +234,11 @@ def test_a_damaged_row_is_a_clear_error(pretrained):
 )
 def test_settings_that_mean_nothing_are_refused(pretrained, way):
     data, run = pretrained()
-    with pytest.raises(ValueError, match="protocol is 'linear' or 'finetune'|are for protocol 'linear'"):
+    with pytest.raises(ValueError, match="no such row.*protocol is 'linear'.*'finetune'"):
         judge(run, data, PLAN, 0.1, **way)
 
 
 def test_an_unfinished_run_cannot_be_judged(make_data, tmp_path):
     data = make_data()
-    with pytest.raises(RunError, match="not finished"):
+    with pytest.raises(RunError, match="encoder.safetensors does not exist"):
         judge(Run(preset("smoke", "moco", data), tmp_path), data, PLAN, 0.1)

@@ -23,8 +23,6 @@ from mocolayers.runtime import RunError, atomic_write
 from mocolayers.training.distributed import from_first
 from mocolayers.training.runs import Run, build_encoder, unfilled
 
-SETTINGS = ("fraction", "subset", "protocol", "stage", "source", "pool")
-
 
 def judge(
     run: Run,
@@ -49,11 +47,18 @@ def judge(
     Returns:
         In this order: dataset (trained on), judged_on, arm, seed; the settings, with stage 0 for pixels; labels (that
         might be used), labels_read (different ones that were); auc, low, high (its 95% interval over patients), f1,
-        kappa (NaN without grades), seconds; recipe and weights, the hashes of what was judged.
+        kappa (NaN without grades), seconds; recipe and weights, the hashes of the run.
     """
     if source == "pixels":
         stage = 0
-    settings = dict(zip(SETTINGS, (fraction, subset, protocol, stage, source, pool), strict=True))
+    settings = {"fraction": float(fraction), "subset": int(subset), "protocol": protocol}
+    settings |= {"stage": int(stage), "source": source, "pool": int(pool)}
+    probed = source == "pixels" or (source == "encoder" and stage in STAGES)
+    if not (protocol == "linear" and probed) and (protocol, stage, source, pool) != ("finetune", 4, "encoder", 1):
+        raise ValueError(
+            f"no such row: {settings}; protocol is 'linear', of 'pixels' or of stage 1 to 4 of the 'encoder', or "
+            "'finetune', of the whole encoder"
+        )
     place = _place(run, data, plan, settings)
     if from_first(place.is_file):
         return _kept(place)[0]
@@ -78,19 +83,16 @@ def judge(
 
 def _place(run: Run, data: MedicalImages, plan: Evaluation, settings: dict) -> Path:
     """The file of a row; its name holds a hash of everything that the row is made from."""
-    protocol, probed = settings["protocol"], (settings["source"], settings["stage"])
-    if protocol not in ("linear", "finetune") or probed not in [("pixels", 0), *(("encoder", s) for s in STAGES)]:
-        raise ValueError(
-            f"no such row: {settings}; protocol is 'linear' or 'finetune', source 'encoder' with a stage from 1 to 4, "
-            "or 'pixels'"
-        )
-    if protocol == "finetune" and (*probed, settings["pool"]) != ("encoder", 4, 1):
-        raise ValueError("fine-tuning trains the whole encoder; stage, source and pool are for protocol 'linear'")
+    made_from = {name: settings[name] for name in ("fraction", "subset", "protocol", "stage", "source", "pool")}
     # Fractions and subsets say how many rows there are, not what is in one.
-    made_from = dataclasses.asdict(dataclasses.replace(plan, fractions=(), subsets=0)) | settings
+    made_from["plan"] = dataclasses.asdict(dataclasses.replace(plan, fractions=(), subsets=0))
     made_from |= {"weights": run.weights_hash, "data": data.fingerprint}
     tag = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
-    return run.folder / "evaluations" / f"{protocol}-{settings['fraction']:g}-{settings['subset']}-{tag}.safetensors"
+    return (
+        run.folder
+        / "evaluations"
+        / f"{settings['protocol']}-{settings['fraction']:g}-{settings['subset']}-{tag}.safetensors"
+    )
 
 
 def _keep(place: Path, row: dict, probabilities: np.ndarray, weights: dict[str, torch.Tensor]) -> None:
@@ -115,7 +117,7 @@ def fine_tuned(
 ) -> tuple[Classifier, np.ndarray]:
     """The classifier that `judge` fine-tunes and keeps, in evaluation mode, with its (n_test, L) probabilities."""
     row = judge(run, data, plan, fraction, subset, "finetune", device=device)
-    weights = _kept(_place(run, data, plan, {name: row[name] for name in SETTINGS}))[1]
+    weights = _kept(_place(run, data, plan, row))[1]
     probabilities = weights.pop("probabilities").numpy()
     model = unfilled(lambda: Classifier(build_encoder(run.recipe), data.task, len(data.classes)))
     model.load_state_dict(weights)
