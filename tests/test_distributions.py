@@ -4,17 +4,22 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
+from mocolayers.evaluation import distributions as module
 from mocolayers.evaluation.distributions import (
-    constant_columns,
+    compare_outputs,
     flatten,
     ks_by_class,
     ks_distance,
     ks_interval,
-    ks_pooled,
     matching_temperature,
     mean_entropy,
+    output_distances,
 )
+from mocolayers.evaluation.judge import fine_tuned
 from mocolayers.evaluation.scores import macro_auc, patient_weights
+from mocolayers.recipe import Evaluation
+
+PLAN = Evaluation(fractions=(0.1, 1.0), subsets=2, least_steps=6, batch=16, checks=3, resamples=20)
 
 
 def outputs(n=80, labels=2, seed=0, digits=3):
@@ -83,28 +88,24 @@ def test_the_matching_temperature_makes_one_model_as_flat_as_the_other(task):
     assert matching_temperature(p, p, task) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_target_beyond_reach_gets_the_last_temperature_tried():
+def test_a_target_beyond_reach_gets_the_last_temperature_that_is_tried():
     even, sure = np.full((10, 2), 0.5), np.eye(2)[np.arange(10) % 2]
-    assert matching_temperature(outputs(), even, "binary") == 50
-    assert matching_temperature(outputs(digits=6), sure, "binary") == pytest.approx(0.02)
+    assert matching_temperature(outputs(), even, "binary") == pytest.approx(50, rel=1e-4)
+    assert matching_temperature(outputs(digits=6), sure, "binary") == pytest.approx(0.02, rel=1e-4)
 
 
-def test_a_constant_predictor_is_a_step_and_is_recognised():
+def test_a_constant_predictor_is_a_step():
     p, constant = outputs()[:, 0], np.full(80, 0.4)
     assert ks_distance(p, constant)[0] == pytest.approx(max(np.mean(p < 0.4), np.mean(p > 0.4)), abs=0.02)
-    assert constant_columns(np.stack([p, constant], axis=1)).tolist() == [False, True]
 
 
-@pytest.mark.parametrize(
-    ("value", "message"), [(np.nan, "1 NaN among 80; did its training diverge"), (1.5, "1 values outside")]
-)
-def test_what_is_no_probability_is_refused(value, message):
+@pytest.mark.parametrize("value", [np.nan, 1.5, -0.1])
+def test_what_is_no_probability_is_refused(value):
     p, q = outputs()[:, 0].copy(), outputs(seed=1)[:, 0]
     p[3] = value
-    with pytest.raises(ValueError, match=f"the first model hold {message}"):
-        ks_distance(p, q)
-    with pytest.raises(ValueError, match="the second model"):
-        ks_distance(q, p)
+    for pair in ((p, q), (q, p)):
+        with pytest.raises(ValueError, match="have to be from 0 to 1; NaN comes from a training that diverged"):
+            ks_distance(*pair)
 
 
 def test_models_judged_on_other_rows_are_refused():
@@ -122,8 +123,8 @@ def test_a_binary_task_is_compared_once_and_other_tasks_class_by_class():
 def test_pooling_can_hide_what_the_mean_over_classes_shows():
     low, high = np.linspace(0, 0.4, 50), np.linspace(0.6, 1, 50)
     first, second = np.stack([low, high], axis=1), np.stack([high, low], axis=1)
-    assert ks_by_class(first, second, "multilabel").mean() == 1
-    assert ks_pooled(first, second, "multilabel") == 0
+    table = compare_outputs(first, second, second, "multilabel")
+    assert table["ks"].tolist() == [1, 1, 1, 0]
 
 
 def test_the_interval_covers_patients_and_pairs():
@@ -143,3 +144,49 @@ def test_copies_of_an_image_do_not_make_the_interval_narrower():
     nine = [np.repeat(x, 9, axis=0) for x in (p, q, np.arange(40))]
     _, low9, high9 = ks_interval([(nine[0], nine[1])], "binary", nine[2], 300)
     assert (low9, high9) == pytest.approx((low, high))
+
+
+def test_output_distances_are_those_of_the_kept_probabilities(pretrained):
+    data, run = pretrained(task="multilabel")
+    table = output_distances(run, data, PLAN, 0.1)
+    assert table["class"].tolist() == [*data.classes, "mean", "pooled"]
+    small, large = fine_tuned(run, data, 0.1, 0, PLAN)[1], fine_tuned(run, data, 1.0, 0, PLAN)[1]
+    assert table["ks"][:3].to_numpy() == pytest.approx(ks_by_class(small, large, data.task)[0])
+    mean = table[table["class"] == "mean"].iloc[0]
+    assert mean["ks"] == pytest.approx(table["ks"][:3].mean())
+    assert mean["low"] <= mean["high"]
+
+
+def test_the_floor_compares_two_seeds_on_all_labels(pretrained):
+    data, run = pretrained()
+    table = output_distances(run, data, PLAN, 0.1)
+    first, second = (fine_tuned(run, data, 1.0, draw, PLAN)[1] for draw in (0, 1))
+    assert 0 < table["floor"][0] == pytest.approx(ks_by_class(first, second, data.task)[0, 0])
+
+
+def test_a_flatter_copy_of_a_model_is_far_away_though_it_ranks_alike():
+    p = np.random.default_rng(0).beta(0.3, 0.3, 400)
+    large = np.stack([1 - p, p], axis=1)
+    logits = np.log(large.clip(1e-12)) / 6
+    small = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    row = compare_outputs(small, large, large, "binary").iloc[0]
+    assert row["ks"] > 0.2
+    assert row["flattened"] == pytest.approx(row["ks"], abs=0.01)
+    assert row["matched"] < 0.02
+    assert row["floor"] == 0
+    assert row["temperature"] == pytest.approx(6, rel=0.01)
+
+
+def test_worthless_rows_say_so(pretrained, monkeypatch):
+    data, run = pretrained(task="multilabel")
+    n = len(data.rows("test"))
+    p = np.random.default_rng(0).random((n, 3))
+    constant = p.copy()
+    constant[:, 1] = 0.3
+    monkeypatch.setattr(module, "fine_tuned", lambda *a: (None, constant if a[2] < 1 else p))
+    data.labels.flags.writeable = True
+    data.labels[data.rows("test"), 2] = 0
+    notes = output_distances(run, data, PLAN, 0.1)["note"].tolist()
+    assert notes[0] == ""
+    assert notes[1] == "the model with few labels says the same of every image"
+    assert notes[2] == "the test split has one kind of image only"

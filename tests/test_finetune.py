@@ -1,104 +1,89 @@
-"""Claims about judging encoders."""
+"""Claims about fine-tuning."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.metrics import roc_auc_score
 
-from mocolayers.data.labels import class_matrix, label_subset
-from mocolayers.evaluation import finetune as module
-from mocolayers.evaluation.features import encode_splits
-from mocolayers.evaluation.finetune import fine_tune
-from mocolayers.evaluation.judge import evaluate
-from mocolayers.evaluation.probes import linear_evaluation
-from mocolayers.evaluation.scores import macro_auc
-from mocolayers.recipe import ARMS, Evaluation
-from study.run import judge
+from mocolayers.data.labels import label_subset
+from mocolayers.evaluation.finetune import Classifier, fine_tune, row_order
+from mocolayers.recipe import EVALUATIONS, Evaluation
+from mocolayers.runtime import RunError
 
-PLAN = Evaluation(fractions=(0.1, 1.0), subsets=2, steps=6, batch=16, check_every=2, resamples=20)
+PLAN = Evaluation(epochs=2, least_steps=6, batch=16, checks=3, resamples=20)
 
 
-def test_linear_evaluation_equals_a_plain_scikit_learn_pipeline(pretrained):
+@pytest.fixture
+def looks(monkeypatch):
+    """A list of what every look at validation found: rows, weights and probabilities."""
+    seen, predict = [], Classifier.predict
+
+    def recorded(model, data, rows):
+        probabilities = predict(model, data, rows)
+        seen.append((rows, copy.deepcopy(model.state_dict()), probabilities))
+        return probabilities
+
+    monkeypatch.setattr(Classifier, "predict", recorded)
+    return seen
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+@pytest.mark.parametrize("count", [9, 47, 4708])
+def test_every_labelled_image_is_read_in_every_epoch_and_in_another_order(name, count):
+    plan, rows = EVALUATIONS[name], np.arange(100, 100 + count)
+    order = row_order(rows, plan, seed=0)
+    assert order.size >= plan.epochs * count and len(order) >= plan.least_steps
+    assert len(order) == plan.least_steps or order.size < plan.epochs * count + plan.batch
+    epochs = [order.ravel()[start : start + count] for start in range(0, order.size - count + 1, count)]
+    assert all(np.array_equal(np.sort(epoch), rows) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 0.9 * len(epochs)
+    assert np.array_equal(order, row_order(rows, plan, seed=0))
+    assert not np.array_equal(order, row_order(rows, plan, seed=1))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 1.0])
+def test_the_images_that_are_read_are_all_that_are_labelled(make_data, pretrained, watched, fraction):
+    data, run = pretrained(n=500)
+    rows, asked = label_subset(data, fraction, 0), watched(data)
+    model = fine_tune(run.load_encoder(), data, rows, PLAN, 0)
+    read = np.setdiff1d(np.concatenate(asked), data.rows("val"))
+    assert np.array_equal(read, rows)
+    assert model.labels_read == len(rows)
+
+
+def test_the_weights_that_did_best_on_validation_are_returned(pretrained, looks):
     data, run = pretrained()
-    features = encode_splits(run.load_encoder(), data)
-    rows = label_subset(data, 0.5, 0)
-    ours, penalty = linear_evaluation(features, data, rows, PLAN)
-    x = features["train"][np.searchsorted(data.rows("train"), rows)]
-    plain = LogisticRegression(C=penalty, max_iter=2000, solver=module.solver(*x.shape, len(data.classes)))
-    model = make_pipeline(StandardScaler(), plain).fit(x, data.labels[rows])
-    assert np.allclose(ours, model.predict_proba(features["test"]))
-
-
-@pytest.mark.parametrize("kinds", [2, 3])
-def test_both_solvers_end_with_the_same_probabilities(kinds, monkeypatch):
-    rng = np.random.default_rng(0)
-    target = rng.integers(0, kinds, 300)
-    x = rng.normal(size=(300, 8)) + target[:, None] * rng.normal(size=8)
-    classes = target[:, None] == np.arange(kinds)
-    found = {}
-    for name in ("newton-cholesky", "lbfgs"):
-        assert name == "lbfgs" or module.solver(*x.shape, kinds) == name
-        monkeypatch.setattr(module, "solver", lambda *_, name=name: name)
-        found[name] = module.LinearProbe("multiclass", 0.1).fit(x, classes).predict(x)
-    assert np.allclose(*found.values(), atol=1e-3)
-
-
-def test_features_that_are_almost_the_same_are_fitted_without_a_warning(recwarn):
-    rng = np.random.default_rng(0)
-    x = np.repeat(rng.normal(size=(1000, 1)), 100, axis=1).astype(np.float32)
-    x += 1e-4 * rng.normal(size=x.shape).astype(np.float32)
-    classes = (x[:, :1] + rng.normal(size=(1000, 1)) > 0) == np.array([False, True])
-    probabilities = module.LinearProbe("binary", 1000.0).fit(x, classes).predict(x)
-    assert not recwarn.list and macro_auc(classes, probabilities)[0] > 0.7
-
-
-def test_newtons_method_is_left_where_its_matrix_would_be_large():
-    assert module.solver(5000, 2000, 2) == "lbfgs" and module.solver(30, 128, 2) == "lbfgs"
-
-
-def test_the_penalty_is_the_best_on_validation(pretrained):
-    data, run = pretrained(n=600)
-    features = encode_splits(run.load_encoder(), data)
-    rows, truth = label_subset(data, 0.5, 0), class_matrix(data, data.rows("val"))
-    _, chosen = linear_evaluation(features, data, rows, PLAN)
-    reached = {}
-    for penalty in PLAN.penalties:
-        x = features["train"][np.searchsorted(data.rows("train"), rows)]
-        model = module.LinearProbe(data.task, penalty).fit(x, class_matrix(data, rows))
-        reached[penalty] = macro_auc(truth, model.predict(features["val"]))[0]
-    assert reached[chosen] == max(reached.values())
-
-
-def test_encoding_moves_no_batch_norm_statistics(pretrained):
-    data, run = pretrained()
-    encoder = run.load_encoder()
-    before = {name: b.clone() for name, b in encoder.named_buffers()}
-    encode_splits(encoder.train(), data)
-    assert all(torch.equal(b, before[name]) for name, b in encoder.named_buffers())
-
-
-def test_fine_tuning_returns_the_weights_that_did_best_on_validation(pretrained, monkeypatch):
-    data, run = pretrained()
-    scripted, seen = iter([0.6, 0.9, 0.7]), []
-    real_step = module._fine_tune_step
-
-    def recorded_step(model, *rest):
-        real_step(model, *rest)
-        seen.append(copy.deepcopy(model.state_dict()))
-
-    monkeypatch.setattr(module, "macro_auc", lambda truth, probabilities: np.array([next(scripted)]))
-    monkeypatch.setattr(module, "_fine_tune_step", recorded_step)
-    model = fine_tune(run.load_encoder(), data, data.rows("train"), PLAN, 0)
-    best = seen[3]  # checks after steps 2, 4 and 6; the second was best
+    plan = Evaluation(epochs=1, least_steps=40, batch=16, checks=8, lr=0.01)
+    model = fine_tune(run.load_encoder(), data, data.rows("train"), plan, 0)
+    assert len(looks) == 8
+    reached = [roc_auc_score(data.labels[rows], p[:, 1]) for rows, _, p in looks]
+    assert reached.index(max(reached)) < 7, "the last look is the best one: the case shows nothing"
+    best = looks[reached.index(max(reached))][1]
     assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
-    assert not torch.equal(model.head.weight, seen[5]["head.weight"])
 
 
-def test_fine_tuning_never_reads_a_test_image_and_leaves_the_run_as_it_was(pretrained, watched):
+def test_with_one_class_on_validation_the_smallest_loss_is_kept(pretrained, looks):
+    data, run = pretrained()
+    split = np.where((data.split == 1) & (data.labels == 0), 2, data.split)
+    data = dataclasses.replace(data, split=split)
+    plan = Evaluation(least_steps=40, checks=8, lr=1e-4, batch=16)
+    model = fine_tune(run.load_encoder(), data, data.rows("train"), plan, 0)
+    losses = [-np.log(p[:, 1]).mean() for _, _, p in looks]
+    assert losses.index(min(losses)) > 0, "the first look is the best one: the case shows nothing"
+    best = looks[losses.index(min(losses))][1]
+    assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
+
+
+def test_a_training_that_diverges_is_one_clear_error(pretrained):
+    data, run = pretrained()
+    with pytest.raises(RunError, match="diverged by step 5; lower its learning rate, which is 1e"):
+        fine_tune(run.load_encoder(), data, data.rows("train"), Evaluation(lr=1e30, least_steps=20, batch=16), 0)
+
+
+def test_no_test_image_is_read_and_the_encoder_stays_as_it_was(pretrained, watched):
     data, run = pretrained()
     asked = watched(data)
     encoder = run.load_encoder()
@@ -106,49 +91,3 @@ def test_fine_tuning_never_reads_a_test_image_and_leaves_the_run_as_it_was(pretr
     fine_tune(encoder, data, data.rows("train"), PLAN, 0)
     assert not set(np.concatenate(asked)) & set(data.rows("test"))
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
-
-
-@pytest.mark.parametrize("task", ["binary", "multilabel", "ordinal", "multiclass"])
-def test_every_task_is_judged_in_both_modes(pretrained, task):
-    data, run = pretrained(task=task, n=400)
-    rows = judge(run, data, PLAN)
-    assert len(rows) == 2 * 2 - 1 + 2, "two subsets at 10%, one at 100%, linear; one each fine-tuned"
-    for row in rows:
-        assert 0 <= row["low"] <= row["high"] <= 1 and 0 <= row["auc"] <= 1
-        assert row["recipe"] == run.recipe.key
-    assert ("kappa" in rows[0]) == (task == "ordinal")
-
-
-def test_an_evaluation_is_done_once_and_then_read(pretrained, monkeypatch):
-    data, run = pretrained()
-    first = evaluate(run, data, "linear", 0.1, 0, PLAN)
-    monkeypatch.setattr(module, "linear_evaluation", None)
-    assert evaluate(run, data, "linear", 0.1, 0, PLAN) == first
-
-
-def test_another_data_set_is_another_evaluation(pretrained, make_data):
-    data, run = pretrained()
-    first = evaluate(run, data, "linear", 0.1, 0, PLAN)
-    other = make_data(name="other", n=300, seed=5)
-    assert other.fingerprint != data.fingerprint
-    assert evaluate(run, other, "linear", 0.1, 0, PLAN)["labels"] != first["labels"]
-    assert evaluate(run, data, "linear", 0.1, 0, PLAN) == first
-
-
-@pytest.mark.parametrize("arm", ARMS)
-def test_random_is_judged_frozen_supervised_by_training_and_the_rest_both_ways(pretrained, arm):
-    data, run = pretrained(arm)
-    modes = {row["mode"] for row in judge(run, data, PLAN)}
-    assert modes == {"random": {"linear"}, "supervised": {"finetune"}}.get(arm, {"linear", "finetune"})
-
-
-def test_a_label_that_the_subset_never_shows_is_predicted_at_its_rate():
-    x, classes = np.random.default_rng(0).normal(size=(20, 3)), np.zeros((20, 2), bool)
-    classes[::2, 0] = True
-    assert (module.LinearProbe("multilabel", 1.0).fit(x, classes).predict(x)[:, 1] == 0).all()
-
-
-def test_an_unknown_mode_lists_the_known_ones(pretrained):
-    data, run = pretrained()
-    with pytest.raises(ValueError, match="linear, finetune"):
-        evaluate(run, data, "knn", 0.1, 0, PLAN)

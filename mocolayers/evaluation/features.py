@@ -1,4 +1,6 @@
-"""TODO mocolayers.evaluation.features."""
+"""Frozen features: every stage of an encoder, encoded once on the chosen device, and raw pixels beside them."""
+
+import copy
 
 import numpy as np
 import torch
@@ -8,71 +10,61 @@ from torch.nn import functional as F
 from mocolayers.data.prepared import MedicalImages
 from mocolayers.data.views import batches, to_float
 from mocolayers.method.encoder import StagedResNet
-from mocolayers.runtime import atomic_write
-from mocolayers.training.distributed import share_rows
+from mocolayers.runtime import atomic_write, resolve_device
+from mocolayers.training.distributed import from_first, share_rows
 from mocolayers.training.runs import Run
 
-
-@torch.no_grad()
-def encode(encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, batch: int = 250) -> np.ndarray:
-    """(n, D) embeddings of the given rows, with batch-norm in evaluation mode."""
-    encoder.eval()
-    device = next(encoder.parameters()).device
-
-    def encoded(own: np.ndarray) -> np.ndarray:
-        return torch.cat([encoder(x).embedding.float().cpu() for x in batches(data, own, device, batch)]).numpy()
-
-    return share_rows(rows, encoded)
-
-
-def encode_splits(encoder: StagedResNet, data: MedicalImages) -> dict[str, np.ndarray]:
-    """Embeddings of "train", "val" and "test", rows as in `data.rows(split)`."""
-    return {split: encode(encoder, data, data.rows(split)) for split in ("train", "val", "test")}
-
-
 STAGES = (1, 2, 3, 4)
-
-
-PIXEL_SIDE = 28
-
-
 SPLITS = ("train", "val", "test")
+PIXEL_SIDE = 28
+MOST_IMAGES, MOST_PIXELS = 250, 2**22  # of one batch; four maps of 2**22 pixels take about half a gigabyte
+
+
+def batch_size(data: MedicalImages) -> int:
+    """How many images are encoded at a time."""
+    return max(1, min(MOST_IMAGES, MOST_PIXELS // data.side**2))
 
 
 @torch.no_grad()
 def stage_features(
-    encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, pool: int = 1, batch: int = 250
+    encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, pool: int = 1, device: str = "auto"
 ) -> list[np.ndarray]:
     """What each of the four stages says of the given rows, with batch-norm in evaluation mode.
 
     Args:
-        encoder: any `StagedResNet`.
-        data: its images.
+        encoder: stays where and as it is; a copy of it works on the device.
         rows: (n,) row numbers.
         pool: each stage's map is averaged to pool x pool places; 1 is the global average.
-        batch: images per forward pass.
     Returns:
         Four float32 arrays (n, C_l * pool * pool). With pool=1 the last one is the embedding.
     """
-    encoder.eval()
-    device = next(encoder.parameters()).device
-    parts = []
-    for x in batches(data, rows, device, batch):
-        stages = encoder(x).stages
-        parts.append([F.adaptive_avg_pool2d(stage, pool).flatten(1).float().cpu().numpy() for stage in stages])
-    return [np.concatenate(stage) for stage in zip(*parts, strict=True)]
+    device = resolve_device(device)
+    encoder = copy.deepcopy(encoder).to(device).eval()
+
+    def pooled(own: np.ndarray) -> np.ndarray:
+        parts = []
+        for x in batches(data, own, device, batch_size(data)):
+            stages = [F.adaptive_avg_pool2d(stage, pool).flatten(1).float() for stage in encoder(x).stages]
+            parts.append(torch.cat(stages, dim=1).cpu().numpy())
+        return np.concatenate(parts)
+
+    ends = np.cumsum(encoder.stage_channels)[:-1] * pool**2
+    return [np.ascontiguousarray(stage) for stage in np.split(share_rows(rows, pooled), ends, axis=1)]
 
 
-def kept_stage_features(run: Run, data: MedicalImages, pool: int = 1) -> list[dict[str, np.ndarray]]:
-    """Features of a run per stage and split, rows as in `data.rows(split)`; computed once and kept with the run."""
-    place = run.folder / "features" / f"{data.fingerprint}-pool{pool}.safetensors"
-    if not place.is_file():
+def run_features(run: Run, data: MedicalImages, pool: int = 1, device: str = "auto") -> list[dict[str, np.ndarray]]:
+    """`stage_features` of a run, one dictionary of splits per stage, rows as in `data.rows(split)`; kept with the run.
+
+    The file's name holds the hash of the encoder's weights and the fingerprint of the data.
+    """
+    place = run.folder / "features" / f"{run.weights_hash}-{data.fingerprint}-pool{pool}.safetensors"
+    if not from_first(place.is_file):
         encoder, found = run.load_encoder(), {}
         for split in SPLITS:
-            for stage, array in zip(STAGES, stage_features(encoder, data, data.rows(split), pool), strict=True):
-                found[f"{split}.{stage}"] = array
+            stages = stage_features(encoder, data, data.rows(split), pool, device)
+            found |= {f"{split}.{stage}": array for stage, array in zip(STAGES, stages, strict=True)}
         place.parent.mkdir(exist_ok=True)
-        atomic_write(place, lambda path: save_file(found, path))
+        from_first(lambda: atomic_write(place, lambda path: save_file(found, path)))
     arrays = load_file(place)
     return [{split: arrays[f"{split}.{stage}"] for split in SPLITS} for stage in STAGES]
 

@@ -1,114 +1,127 @@
-"""TODO mocolayers.evaluation.judge."""
+"""One way for a row: features or fine-tuning, then scores, then one row that is kept with the run."""
 
-import functools
+import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from mocolayers.data.labels import class_matrix, label_subset, subset_seed
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.evaluation.features import STAGES, encode_splits, kept_stage_features, pixel_features
+from mocolayers.evaluation.features import STAGES, pixel_features, run_features
 from mocolayers.evaluation.finetune import Classifier, fine_tune
 from mocolayers.evaluation.probes import linear_evaluation
 from mocolayers.evaluation.scores import patient_bootstrap, scores
-from mocolayers.method.moco import build_encoder
 from mocolayers.recipe import Evaluation
-from mocolayers.runtime import atomic_write, resolve_device
+from mocolayers.runtime import RunError, atomic_write
 from mocolayers.training.distributed import from_first
-from mocolayers.training.runs import Run, load_weights, save_weights, unfilled
-
-MODES = ("linear", "finetune")
+from mocolayers.training.runs import Run, build_encoder, unfilled
 
 
-def evaluate(
+def judge(
     run: Run,
     data: MedicalImages,
-    mode: str,
-    fraction: float,
-    subset: int,
     plan: Evaluation,
+    fraction: float,
+    subset: int = 0,
+    protocol: str = "linear",
+    stage: int = 4,
+    source: str = "encoder",
+    pool: int = 1,
     device: str = "auto",
-    features: Callable[[], dict[str, np.ndarray]] | None = None,
 ) -> dict:
-    """Judge a finished run once, or read the result if that has been done already.
+    """One row of results, made once and then read.
 
     Args:
-        run: a finished pretraining.
-        data: the data set to judge on.
-        mode: "linear", "finetune", or with `features` any name that tells which features these are.
-        fraction: label fraction.
-        subset: number of the draw within the run's seed: of the label subset, and in fine-tuning also of the new layer,
-            the order of the rows and the augmentation. So with all labels another subset is the same labels again.
-        plan: see `Evaluation`.
-        features: returns what `encode_splits` does; lets many linear evaluations share one encoding, or judges other
-            frozen features than the embedding.
+        data: what to judge on; not always what the run was trained on.
+        fraction, subset: which label subset; the subset also draws the new layer, order and views of a fine-tuning.
+        protocol: "linear" or "finetune".
+        stage, source, pool: for "linear": a stage from 1 to 4 of the "encoder", averaged to pool x pool places, or
+            "pixels", for which the run only lends its seed.
     Returns:
-        One row: arm, dataset, fraction, seed, subset, mode, labels, auc, low, high, other metrics, seconds, recipe key.
-        Test probabilities are kept beside it as `.npz`.
+        In this order: dataset (trained on), judged_on, arm, seed; the settings, with stage 0 for pixels; labels (that
+        might be used), labels_read (different ones that were); auc, low, high (its 95% interval over patients), f1,
+        kappa (NaN without grades), seconds; recipe and weights, the hashes of the run.
     """
-    if mode not in MODES and features is None:
-        raise ValueError(f"mode {mode!r} is unknown; choose one of {', '.join(MODES)}, or give the features to judge")
-    place = evaluation_file(run, data, mode, fraction, subset, plan)
-    beside = (".json", ".npz", ".safetensors") if mode == "finetune" else (".json", ".npz")
-    if from_first(lambda: all(place.with_suffix(ending).is_file() for ending in beside)):
-        return json.loads(place.read_text())
-    started = time.perf_counter()
-    seed = run.recipe.seed
-    rows = label_subset(data, fraction, subset_seed(seed, subset))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if mode != "finetune":
-        encoded = features() if features else encode_splits(run.load_encoder().to(resolve_device(device)), data)
-        probabilities, _ = from_first(lambda: linear_evaluation(encoded, data, rows, plan))
-    else:
+    if source == "pixels":
+        stage = 0
+    settings = {"fraction": float(fraction), "subset": int(subset), "protocol": protocol}
+    settings |= {"stage": int(stage), "source": source, "pool": int(pool)}
+    probed = source == "pixels" or (source == "encoder" and stage in STAGES)
+    if not (protocol == "linear" and probed) and (protocol, stage, source, pool) != ("finetune", 4, "encoder", 1):
+        raise ValueError(
+            f"no such row: {settings}; protocol is 'linear', of 'pixels' or of stage 1 to 4 of the 'encoder', or "
+            "'finetune', of the whole encoder"
+        )
+    place = _place(run, data, plan, settings)
+    if from_first(place.is_file):
+        return _kept(place)[0]
+    started, seed = time.perf_counter(), run.recipe.seed
+    rows, test, weights = label_subset(data, fraction, subset_seed(seed, subset)), data.rows("test"), {}
+    if protocol == "finetune":
         model = fine_tune(run.load_encoder(), data, rows, plan, fine_tuning_seed(seed, subset), device)
-        probabilities = model.predict(data, data.rows("test"))
-        from_first(lambda: save_weights(model, place.with_suffix(".safetensors")))
-    row = describe(run, data, probabilities, plan) | {
-        "mode": mode,
-        "fraction": fraction,
-        "subset": subset,
-        "labels": len(rows),
-        "seconds": round(time.perf_counter() - started, 2),
-    }
-    return from_first(lambda: _kept(place, probabilities, row))
-
-
-def _kept(place: Path, probabilities: np.ndarray, row: dict) -> dict:
-    atomic_write(place.with_suffix(".npz"), lambda path: _save_compressed(path, probabilities))
-    atomic_write(place, lambda path: path.write_text(json.dumps(row, indent=1)))
+        probabilities, read, weights = model.predict(data, test), model.labels_read, model.state_dict()
+    else:
+        features = pixel_features(data) if source == "pixels" else run_features(run, data, pool, device)[stage - 1]
+        (probabilities, _), read = from_first(lambda: linear_evaluation(features, data, rows, plan)), len(rows)
+    classes = class_matrix(data, test)
+    row = {"dataset": run.recipe.dataset, "judged_on": data.name, "arm": run.recipe.arm, "seed": seed} | settings
+    found = scores(data.task, classes, probabilities)
+    low, high = patient_bootstrap(classes, probabilities, data.patients[test], plan.resamples)
+    row |= {"labels": len(rows), "labels_read": read, "auc": found.pop("auc"), "low": low, "high": high} | found
+    row["seconds"] = round(time.perf_counter() - started, 2)
+    row |= {"recipe": run.recipe.key, "weights": run.weights_hash}
+    from_first(lambda: _keep(place, row, probabilities, weights))
     return row
 
 
-def _save_compressed(path: Path, probabilities: np.ndarray) -> None:
-    with path.open("wb") as file:  # numpy would add its own ending to a name
-        np.savez_compressed(file, test=probabilities)
+def _place(run: Run, data: MedicalImages, plan: Evaluation, settings: dict) -> Path:
+    """The file of a row; its name holds a hash of everything that the row is made from."""
+    made_from = {name: settings[name] for name in ("fraction", "subset", "protocol", "stage", "source", "pool")}
+    # Fractions and subsets say how many rows there are, not what is in one.
+    made_from["plan"] = dataclasses.asdict(dataclasses.replace(plan, fractions=(), subsets=0))
+    made_from |= {"weights": run.weights_hash, "data": data.fingerprint}
+    tag = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+    return (
+        run.folder
+        / "evaluations"
+        / f"{settings['protocol']}-{settings['fraction']:g}-{settings['subset']}-{tag}.safetensors"
+    )
+
+
+def _keep(place: Path, row: dict, probabilities: np.ndarray, weights: dict[str, torch.Tensor]) -> None:
+    place.parent.mkdir(exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    tensors["probabilities"] = torch.from_numpy(probabilities)
+    atomic_write(place, lambda path: save_file(tensors, path, {"row": json.dumps(row)}))
+
+
+def _kept(place: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """A row, and its test probabilities beside the weights of a fine-tuned classifier."""
+    try:
+        with safe_open(place, "pt") as file:
+            names = file.keys()
+            return json.loads(file.metadata()["row"]), {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise RunError(f"{place} is damaged ({error}); delete it and run again: rm {place}") from None
 
 
 def fine_tuned(
     run: Run, data: MedicalImages, fraction: float, subset: int, plan: Evaluation, device: str = "auto"
 ) -> tuple[Classifier, np.ndarray]:
-    """The classifier that `evaluate` fine-tunes and keeps, in evaluation mode, with its (n_test, L) probabilities."""
-    evaluate(run, data, "finetune", fraction, subset, plan, device)
-    place = evaluation_file(run, data, "finetune", fraction, subset, plan)
+    """The classifier that `judge` fine-tunes and keeps, in evaluation mode, with its (n_test, L) probabilities."""
+    row = judge(run, data, plan, fraction, subset, "finetune", device=device)
+    weights = _kept(_place(run, data, plan, row))[1]
+    probabilities = weights.pop("probabilities").numpy()
     model = unfilled(lambda: Classifier(build_encoder(run.recipe), data.task, len(data.classes)))
-    load_weights(model, place.with_suffix(".safetensors"))
-    with np.load(place.with_suffix(".npz")) as kept:
-        return model.eval(), kept["test"]
-
-
-def describe(run: Run, data: MedicalImages, probabilities: np.ndarray, plan: Evaluation) -> dict:
-    """Scores and interval of test probabilities, with what they belong to."""
-    test = data.rows("test")
-    classes = class_matrix(data, test)
-    low, high = patient_bootstrap(classes, probabilities, data.patients[test], plan.resamples)
-    recipe = run.recipe
-    about = {"arm": recipe.arm, "dataset": recipe.dataset, "seed": recipe.seed, "recipe": recipe.key}
-    return about | scores(data.task, classes, probabilities) | {"low": low, "high": high}
+    model.load_state_dict(weights)
+    return model.eval(), probabilities
 
 
 def fine_tuning_seed(seed: int, subset: int) -> int:
@@ -116,50 +129,30 @@ def fine_tuning_seed(seed: int, subset: int) -> int:
     return seed + 1000 * subset
 
 
-def evaluation_file(run: Run, data: MedicalImages, mode: str, fraction: float, subset: int, plan: Evaluation) -> Path:
-    """Where the result of `evaluate` is kept; another plan, or other images than the run's, is another file."""
-    tag = hashlib.sha256(repr(plan).encode()).hexdigest()[:6]
-    if data.fingerprint != run.recipe.fingerprint:
-        tag += f"-{data.fingerprint}"
-    return run.folder / "evaluations" / f"{mode}-{fraction:g}-{subset}-{tag}.json"
-
-
-def probe_stages(
-    run: Run, data: MedicalImages, plan: Evaluation, pool: int = 1, fractions: tuple[float, ...] | None = None
+def judge_all(
+    run: Run,
+    data: MedicalImages,
+    plan: Evaluation,
+    protocols: tuple[str, ...] = ("linear", "finetune"),
+    stages: tuple[int, ...] = (4,),
+    fine_tunings: int = 1,
+    device: str = "auto",
+    **probed: str | int,
 ) -> pd.DataFrame:
-    """Logistic regression on every stage, on every label subset of the plan.
+    """Every row that makes sense for an arm: all fractions of the plan, and below 100% several label subsets.
 
-    With pool=1 the probe of stage 4 *is* the linear evaluation of the run: same call, same kept result.
+    "random" is never fine-tuned, since that is training from scratch: "supervised", which in turn is never probed.
 
     Args:
-        run: a finished pretraining.
-        data: the data set to judge on.
-        plan: see `Evaluation`.
-        pool: see `stage_features`.
-        fractions: label fractions; None means those of the plan.
-    Returns:
-        The rows of `evaluate` with a column "stage", 1 to 4.
+        fine_tunings: label subsets per fraction to fine-tune on; `plan.subsets` is for "linear".
+        probed: `source` and `pool` of "linear", see `judge`.
     """
-    tables = []
-    for stage in STAGES:
-        mode = "linear" if (stage, pool) == (4, 1) else f"stage{stage}pool{pool}"
-        features = functools.partial(_of_stage, run, data, pool, stage)
-        table = probe(run, data, plan, mode, features, fractions or plan.fractions)
-        tables.append(table.assign(stage=stage))
-    return pd.concat(tables, ignore_index=True)
-
-
-def probe_pixels(run: Run, data: MedicalImages, plan: Evaluation) -> pd.DataFrame:
-    """The same probe on raw pixels, as arm "pixels" at stage 0; `run` only lends its seed and its folder."""
-    table = probe(run, data, plan, "pixels", functools.partial(pixel_features, data), plan.fractions)
-    return table.assign(arm="pixels", stage=0)
-
-
-def _of_stage(run: Run, data: MedicalImages, pool: int, stage: int) -> dict[str, np.ndarray]:
-    return kept_stage_features(run, data, pool)[stage - 1]
-
-
-def probe(run: Run, data: MedicalImages, plan: Evaluation, mode: str, features, fractions) -> pd.DataFrame:
-    """One row of `evaluate` per fraction and label subset, for linear evaluation of any features."""
-    cells = [(fraction, n) for fraction in fractions for n in range(plan.subsets if fraction < 1 else 1)]
-    return pd.DataFrame([evaluate(run, data, mode, f, n, plan, features=features) for f, n in cells])
+    left_out = {"random": "finetune", "supervised": "linear"}.get(run.recipe.arm)
+    rows = []
+    for protocol in (name for name in protocols if name != left_out):
+        linear = protocol == "linear"
+        most, about = (plan.subsets, probed) if linear else (fine_tunings, {})
+        draws = [(fraction, n) for fraction in plan.fractions for n in range(most if fraction < 1 else 1)]
+        for stage in stages if linear else (4,):
+            rows += [judge(run, data, plan, *draw, protocol, stage, device=device, **about) for draw in draws]
+    return pd.DataFrame(rows)

@@ -1,5 +1,6 @@
 """Folders of finished and interrupted runs: `runs/KEY/` with recipe, checkpoint, encoder and history."""
 
+import functools
 import hashlib
 from collections.abc import Callable
 from functools import partial
@@ -37,6 +38,14 @@ class Run:
         """True once the trained encoder stands under its final name."""
         return self.encoder_file.is_file()
 
+    @property
+    def weights_hash(self) -> str:
+        """Twelve characters that change whenever a byte of the encoder's file does."""
+        if not self.finished:
+            raise RunError(f"{self.encoder_file} does not exist: this run is not finished; run pretrain again")
+        about = self.encoder_file.stat()
+        return _hash_file(self.encoder_file, about.st_ino, about.st_mtime_ns, about.st_size)
+
     def open(self) -> None:
         """Make the folder and write the recipe into it."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -55,6 +64,11 @@ class Run:
     def history(self) -> pd.DataFrame:
         """One row per logged step: the loss and its terms, and what `monitors` measures."""
         return pd.read_csv(self.history_file)
+
+
+@functools.lru_cache
+def _hash_file(path: Path, *_: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def unfilled(build: Callable[[], Module]) -> Module:

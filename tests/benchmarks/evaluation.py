@@ -16,7 +16,7 @@ from mocolayers.data.labels import class_matrix, label_subset
 from mocolayers.data.prepared import MedicalImages
 from mocolayers.data.views import batches
 from mocolayers.evaluation.distributions import ks_distance
-from mocolayers.evaluation.features import encode_splits
+from mocolayers.evaluation.features import SPLITS, stage_features
 from mocolayers.evaluation.probes import linear_evaluation
 from mocolayers.evaluation.scores import macro_auc
 from mocolayers.evaluation.similarity import cka
@@ -54,8 +54,12 @@ def linear_rows(run: Run, data: MedicalImages, fraction: float) -> list[list[str
     return lines
 
 
+def embeddings(encoder: nn.Module, data: MedicalImages) -> dict[str, np.ndarray]:
+    return {split: stage_features(encoder, data, data.rows(split), device="cpu")[3] for split in SPLITS}
+
+
 def by_regression(encoder: nn.Module, data: MedicalImages, rows: np.ndarray) -> np.ndarray:
-    return linear_evaluation(encode_splits(encoder, data), data, rows, EVALUATIONS["lesson"])[0]
+    return linear_evaluation(embeddings(encoder, data), data, rows, EVALUATIONS["lesson"])[0]
 
 
 def by_sgd(encoder: nn.Module, data: MedicalImages, rows: np.ndarray) -> np.ndarray:
@@ -70,7 +74,7 @@ def by_sgd(encoder: nn.Module, data: MedicalImages, rows: np.ndarray) -> np.ndar
 
 def by_sgd_on_features(encoder: nn.Module, data: MedicalImages, rows: np.ndarray) -> np.ndarray:
     """The same probe with every image encoded once."""
-    cached = encode_splits(encoder, data)
+    cached = embeddings(encoder, data)
     place = {split: data.rows(split) for split in cached}
     whole = np.zeros((len(data.images), encoder.dim), np.float32)
     for split, found in place.items():

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from mocolayers import labs
 from mocolayers.data.labels import class_matrix
-from mocolayers.evaluation.features import encode_splits
+from mocolayers.evaluation.features import SPLITS, stage_features
 from mocolayers.labs.panel import Lab, as_html
 from mocolayers.method.moco import build_encoder
 from mocolayers.recipe import EVALUATIONS, preset
@@ -26,7 +26,8 @@ def all_labs() -> dict[str, Lab]:
     data = made_up_images(28, 1, SIZES)
     recipe = preset("lesson", "moco", data)
     encoder = build_encoder(recipe).eval()
-    draws = labs.label_draws(encode_splits(encoder, data), data, EVALUATIONS["lesson"])
+    embeddings = {split: stage_features(encoder, data, data.rows(split))[3] for split in SPLITS}
+    draws = labs.label_draws(embeddings, data, EVALUATIONS["lesson"])
     stages = labs.stages_of(encoder, data, recipe)
     rng = np.random.default_rng(0)
     test = data.rows("test")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mocolayers.data.labels import class_matrix, label_subset
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.evaluation.features import encode_splits
+from mocolayers.evaluation.features import run_features
 from mocolayers.evaluation.probes import linear_evaluation
 from mocolayers.evaluation.scores import macro_auc
 from mocolayers.recipe import EVALUATIONS, preset
@@ -27,9 +27,8 @@ def auc(data: MedicalImages, precision: str, seed: int, steps: int, runs_dir: Pa
     started = time.perf_counter()
     run = pretrain(recipe, data, runs_dir, "cpu", progress=False)
     seconds = time.perf_counter() - started
-    p, _ = linear_evaluation(
-        encode_splits(run.load_encoder(), data), data, label_subset(data, 1.0, seed), EVALUATIONS["lesson"]
-    )
+    features = run_features(run, data, device="cpu")[3]
+    p, _ = linear_evaluation(features, data, label_subset(data, 1.0, seed), EVALUATIONS["lesson"])
     return macro_auc(class_matrix(data, data.rows("test")), p)[0], seconds
 
 

@@ -1,10 +1,19 @@
 """Claims about scores and intervals."""
 
+import time
+
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mocolayers.evaluation.scores import macro_auc, patient_bootstrap, patient_weights, scores
+from mocolayers.evaluation.scores import (
+    calibration_error,
+    macro_auc,
+    patient_bootstrap,
+    patient_weights,
+    reliability,
+    scores,
+)
 from mocolayers.runtime import DatasetError
 
 
@@ -65,8 +74,46 @@ def test_a_test_split_of_one_class_is_a_clear_error():
         patient_bootstrap(np.ones((10, 1), bool), np.zeros((10, 1)), np.arange(10))
 
 
-@pytest.mark.parametrize("task, wanted", [("binary", {"auc", "f1"}), ("ordinal", {"auc", "f1", "kappa"})])
-def test_scores_fit_the_task(task, wanted):
+def test_scores_that_are_nan_are_refused():
+    classes, p = problem()
+    p[3, 1] = np.nan
+    with pytest.raises(ValueError, match="1 scores are NaN; did the training diverge"):
+        macro_auc(classes, p)
+
+
+def test_five_hundred_resamples_of_six_hundred_images_take_less_than_a_second():
+    classes, p = problem(624, 2)
+    started = time.process_time()
+    patient_bootstrap(classes, p, np.arange(624) // 2, 500)
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("task", ["binary", "ordinal", "multiclass"])
+def test_scores_of_perfect_predictions_are_one_and_kappa_is_for_grades(task):
     classes = np.eye(3, dtype=bool)[np.random.default_rng(0).integers(0, 3, 50)]
     found = scores(task, classes, classes.astype(float))
-    assert set(found) == wanted and set(found.values()) == {1.0}
+    assert found.pop("kappa") == 1 if task == "ordinal" else np.isnan(found.pop("kappa"))
+    assert found == {"auc": 1, "f1": 1}
+
+
+def test_a_grade_that_nobody_has_still_counts_as_a_step_of_kappa():
+    truth, guess = np.array([0, 0, 0, 4, 4, 3, 3, 0, 4, 3]), np.array([0, 0, 3, 4, 3, 3, 4, 0, 0, 3])
+    found = scores("ordinal", truth[:, None] == np.arange(5), np.eye(5)[guess])["kappa"]
+    by_chance = np.square(truth[:, None] - guess).mean()
+    assert found == pytest.approx(1 - np.square(truth - guess).mean() / by_chance)
+
+
+def test_a_calibrated_model_has_no_calibration_error():
+    rng = np.random.default_rng(0)
+    p = rng.random(50_000)
+    classes, probabilities = (rng.random(50_000) < p)[:, None] == [False, True], np.stack([1 - p, p], axis=1)
+    assert calibration_error(classes, probabilities, "binary") < 0.01
+    sure = np.round(probabilities)
+    assert calibration_error(classes, sure, "binary") == pytest.approx(0.25, abs=0.01)
+
+
+def test_reliability_counts_every_prediction_once():
+    rng = np.random.default_rng(0)
+    table = reliability(rng.random((90, 3)) < 0.5, rng.random((90, 3)), "multilabel")
+    assert table["share"].sum() == pytest.approx(1)
+    assert (np.abs(table["probability"] - (np.arange(10) + 0.5) / 10) < 0.05).all()

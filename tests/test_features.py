@@ -1,0 +1,77 @@
+"""Claims about frozen features."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mocolayers.data.views import batches
+from mocolayers.evaluation import features as module
+from mocolayers.evaluation.features import batch_size, pixel_features, run_features, stage_features
+
+
+def test_global_averages_of_stage_four_are_the_embedding(pretrained):
+    data, run = pretrained()
+    encoder, rows = run.load_encoder(), data.rows("test")
+    features = stage_features(encoder, data, rows)
+    assert [f.shape[1] for f in features] == encoder.stage_channels
+    with torch.no_grad():
+        whole = torch.cat([encoder(x).embedding for x in batches(data, rows, torch.device("cpu"), 250)])
+    assert np.array_equal(features[3], whole.numpy())
+
+
+def test_spatial_pooling_keeps_places_apart(pretrained):
+    data, run = pretrained()
+    encoder, rows = run.load_encoder(), data.rows("test")
+    whole, places = stage_features(encoder, data, rows), stage_features(encoder, data, rows, pool=2)
+    for one, four in zip(whole, places, strict=True):
+        assert four.shape[1] == 4 * one.shape[1]
+        assert four.reshape(*one.shape, 4).mean(axis=2) == pytest.approx(one, abs=1e-5)
+
+
+def test_encoding_leaves_the_encoder_where_and_as_it_was(pretrained):
+    data, run = pretrained()
+    encoder = run.load_encoder().train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    stage_features(encoder, data, data.rows("test"))
+    assert encoder.training
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+def test_features_are_encoded_once_per_encoder(pretrained, monkeypatch):
+    data, run = pretrained()
+    first = run_features(run, data)
+    monkeypatch.setattr(module, "stage_features", None)
+    again = run_features(run, data)
+    for stage in range(4):
+        for split in ("train", "val", "test"):
+            assert np.array_equal(first[stage][split], again[stage][split])
+
+
+def test_features_of_changed_data_are_not_taken_for_the_old_ones(pretrained, make_data):
+    data, run = pretrained()
+    before = run_features(run, data)[3]["test"]
+    assert not np.array_equal(run_features(run, make_data("other", seed=1))[3]["test"], before)
+
+
+def test_features_of_a_replaced_encoder_are_made_anew(pretrained):
+    data, run = pretrained()
+    run_features(run, data)
+    save_file({name: torch.zeros_like(value) for name, value in load_file(run.encoder_file).items()}, run.encoder_file)
+    assert not run_features(run, data)[3]["test"].any()
+
+
+def test_a_batch_of_large_images_is_small(make_data, monkeypatch):
+    data = make_data(n=10)
+    assert batch_size(data) == 250
+    monkeypatch.setattr(type(data), "side", 512)
+    assert batch_size(data) * 512**2 == 2**22
+    monkeypatch.setattr(type(data), "side", 10_000)
+    assert batch_size(data) == 1
+
+
+def test_pixels_are_used_as_they_are_or_averaged_when_large(make_data):
+    small, large = make_data("small"), make_data("large", side=56)
+    found = pixel_features(small)["test"]
+    assert np.allclose(found, small.images[small.rows("test")].reshape(len(found), -1) / 255)
+    assert pixel_features(large)["test"].shape[1] == 28 * 28
