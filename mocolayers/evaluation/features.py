@@ -77,6 +77,11 @@ def kept_stage_features(run: Run, data: MedicalImages, pool: int = 1) -> list[di
     return [{split: arrays[f"{split}.{stage}"] for split in SPLITS} for stage in STAGES]
 
 
+def run_features(run: Run, data: MedicalImages, pool: int = 1, device: str = "auto") -> list[dict[str, np.ndarray]]:
+    """Stand-in: features of a run per stage and split."""
+    return kept_stage_features(run, data, pool)
+
+
 def pixel_features(data: MedicalImages) -> dict[str, np.ndarray]:
     """The images themselves as features, averaged to at most 28 x 28 pixels: (n, 28 * 28 * C) per split."""
     found = {}

@@ -163,3 +163,51 @@ def probe(run: Run, data: MedicalImages, plan: Evaluation, mode: str, features, 
     """One row of `evaluate` per fraction and label subset, for linear evaluation of any features."""
     cells = [(fraction, n) for fraction in fractions for n in range(plan.subsets if fraction < 1 else 1)]
     return pd.DataFrame([evaluate(run, data, mode, f, n, plan, features=features) for f, n in cells])
+
+
+def judge(
+    run: Run,
+    data: MedicalImages,
+    plan: Evaluation,
+    fraction: float,
+    subset: int = 0,
+    protocol: str = "linear",
+    stage: int = 4,
+    source: str = "encoder",
+    pool: int = 1,
+    device: str = "auto",
+) -> dict:
+    """Stand-in: one row with the agreed columns, made by `evaluate`."""
+    if protocol == "finetune":
+        row = evaluate(run, data, "finetune", fraction, subset, plan, device)
+    elif source == "pixels":
+        row = evaluate(run, data, "pixels", fraction, subset, plan, features=lambda: pixel_features(data))
+    else:
+        mode = "linear" if (stage, pool) == (4, 1) else f"stage{stage}pool{pool}"
+        features = functools.partial(_of_stage, run, data, pool, stage)
+        row = evaluate(run, data, mode, fraction, subset, plan, features=features)
+    about = {"dataset": run.recipe.dataset, "judged_on": data.name, "arm": run.recipe.arm, "seed": run.recipe.seed}
+    about |= {"fraction": fraction, "subset": subset, "protocol": protocol, "stage": stage, "source": source}
+    about |= {"pool": pool, "labels": row["labels"], "labels_read": row["labels"], "auc": row["auc"]}
+    about |= {name: row.get(name) for name in ("low", "high", "f1", "kappa", "seconds", "recipe")}
+    return about | {"weights": run.weights_hash}
+
+
+def judge_all(
+    run: Run,
+    data: MedicalImages,
+    plan: Evaluation,
+    protocols: tuple[str, ...] = ("linear", "finetune"),
+    stages: tuple[int, ...] = (4,),
+    fine_tunings: int = 1,
+    device: str = "auto",
+) -> pd.DataFrame:
+    """Stand-in: every row that makes sense for an arm."""
+    possible = {"random": ("linear",), "supervised": ("finetune",)}.get(run.recipe.arm, protocols)
+    rows = []
+    for protocol in (name for name in protocols if name in possible):
+        most, places = (plan.subsets, stages) if protocol == "linear" else (fine_tunings, (4,))
+        for stage in places:
+            cells = [(fraction, n) for fraction in plan.fractions for n in range(most if fraction < 1 else 1)]
+            rows += [judge(run, data, plan, f, n, protocol, stage, device=device) for f, n in cells]
+    return pd.DataFrame(rows)

@@ -37,6 +37,11 @@ class Run:
         """True once the trained encoder stands under its final name."""
         return self.encoder_file.is_file()
 
+    @property
+    def weights_hash(self) -> str:
+        """Stand-in: twelve characters that name the weights."""
+        return hashlib.sha256(self.encoder_file.read_bytes()).hexdigest()[:12]
+
     def open(self) -> None:
         """Make the folder and write the recipe into it."""
         self.folder.mkdir(parents=True, exist_ok=True)
