@@ -201,6 +201,7 @@ def judge_all(
     stages: tuple[int, ...] = (4,),
     fine_tunings: int = 1,
     device: str = "auto",
+    **probed: str | int,
 ) -> pd.DataFrame:
     """Stand-in: every row that makes sense for an arm."""
     possible = {"random": ("linear",), "supervised": ("finetune",)}.get(run.recipe.arm, protocols)
@@ -209,5 +210,6 @@ def judge_all(
         most, places = (plan.subsets, stages) if protocol == "linear" else (fine_tunings, (4,))
         for stage in places:
             cells = [(fraction, n) for fraction in plan.fractions for n in range(most if fraction < 1 else 1)]
-            rows += [judge(run, data, plan, f, n, protocol, stage, device=device) for f, n in cells]
+            about = probed if protocol == "linear" else {}
+            rows += [judge(run, data, plan, f, n, protocol, stage, device=device, **about) for f, n in cells]
     return pd.DataFrame(rows)
