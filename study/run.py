@@ -18,7 +18,7 @@ from mocolayers.data.labels import label_subset, subset_seed
 from mocolayers.data.prepared import TEST, MedicalImages, data_folder, load
 from mocolayers.evaluation.distributions import output_distances
 from mocolayers.evaluation.features import STAGES, stage_features
-from mocolayers.evaluation.judge import judge, judge_all
+from mocolayers.evaluation.judge import judge_all
 from mocolayers.evaluation.probes import best_probe
 from mocolayers.evaluation.similarity import feature_reuse
 from mocolayers.recipe import EVALUATIONS, Evaluation, Recipe, preset
@@ -107,8 +107,7 @@ def judge_cell(cell: Cell, analyses: bool = True) -> dict[str, pd.DataFrame]:
     if outside and arm != "supervised" and (data_folder() / outside).is_dir():
         scores.append(judge_all(run, load(outside), plan, ("linear",)))
     if analyses and arm == "random":
-        draws = [(fraction, n) for fraction in plan.fractions for n in range(plan.subsets if fraction < 1 else 1)]
-        scores.append(pd.DataFrame([judge(run, data, plan, *draw, source="pixels") for draw in draws]))
+        scores.append(judge_all(run, data, plan, ("linear",), source="pixels"))
     tables = {"scores": scores}
     if analyses and arm != "random":  # to fine-tune it is to train "supervised"
         *few, every = plan.fractions
