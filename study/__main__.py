@@ -112,18 +112,23 @@ def again(part: Options, cells: int = 24) -> None:
 
 def status(part: Options) -> None:
     """Count the runs that are trained."""
-    from study.run import status
+    from mocolayers.data.prepared import load
+    from mocolayers.training.runs import Run
 
-    print(status(part.cells()))
+    runs = [Run(cell.recipe(load(cell.dataset)), cell.runs_dir) for cell in part.cells()]
+    print(f"{sum(run.finished for run in runs)} of {len(runs)} runs are trained")
 
 
 def as_released(part: Options) -> None:
     """Do what the released code does beside the sound way, as in the preset; writes as_released.csv."""
-    from study.as_released import controls, moved
-    from study.run import grid
+    import pandas as pd
 
-    place = part.dataset or protocol.CONTROLLED, ("moco",), part.seed or protocol.SEEDS[:4]
-    table = controls(grid("first", *place, **part.about), part.arm or ("mse",), part.jobs)
+    from study.as_released import Setting, control, moved
+    from study.run import grid, in_parallel
+
+    cells = grid("first", part.dataset or protocol.CONTROLLED, ("moco",), part.seed or protocol.SEEDS[:4], **part.about)
+    jobs = [(Setting(cell, ("moco", *(part.arm or ("mse",)))),) for cell in cells]
+    table = pd.concat(in_parallel(control, jobs, "as released and soundly", part.jobs))
     part.write(as_released=table)
     print(moved(table).round(3).to_string(index=False))
 

@@ -4,6 +4,7 @@ Each control changes one property: of the evaluation (E) or of the objective and
 analysis (A1, RBF-CKA with an absolute bandwidth) is in similarity.csv: "released" beside "linear", each with its null.
 """
 
+import copy
 import functools
 import warnings
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from mocolayers.training.pretrain import Trainer
 from mocolayers.training.runs import Run, save_weights
 from study import protocol
 from study.report import over_seeds
-from study.run import Cell, in_parallel
+from study.run import Cell
 
 BASE, FEW = "moco", 0.01
 MINUS = ", minus MoCo's"
@@ -220,19 +221,20 @@ class ReleasedTrainer(Trainer):
 def pretrain_as_released(recipe: Recipe, data: MedicalImages, runs_dir: str | Path) -> tuple[Run, Run]:
     """The run at the epoch of the lowest validation loss, and at the last step; trained once, then found again."""
     chosen, last = (Run(recipe, Path(runs_dir) / "as-released" / name) for name in ("lowest-loss", "last-step"))
-    if last.finished:
+    if chosen.finished:
         return chosen, last
-    chosen.open()
-    last.open()
     trainer, lowest = ReleasedTrainer(recipe, data, resolve_device("auto")), np.inf
     while trainer.step < recipe.steps:
         trainer.train_step()
         if trainer.step % trainer.steps_per_epoch == 0 or trainer.step == recipe.steps:
             loss = trainer.validate()
             if loss < lowest:
-                lowest = loss
-                save_weights(trainer.model.encoder_q, chosen.encoder_file)
-    save_weights(trainer.model.encoder_q, last.encoder_file)
+                lowest, best = loss, copy.deepcopy(trainer.model.encoder_q.state_dict())
+    for run, state in ((last, trainer.model.encoder_q.state_dict()), (chosen, best)):
+        run.open()
+        trainer.model.encoder_q.load_state_dict(state)
+        trainer.calibrate()  # as `pretrain` ends
+        save_weights(trainer.model.encoder_q, run.encoder_file)
     return chosen, last
 
 
@@ -264,12 +266,6 @@ def control(setting: Setting) -> pd.DataFrame:
     for code, (compare, said, *_) in CONTROLS.items():
         rows += [about | {"code": code, "property": said} | row for row in compare(setting)]
     return pd.DataFrame(rows, columns=[*ABOUT, "as_released", "sound"])
-
-
-def controls(cells: list[Cell], arms: tuple[str, ...], processes: int = -1) -> pd.DataFrame:
-    """All controls on the data sets and seeds of some cells; pretrained encoders are found again."""
-    jobs = [(Setting(cell, (BASE, *arms)),) for cell in cells]
-    return pd.concat(in_parallel(control, jobs, "as released and soundly", processes))
 
 
 def moved(table: pd.DataFrame) -> pd.DataFrame:

@@ -143,13 +143,6 @@ def run_again(cells: list[Cell], count: int, scores: pd.DataFrame, processes: in
     return scores[[*keys, "auc"]].merge(found.rename(columns={"auc": "again"})[[*keys, "again"]], on=keys)
 
 
-def status(cells: list[Cell]) -> str:
-    """How many of some pretrainings are on disk."""
-    data = {name: load(name) for name in {cell.dataset for cell in cells}}
-    finished = sum(Run(cell.recipe(data[cell.dataset]), cell.runs_dir).finished for cell in cells)
-    return f"{finished} of {len(cells)} runs are trained"
-
-
 def trials(arm: str) -> list[dict]:
     """The settings of each trial of an arm, the same at every call; the first trial changes nothing."""
     shared, own = np.random.default_rng((protocol.TUNING_SEED, 0)), np.random.default_rng((protocol.TUNING_SEED, 1))

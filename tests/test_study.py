@@ -8,7 +8,7 @@ import pytest
 
 from study import protocol, report, run
 from study.__main__ import main
-from study.run import Cell, chosen, grid, in_parallel, judge_cell, run_again, status, sweep, trials, try_out
+from study.run import Cell, chosen, grid, in_parallel, judge_cell, run_again, sweep, trials, try_out
 
 
 @pytest.fixture
@@ -90,11 +90,18 @@ def test_a_random_part_is_a_part_and_the_same_every_time(monkeypatch):
     assert seen[0] == seen[1] and len(seen[0]) == 5 and seen[0] == [cell for cell in cells if cell in seen[0]]
 
 
-def test_status_counts_what_is_trained(tiny):
+def typed(line: str, *more) -> int:
+    """The exit code of `python -m study LINE`."""
+    return main([*line.split(), *map(str, more)])
+
+
+def test_status_counts_what_is_trained(tiny, tmp_path, capsys):
     cells = small(tiny, ["random", "moco"])
-    assert status(cells).startswith("0 of 2")
-    cells[0].trained()
-    assert status(cells).startswith("1 of 2")
+    line = "status --dataset tiny --seed 0 --arm random moco --series first --preset smoke --runs-dir"
+    for trained in (0, 1):
+        assert typed(line, tmp_path / "runs") == 0
+        assert capsys.readouterr().out == f"{trained} of 2 runs are trained\n"
+        cells[0].trained()
 
 
 def fail(number: int) -> int:
