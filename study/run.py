@@ -136,9 +136,16 @@ def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:
 
 
 def run_again(cells: list[Cell], count: int, scores: pd.DataFrame, processes: int = -1) -> pd.DataFrame:
-    """Train and judge at most `count` of the cells, at random: `again`, beside the `auc` of each row of a table."""
-    drawn = sorted(np.random.default_rng(0).permutation(len(cells))[:count])
-    found = sweep([cells[place] for place in drawn], processes, analyses=False)["scores"]
+    """Train and judge at most `count` of the cells, at random: `again`, beside the `auc` of each row of a table.
+
+    Raises:
+        ValueError: the table has no row of a cell; nothing is trained then.
+    """
+    cells = [cells[place] for place in sorted(np.random.default_rng(0).permutation(len(cells))[:count])]
+    known = set(scores[["series", "dataset", "arm", "seed"]].itertuples(index=False, name=None))
+    if missing := [str(cell) for cell in cells if (cell.series, cell.dataset, cell.arm, cell.seed) not in known]:
+        raise ValueError(f"the table has no rows of {', '.join(missing)}; choose among its data sets, arms and seeds")
+    found = sweep(cells, processes, analyses=False)["scores"]
     keys = [key for key in protocol.KEYS if key in found]
     return scores[[*keys, "auc"]].merge(found.rename(columns={"auc": "again"})[[*keys, "again"]], on=keys)
 

@@ -82,12 +82,16 @@ def test_a_row_comes_back_from_nothing(tiny, tmp_path):
 
 
 def test_a_random_part_is_a_part_and_the_same_every_time(monkeypatch):
-    cells, seen = grid("first"), []
-    empty = pd.DataFrame({"seed": [], "auc": []})
-    monkeypatch.setattr(run, "sweep", lambda cells, *_, **__: seen.append(cells) or {"scores": empty})
+    cells, seen, scores = grid("first"), [], report.read("scores")
+    monkeypatch.setattr(run, "sweep", lambda cells, *_, **__: seen.append(cells) or {"scores": scores})
     for _ in range(2):
-        run_again(cells, 5, empty)
+        run_again(cells, 5, scores)
     assert seen[0] == seen[1] and len(seen[0]) == 5 and seen[0] == [cell for cell in cells if cell in seen[0]]
+
+
+def test_what_the_table_does_not_hold_is_refused_before_it_is_trained(capsys):
+    assert typed("again --dataset mine --arm moco --seed 10 --series first") == 1
+    assert "no rows of mine moco 10" in capsys.readouterr().err
 
 
 def typed(line: str, *more) -> int:
