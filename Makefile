@@ -2,14 +2,14 @@ PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 PRESET  ?= lesson
 DATASET ?= chest_phantom
 SEED    ?= 0
-TABLES  ?= study/tables
+TABLES  ?= runs/study/$(PRESET)
 PY      := .venv/bin/python
 READY   := .venv/.ready
 
-.PHONY: help run lab student test browser bench results
+.PHONY: help run lab student test browser bench study
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
-	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  TABLES=study/tables  OPTIONS='--jobs 1 ...'  PYTHON=python3.11"
+	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  TABLES=runs/study/lesson  OPTIONS='--jobs 1 ...'  PYTHON=python3.11"
 
 run: $(READY) ## execute the notebook series; pages in executed/index.html
 	$(PY) -m mocolayers series --preset $(PRESET) --dataset $(DATASET) --seed $(SEED)
@@ -37,11 +37,10 @@ bench: $(READY) ## speed side by side, and the notebooks' time and memory, into 
 	$(PY) tests/benchmarks/bench.py
 	$(PY) tests/benchmarks/whole_series.py
 
-results: $(READY) ## tune, train and judge all arms on the prepared real data sets; tables, and the README's results
-	$(PY) -m mocolayers tune --preset $(PRESET) --out $(TABLES) $(OPTIONS)
-	$(PY) -m mocolayers results --preset $(PRESET) --out $(TABLES)/long --skip-analyses \
-	  --settings $(TABLES) --set steps=600 --arm moco mse mse-standardized $(OPTIONS)
-	$(PY) -m mocolayers results --preset $(PRESET) --out $(TABLES) --settings $(TABLES) $(OPTIONS)
+study: $(READY) ## tune, train and judge all arms on the prepared real data sets; tables and findings in runs/study/PRESET
+	$(PY) -m study tune --preset $(PRESET) --out $(TABLES) $(OPTIONS)
+	$(PY) -m study run --preset $(PRESET) --out $(TABLES) --settings $(TABLES) $(OPTIONS)
+	$(PY) -m study report --tables $(TABLES)
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

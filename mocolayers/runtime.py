@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,3 +74,8 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
     if precision not in types:
         raise ValueError(f"precision {precision!r}: choose 'auto', {', '.join(map(repr, types))}")
     return types[precision]
+
+
+def load_plugin(path: Path) -> None:
+    """Stand-in: run a Python file that adds arms."""
+    runpy.run_path(str(path))

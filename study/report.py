@@ -1,277 +1,218 @@
-"""From the raw rows of the results to what is said of them: means, intervals, paired differences, the README."""
+"""From rows of results to what is said of them: means, intervals, paired differences, verdicts, sentences."""
 
-import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mocolayers.notebook.figures import MODE_NAMES, forest
-from mocolayers.recipe import ARMS, OWN_ARMS, PRETRAINED_ARMS
 from mocolayers.runtime import atomic_write
+from study import protocol
 
-BEGIN, END = "<!-- results: written by `make results` -->", "<!-- end of results -->"
-
-
-CELL = ["dataset", "mode", "fraction"]
+EQUAL = f"equal within {protocol.MARGIN:g}"
 
 
-NEAR_CHANCE = 0.6
+def read(name: str, dataset: str | None = None, folder: Path = protocol.TABLES) -> pd.DataFrame:
+    """The table `folder/NAME.csv`, or its rows that are judged on one data set; empty if there is no such file."""
+    file = folder / f"{name}.csv"
+    table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    return table if dataset is None or table.empty else table[table["judged_on"] == dataset]
 
 
-PRIMARY = ("nih_finding", "breast_histology", "retina")  # one per modality of the paper, see study/PROTOCOL.md
-
-
-# The protocol's later series: what they change, and their folder beside the first one's table.
-LATER = {"longer training": "long", "longer training, 64 px": "larger"}
-
-
-CLAIM = 0.05  # the gain at 1% of the labels that the paper reports on the average of its data sets
-
-
-VERDICTS = ("supported", "opposite", "not supported here", "cannot tell")
-
-
-def by_seed(rows: pd.DataFrame) -> pd.DataFrame:
-    """One AUC per data set, mode, fraction, arm and seed: the mean over that seed's label subsets."""
-    return rows.groupby([*CELL, "arm", "seed"], as_index=False)["auc"].mean()
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-    """95% Student-t interval of the mean over seeds; NaN below two seeds."""
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
-
-
-def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean AUC and interval per data set, mode, fraction and arm.
-
-    With several seeds the interval is over seeds, each with its own initial weights and label subsets. With one seed
-    it is the mean of that seed's patient-bootstrap intervals, which know nothing of either.
-    """
-    found = []
-    for key, group in by_seed(rows).groupby([*CELL, "arm"]):
-        low, high = interval(group["auc"])
-        if len(group) < 2:
-            same = rows[(rows[[*CELL, "arm"]] == list(key)).all(axis=1)]
-            low, high = same["low"].mean(), same["high"].mean()
-        about = dict(zip([*CELL, "arm"], key, strict=True))
-        found.append(about | {"auc": group["auc"].mean(), "low": low, "high": high, "seeds": len(group)})
-    table = pd.DataFrame(found)
-    return table.sort_values([*CELL, "arm"], key=lambda c: c.map((*ARMS, "pixels").index) if c.name == "arm" else c)
-
-
-def by_stage(probes: pd.DataFrame) -> pd.DataFrame:
-    """`summarise` for the rows of `analysis.probe_stages`, with the columns that `plots.stage_curves` takes."""
-    table = summarise(probes.assign(mode=probes["stage"])).rename(columns={"mode": "stage", "auc": "value"})
-    table["panel"] = [f"{fraction:.0%} of the labels" for fraction in table["fraction"]]
-    return table.sort_values(["fraction", "stage"], kind="stable")
-
-
-def read_table(csv: Path, dataset: str | None = None) -> pd.DataFrame:
-    """The rows of a committed table, all or those of one data set; no rows if there is no such file."""
-    if not csv.is_file():
-        return pd.DataFrame()
-    table = pd.read_csv(csv)
-    return table if dataset is None else table[table["dataset"] == dataset]
-
-
-def paired_differences(rows: pd.DataFrame, base: str = "moco") -> pd.DataFrame:
-    """AUC of each arm minus that of `base` on the same seeds and label subsets: mean, interval over seeds, wins."""
-    wide = by_seed(rows).pivot_table(index=[*CELL, "seed"], columns="arm", values="auc")
-    found = []
-    for key, group in wide.groupby(CELL):
-        for arm in group.columns.drop(base, errors="ignore"):
-            gain = (group[arm] - group[base]).dropna().to_numpy() if base in group else np.array([])
-            if not len(gain):
-                continue
-            low, high = interval(gain)
-            about = dict(zip(CELL, key, strict=True)) | {
-                "arm": arm,
-                "difference": gain.mean(),
-                "low": low,
-                "high": high,
-            }
-            found.append(about | {"wins": int((gain > 0).sum()), "seeds": len(gain)})
-    return pd.DataFrame(found)
-
-
-def across_datasets(rows: pd.DataFrame) -> pd.DataFrame:
-    """Paired differences averaged over data sets first, then over seeds: one row per mode, fraction and arm.
-
-    Only seeds that an arm has on every data set count, so that no data set weighs more than another.
-    """
-    wide = by_seed(rows).pivot_table(index=["mode", "fraction", "arm", "seed"], columns="dataset", values="auc")
-    mean = wide.dropna().mean(axis=1).rename("auc").reset_index()
-    return paired_differences(mean.assign(dataset="all"))
+def usual(scores: pd.DataFrame, series: str = "first") -> pd.DataFrame:
+    """The rows of a series that the main claim is about: fine-tuning, and linear evaluation of the last stage."""
+    return scores[(scores["series"] == series) & (scores["stage"] == 4) & (scores["source"] == "encoder")]
 
 
 def primary(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows that the main claim is judged on: one data set of each modality; all rows where none of them stands."""
-    chosen = rows[rows["dataset"].isin(PRIMARY)]
-    return chosen if len(chosen) else rows
+    """The pretrained arms on one data set of each modality; on all data sets if there are none of these."""
+    rows = rows[~rows["arm"].isin(protocol.UNTRAINED)]
+    inside = rows["judged_on"].isin(protocol.PRIMARY)
+    return rows[inside] if inside.any() else rows
 
 
-def verdict(low: float, high: float, better: float = 0.0, claimed: float = -np.inf) -> str:
-    """What an interval of differences says, one of `VERDICTS`: whether it lies above `better`, below it, or on both
-    sides, and then whether it at least rules out a claimed difference."""
-    if low > better:
-        return "supported"
-    if high < better:
-        return "opposite"
-    return "not supported here" if high < claimed else "cannot tell"
+def _cell(rows: pd.DataFrame) -> list[str]:
+    return [name for name in protocol.CELL if name in rows]
 
 
-def claim_by_arm(rows: pd.DataFrame) -> pd.DataFrame:
-    """The primary comparison of every arm and mode: the row of `across_datasets` at the smallest fraction, judged."""
-    table = across_datasets(primary(rows))
-    table = table[(table["fraction"] == table["fraction"].min()) & table["arm"].isin(PRETRAINED_ARMS)]
-    verdicts = [verdict(row.low, row.high, claimed=CLAIM) for row in table.itertuples()]
-    return table.drop(columns="dataset").assign(verdict=verdicts).reset_index(drop=True)
+def repeated(values: Sequence[float], ratio: float = 0.0) -> dict[str, float]:
+    """The mean of repetitions with its 95% Student-t interval, and p values of no difference and of no equivalence.
 
-
-def claim_as_a_whole(table: pd.DataFrame) -> str:
-    """What the rows of `claim_by_arm` say together of the paper's arms; the rule is the protocol's."""
-    table = table[~table["arm"].isin(OWN_ARMS)]
-    supported = table[table["verdict"] == "supported"].groupby("arm")["mode"].nunique()
-    if (supported >= len(MODE_NAMES)).any():
-        return "replicated"
-    if len(supported):
-        return "mixed"
-    undecided = (table["verdict"] == "cannot tell").any()
-    return "undecided" if undecided else "not replicated at this scale"
-
-
-def auc_table(rows: pd.DataFrame, mode: str) -> str:
-    """A Markdown table: one line per arm, one column per data set and label fraction, mean and half of the interval."""
-    part = summarise(rows[rows["mode"] == mode])
-    datasets, fractions = sorted(part["dataset"].unique()), sorted(part["fraction"].unique())
-    head = [f"{name} {fraction:.0%}" for name in datasets for fraction in fractions]
-    lines = ["| arm | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-    best = part.groupby(["dataset", "fraction"])["auc"].max()
-    for arm in [arm for arm in ARMS if arm in set(part["arm"])]:
-        texts = []
-        for name, fraction in itertools.product(datasets, fractions):
-            row = part[(part["dataset"] == name) & (part["fraction"] == fraction) & (part["arm"] == arm)]
-            texts.append(_auc_text(row, best[name, fraction]))
-        lines.append(f"| {arm} | " + " | ".join(texts) + " |")
-    return "\n".join(lines)
-
-
-def _auc_text(row: pd.DataFrame, best: float) -> str:
-    if row.empty:
-        return "-"
-    mean, half = row["auc"].iloc[0], (row["high"] - row["low"]).iloc[0] / 2
-    text = f"{mean:.3f}"
-    return (f"**{text}**" if mean == best else text) + f" ± {half:.3f}"
-
-
-def read_later(folder: Path) -> dict[str, pd.DataFrame]:
-    """The rows of each series of `LATER` that stands in a folder of results."""
-    tables = {name: read_table(folder / place / "low_label.csv") for name, place in LATER.items()}
-    return {name: table for name, table in tables.items() if len(table)}
-
-
-def difference_figure(rows: pd.DataFrame, later: dict[str, pd.DataFrame]):
-    """Forest plot of every stage-loss arm against MoCo at the smallest label fraction.
-
-    One line per data set of `rows`, one for their primary mean, and one for that of each of the `later` series.
+    Args:
+        values: one per repetition; below two only the mean is not NaN.
+        ratio: test images per training image, if repetitions split the same images anew. They then share training
+            images, and their mean varies more than that of independent ones.
+    Source: corrected resampled t of Nadeau and Bengio 2003; two one-sided tests of Schuirmann 1987.
     """
-    table = paired_differences(rows)
-    smallest = table["fraction"].min()
-    table = table[(table["fraction"] == smallest) & table["arm"].isin(PRETRAINED_ARMS)]
-    parts = [table.assign(name=table["dataset"]), claim_by_arm(rows).assign(name="mean of the modalities")]
-    parts += [claim_by_arm(table).assign(name=f"the same, {name}") for name, table in later.items()]
-    table = pd.concat(parts)
-    table = table.assign(panel=table["mode"].map(MODE_NAMES)).sort_values("panel", ascending=False, kind="stable")
-    return forest(table, f"Do intermediate layers help at {smallest:.0%} of the labels?", "AUC minus MoCo's", CLAIM)
+    mean, freedom = np.mean(values), len(values) - 1
+    error = np.std(values, ddof=1) * np.sqrt(1 / len(values) + ratio) if freedom else np.nan
+    half = stats.t.ppf(1 - protocol.LEVEL / 2, freedom) * error
+    away = np.array([abs(mean), protocol.MARGIN - abs(mean)]) / np.maximum(error, 1e-12)
+    p, p_equal = stats.t.sf(away, freedom)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "p": 2 * p, "p_equal": p_equal, "seeds": len(values)}
 
 
-def findings(rows: pd.DataFrame, later: dict[str, pd.DataFrame]) -> str:
-    """What the numbers say, in sentences made from them; `later` as from `read_later`."""
-    every, seeds = claim_by_arm(rows), rows["seed"].nunique()
-    smallest, judged = every["fraction"].min(), sorted(primary(rows)["dataset"].unique())
-    lines = [f"- The paper's main claim, by the rule of the protocol: **{claim_as_a_whole(every)}**."]
-    for mode, name in MODE_NAMES.items():
-        title = f"{name.capitalize()} at {smallest:.0%} of the labels, AUC minus MoCo's, mean over {', '.join(judged)}"
-        lines.append(f"- {title}: {_gains(every, mode)}.")
-    for series, table in later.items():
-        after, seeds_there = claim_by_arm(table), table["seed"].nunique()
-        said = [f"{name}: {_gains(after, mode)}" for mode, name in MODE_NAMES.items()]
-        best = ", ".join(f"{name} {auc:.3f}" for name, auc in _best(table).items())
-        lines.append(f"- The same with {series} ({seeds_there} seeds; best AUC {best}), {'. '.join(said)}.")
-    for mode, base, name in (
-        ("linear", "random", "the untrained encoder"),
-        ("finetune", "supervised", "no pretraining"),
+def holm(p: Sequence[float]) -> np.ndarray:
+    """p values corrected for their number: any false rejection has at most the level's chance (Holm 1979)."""
+    p = np.asarray(p, float)
+    order, corrected = np.argsort(p), np.empty(len(p))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return corrected
+
+
+def verdict(difference: float, p: float, p_equal: float) -> str:
+    """Better, worse, equal within the margin, or undecided; a sure difference comes before a small one."""
+    if p < protocol.LEVEL:
+        return "better" if difference > 0 else "worse"
+    return EQUAL if p_equal < protocol.LEVEL else "undecided"
+
+
+def over_seeds(table: pd.DataFrame, value: str, ratio: float = 0.0) -> pd.DataFrame:
+    """`repeated` for each cell and arm of a table with one row per seed; the mean is called `value`."""
+    keys = [*_cell(table), "arm"]
+    groups = table.groupby(keys, sort=False)[value]
+    rows = [dict(zip(keys, key, strict=True)) | repeated(values, ratio) for key, values in groups]
+    return pd.DataFrame(rows).rename(columns={"mean": value})
+
+
+def summarise(rows: pd.DataFrame, value: str = "auc") -> pd.DataFrame:
+    """Mean and interval over seeds per cell and arm; with one seed, the mean of its patient-bootstrap intervals."""
+    keys = [*_cell(rows), "arm"]
+    means = rows.groupby([*keys, "seed"], sort=False, as_index=False)[[value, "low", "high"]].mean()
+    alone = means.groupby(keys, sort=False)[["low", "high"]].mean().reset_index(drop=True)
+    return over_seeds(means, value).fillna(alone).drop(columns=["p", "p_equal"])
+
+
+def paired(rows: pd.DataFrame, base: str = "moco", value: str = "auc") -> pd.DataFrame:
+    """Each arm's value minus that of `base` in the same cell and seed, means over label subsets; a column per arm."""
+    wide = rows.pivot_table(index=[*_cell(rows), "seed"], columns="arm", values=value)
+    return wide.drop(columns=base).sub(wide[base], axis=0) if base in wide else pd.DataFrame()
+
+
+def averaged(differences: pd.DataFrame, over: Sequence[str] = ("judged_on",)) -> pd.DataFrame:
+    """`paired` differences, averaged over data sets or other columns; only seeds that an arm has in all of them."""
+    return differences.stack().unstack(list(over)).mean(axis=1, skipna=False).unstack("arm")
+
+
+def compared(differences: pd.DataFrame, sign: int = 1, ratio: float = 0.0) -> pd.DataFrame:
+    """The differences of each cell and arm over seeds, with p corrected for all rows, and a verdict.
+
+    Args:
+        differences: of `paired` or `averaged`.
+        sign: -1 where lower is better.
+        ratio: see `repeated`.
+    """
+    table = over_seeds(differences.stack().dropna().rename("difference").reset_index(), "difference", ratio)
+    table["p"] = holm(table["p"])
+    judged = zip(sign * table["difference"], table["p"], table["p_equal"], strict=True)
+    return table.assign(verdict=[verdict(*row) for row in judged])
+
+
+def main_claim(rows: pd.DataFrame) -> pd.DataFrame:
+    """AUC minus MoCo's at the smallest label fraction, mean over the primary data sets, per protocol and arm."""
+    return compared(averaged(paired(primary(rows[rows["fraction"] == rows["fraction"].min()]))))
+
+
+def claims(folder: Path = protocol.TABLES) -> pd.DataFrame:
+    """The claims of the paper's abstract as comparisons with MoCo; "better" is in the claimed direction."""
+    parts = []
+    for claim, measured, sign, differences in _claimed(folder):
+        over = [name for name in differences.index.names if name != "seed"]
+        parts.append(compared(averaged(differences, over), sign).assign(claim=claim, measured=measured))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _claimed(folder: Path) -> Iterator[tuple[str, str, int, pd.DataFrame]]:
+    """(claim, what is measured, claimed sign, paired differences) for each claim that has a table."""
+    scores = read("scores", folder=folder)
+    gains = paired(primary(usual(scores)))
+    few, many = scores["fraction"].min(), scores["fraction"].max()
+    at = {fraction: gains.xs(fraction, level="fraction") for fraction in (few, many)}
+    yield "1, 2 improves or matches MoCo", "AUC, all fractions and protocols", 1, gains
+    yield f"3 gains at {few:.0%} of the labels", f"AUC at {few:.0%}", 1, at[few]
+    yield "3 gains are largest with few labels", f"gain at {few:.0%} - gain at {many:.0%}", 1, at[few] - at[many]
+    early = scores[(scores["series"] == "first") & scores["stage"].isin(protocol.EARLY)]
+    reuse, outputs = read("similarity", folder=folder), read("outputs", folder=folder)
+    outputs = outputs[outputs["class"] == "mean"] if len(outputs) else outputs
+    for claim, measured, sign, table, value in (
+        ("4 features are reused", "linear CKA before and after", 1, reuse, "linear"),
+        ("5 informative earlier", "AUC of stages 1 and 2", 1, early, "auc"),
+        ("6 outputs nearer to many labels'", "KS distance", -1, outputs, "ks"),
     ):
-        lift = paired_differences(rows[rows["mode"] == mode], base)
-        lift = lift[(lift["fraction"] == smallest) & (lift["arm"] == "moco")] if len(lift) else lift
-        said = [
-            f"{row.dataset} {row.difference:+.3f} ({row.wins} of {row.seeds} seeds up)" for row in lift.itertuples()
-        ]
-        lines.append(
-            f"- MoCo over {name}, {MODE_NAMES[mode]}, {smallest:.0%}: {'; '.join(said) or 'not in the table'}."
-        )
-    best = _best(rows)
-    weak = [name for name, value in best.items() if value < NEAR_CHANCE]
+        if len(table):
+            yield claim, measured, sign, paired(primary(table[table["fraction"] == few]), value=value)
+
+
+def retest(twice: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """How far two runs of one recipe are apart, beside how far two seeds are; means over label subsets.
+
+    Args:
+        twice: rows with `auc` of one run and `again` of the other.
+        scores: rows of several seeds.
+    Returns:
+        Per protocol and fraction: runs; mean `difference` of a run's AUC; the root mean square of that difference
+        between two runs (`size`) and between two seeds of one arm and data set (`seeds`).
+    """
+    keys = ["protocol", "fraction", "judged_on", "arm", "seed"]
+    runs = twice.groupby(keys)[["auc", "again"]].mean()
+    moved = (runs["again"] - runs["auc"]).groupby(keys[:2])
+    variance = scores.groupby(keys)["auc"].mean().groupby(keys[:4]).var().groupby(keys[:2]).mean()
+    size = moved.agg(lambda differences: np.sqrt(np.mean(differences**2)))
+    table = {"runs": moved.size(), "difference": moved.mean(), "size": size, "seeds": np.sqrt(2 * variance)}
+    return pd.DataFrame(table).reset_index()
+
+
+def findings(scores: pd.DataFrame) -> str:
+    """What a table of scores says, in sentences made from its numbers."""
+    rows = usual(scores)
+    few, judged = rows["fraction"].min(), ", ".join(sorted(primary(rows)["judged_on"].unique()))
+    lines = [f"AUC minus MoCo's with {few:.0%} of the labels, mean over {judged}:\n"]
+    lines += [_of_series(usual(scores, name), name) for name in protocol.SERIES if name in set(scores["series"])]
+    lines.append("\nWhat these can tell:\n")
+    for name, base in zip(protocol.NAMES, protocol.UNTRAINED, strict=True):
+        part = rows[(rows["protocol"] == name) & (rows["fraction"] == few) & rows["arm"].isin([base, "moco"])]
+        if part["arm"].nunique() == 2:
+            lines.append(
+                f"- {protocol.NAMES[name]}, MoCo minus `{base}`: {_said(compared(paired(part, base)), 'judged_on')}."
+            )
+    most = rows[rows["fraction"] == rows["fraction"].max()]
+    best = most.groupby(["judged_on", "arm", "protocol"])["auc"].mean().groupby("judged_on").max()
+    weak = ", ".join(best.index[best < protocol.NEAR_CHANCE]) or "none"
     said = ", ".join(f"{name} {value:.3f}" for name, value in best.items())
-    note = (
-        f"; near chance in every arm, and so able to tell arms apart at most weakly: {', '.join(weak)}" if weak else ""
-    )
-    lines.append(f"- Best mean AUC of any arm with all labels: {said}{note}.")
-    lines.append(f"- Intervals are 95% Student-t intervals over {seeds} seeds; few seeds make them wide, and honest.")
+    lines.append(f"- Best mean AUC of any arm with all labels: {said}. Near chance in every arm: {weak}.")
+    level = f"at the {protocol.LEVEL:.0%} level, corrected for the comparisons of a series (Holm)"
+    lines.append(f"- Intervals are 95% Student-t intervals over seeds; few seeds make them wide. Verdicts are {level}.")
     return "\n".join(lines)
 
 
-def _best(rows: pd.DataFrame) -> pd.Series:
-    """Per data set the best mean AUC of any arm and mode with all labels."""
-    most = rows[rows["fraction"] == rows["fraction"].max()]
-    return most.groupby(["dataset", "arm", "mode"])["auc"].mean().groupby("dataset").max()
+def _of_series(rows: pd.DataFrame, name: str) -> str:
+    """The comparisons of one series in words."""
+    found, title = main_claim(rows), protocol.SERIES[name].title
+    counts = ", ".join(f"{count} {word}" for word, count in found["verdict"].value_counts().items())
+    holds = ((found["low"] <= protocol.CLAIM) & (found["high"] >= protocol.CLAIM)).sum()
+    line = f"- **{title.capitalize()}** ({rows['seed'].nunique()} seeds): of {len(found)} comparisons {counts}; "
+    line += f"{holds} of the intervals hold the paper's gain of about {protocol.CLAIM:+.2f}."
+    kinds = found.groupby("protocol", sort=False)
+    return line + "".join(f" {protocol.NAMES[kind]}: {_said(part, 'arm')}." for kind, part in kinds)
 
 
-def _gains(table: pd.DataFrame, mode: str) -> str:
-    """The rows of `claim_by_arm` for one mode in words, the largest gain first."""
-    part = table[table["mode"] == mode].sort_values("difference", ascending=False)
-    said = [
-        f"{row.arm} {row.difference:+.3f} ({row.low:+.3f} to {row.high:+.3f}, {row.verdict})"
-        for row in part.itertuples()
-    ]
-    return "; ".join(said)
+def _said(found: pd.DataFrame, name: str) -> str:
+    """The rows of `compared` in words, each by its value in a column, the largest first."""
+    rows = found.sort_values("difference", ascending=False).to_dict("records")
+    return ", ".join(f"{row[name]} {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})" for row in rows)
 
 
-def results_section(rows: pd.DataFrame, later: dict[str, pd.DataFrame]) -> str:
-    """The README's results: findings, the figure and both tables."""
-    return "\n\n".join(
-        [
-            findings(rows, later),
-            "![Paired AUC differences to MoCo at the smallest label fraction, one panel for linear evaluation and one "
-            "for fine-tuning, one line per data set and for their mean, whiskers are 95% intervals]"
-            "(results/low_label.png)",
-            "Linear evaluation, test AUC (mean ± half the 95% interval over seeds; best mean in bold):",
-            auc_table(rows, "linear"),
-            "Fine-tuning, test AUC:",
-            auc_table(rows, "finetune"),
-        ]
-    )
-
-
-def write_readme(csv: Path, readme: Path) -> None:
-    """Draw the figure beside the CSV, and put the results between the README's two markers.
+def write_readme(readme: Path = protocol.README, folder: Path = protocol.TABLES) -> None:
+    """Put the findings of a folder's tables, and their figure, between the README's two markers.
 
     Raises:
         ValueError: the README lacks the markers.
     """
-    rows, later = pd.read_csv(csv), read_later(csv.parent)
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{readme} lacks the lines {BEGIN!r} and {END!r}; put them where the results belong")
-    figure = difference_figure(rows, later)
-    atomic_write(csv.with_suffix(".png"), lambda path: figure.savefig(path, format="png", dpi=110))
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    new = f"{before}{BEGIN}\n\n{results_section(rows, later)}\n\n{END}{after}"
-    atomic_write(readme, lambda path: path.write_text(new, encoding="utf-8"))
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(protocol.BEGIN)
+    _, end, after = rest.partition(protocol.END)
+    if not (begin and end):
+        raise ValueError(f"{readme} lacks the lines {protocol.BEGIN!r} and {protocol.END!r} around the results")
+    text = "AUC minus MoCo's with few labels: a line per data set and loss, whiskers are 95% intervals over seeds"
+    said = f"![{text}](study/tables/{protocol.FIGURE})\n\n{findings(read('scores', folder=folder))}"
+    atomic_write(readme, lambda path: path.write_text(f"{before}{begin}\n\n{said}\n\n{end}{after}", encoding="utf-8"))

@@ -1,259 +1,202 @@
-"""The grid behind the results: arms x data sets x seeds, pretrained, judged and written to a table."""
+"""Tune, train and judge: the jobs of the study, in parallel, each resumed where it was stopped."""
 
 import functools
 import itertools
-import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
-from multiprocessing import get_context
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from mocolayers.data.prepared import MedicalImages, data_folder, load
-from mocolayers.evaluation.distributions import ks_interval, output_distances
-from mocolayers.evaluation.features import encode_splits
-from mocolayers.evaluation.judge import evaluate, fine_tuned, probe, probe_pixels, probe_stages
+from mocolayers.data.labels import label_subset, subset_seed
+from mocolayers.data.prepared import TEST, MedicalImages, data_folder, load
+from mocolayers.evaluation.distributions import output_distances
+from mocolayers.evaluation.features import STAGES, stage_features
+from mocolayers.evaluation.judge import judge_all
+from mocolayers.evaluation.probes import best_probe
 from mocolayers.evaluation.similarity import feature_reuse
-from mocolayers.recipe import EVALUATIONS, Evaluation
-from mocolayers.runtime import atomic_write
+from mocolayers.recipe import EVALUATIONS, Evaluation, Recipe, preset
+from mocolayers.runtime import atomic_write, load_plugin
 from mocolayers.training.pretrain import pretrain
 from mocolayers.training.runs import Run
-from study.tuning import TRIALS, TUNED, changed, try_out
+from study import protocol
 
-COLUMNS = ("dataset", "arm", "fraction", "seed", "subset", "mode", "labels", "auc", "low", "high", "f1", "kappa")
-
-
-ORDER = ("dataset", "arm", "mode", "stage", "fraction", "seed", "subset")
-
-
-FINE_TUNED_SUBSETS = 3
-
-
-OUTSIDE = {"retina": "idrid"}  # a data set of the same kind that judges the encoders of another
-
-
-def judge(
-    run: Run, data: MedicalImages, plan: Evaluation, device: str = "auto", modes=None, fine_tunings: int = 1
-) -> list[dict]:
-    """Every evaluation that makes sense for an arm, one row each.
-
-    An untrained encoder is only judged by linear evaluation ("random"), since fine-tuning it is training from scratch
-    ("supervised"), which in turn is only judged by fine-tuning.
-
-    Args:
-        run: a finished pretraining.
-        data: the data set to judge on.
-        plan: fractions, subsets and so on.
-        device: see `pretrain`.
-        modes: leave out "linear" or "finetune"; None means both.
-        fine_tunings: label subsets per fraction below 100% to fine-tune on; `plan.subsets` is for linear evaluation.
-    """
-    possible = {"random": ("linear",), "supervised": ("finetune",)}.get(run.recipe.arm, ("linear", "finetune"))
-    wanted = [mode for mode in possible if modes is None or mode in modes]
-    rows = []
-    if "linear" in wanted:
-        rows += _linear(run, data, plan, "linear").to_dict("records")
-    if "finetune" in wanted:
-        draws = [(fraction, n) for fraction in plan.fractions for n in range(fine_tunings if fraction < 1 else 1)]
-        rows += [evaluate(run, data, "finetune", fraction, n, plan, device) for fraction, n in draws]
-    return rows
-
-
-def _linear(run: Run, data: MedicalImages, plan: Evaluation, mode: str) -> pd.DataFrame:
-    # Encoded once for all linear evaluations, and not at all if every result is on disk.
-    features = functools.cache(lambda: encode_splits(run.load_encoder(), data))
-    return probe(run, data, plan, mode, features, plan.fractions)
+HELD_BACK = 255  # a code of no split
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the grid.
-
-    Attributes:
-        dataset, arm, seed, preset_name: which run.
-        runs_dir: where it is kept.
-        changes: to the recipe of the arm, see `tuning.choose`.
-    """
+    """One run of the study: which arm, on what, in which series, with the settings that tuning chose for the arm."""
 
     dataset: str
     arm: str
     seed: int
+    series: str = "first"
     preset_name: str = "lesson"
-    runs_dir: str | Path = "runs"
-    changes: dict = field(default_factory=dict)
+    runs_dir: Path = Path("runs")
+    settings: dict = field(default_factory=dict)
+    plugin: Path | None = None
 
     @property
     def plan(self) -> Evaluation:
         return EVALUATIONS[self.preset_name]
 
-    def run(self, data: MedicalImages) -> Run:
-        """The run, trained or not."""
-        return Run(changed(self.preset_name, self.arm, data, self.seed, self.changes), self.runs_dir)
+    def recipe(self, data: MedicalImages) -> Recipe:
+        """In fp32, since "auto" would mean another arithmetic on another processor."""
+        if self.plugin:
+            load_plugin(self.plugin)
+        series = protocol.SERIES[self.series]
+        fields = {"precision": "fp32"} | self.settings | series.changes
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        crop = fields.pop("crop", None)  # a field of the views
+        recipe = preset(self.preset_name, self.arm, data, self.seed, **fields)
+        views = recipe.views if crop is None else replace(recipe.views, crop=crop)
+        return replace(recipe, views=views, steps=recipe.steps * series.longer)
 
     def trained(self) -> tuple[Run, MedicalImages]:
         """The run, trained if it is not on disk, and its data."""
         data = load(self.dataset)
-        return pretrain(self.run(data).recipe, data, self.runs_dir, progress=False), data
+        return pretrain(self.recipe(data), data, self.runs_dir, progress=False), data
 
     def __str__(self) -> str:
         return f"{self.dataset} {self.arm} {self.seed}"
 
 
-def grid(
-    datasets: list[str], arms: list[str], seeds: list[int], settings: dict | None = None, **about: str | Path
-) -> list[Cell]:
-    """The cells of data sets x arms x seeds; `settings` are the changes per arm, `about` goes to every `Cell`."""
-    settings = settings or {}
-    return [
-        Cell(dataset, arm, seed, changes=settings.get(arm, {}), **about)
-        for seed, dataset, arm in itertools.product(seeds, datasets, arms)
-    ]
+def grid(series: str, datasets=None, arms=None, seeds=None, settings: dict | None = None, **about) -> list[Cell]:
+    """The cells of a series, or of a part of it, seed by seed; `about` goes to every `Cell`."""
+    whole, chosen = protocol.SERIES[series], settings or {}
+    cells = itertools.product(seeds or protocol.SEEDS, datasets or whole.datasets, arms or whole.arms)
+    return [Cell(name, arm, seed, series, settings=chosen.get(arm, {}), **about) for seed, name, arm in cells]
 
 
-def judge_cell(cell: Cell) -> dict[str, pd.DataFrame]:
-    """Pretrain and judge one arm on one data set from one seed; what is on disk is not done again.
+def in_parallel(function: Callable, jobs: list[tuple], title: str, processes: int = -1) -> list:
+    """What a function returns for each job's arguments, in order of completion; one thread a job.
 
-    Encoders of a data set in `OUTSIDE` are also judged by linear evaluation on the other one, if it is prepared.
+    The first error ends it, with the job's name as a note; jobs that have not begun are dropped.
+    """
+    calls = (delayed(_alone)(function, job) for job in jobs)
+    done = Parallel(processes, return_as="generator_unordered")(calls)
+    return list(tqdm(done, title, len(jobs), unit="job"))
 
-    Returns:
-        The cell's part of the table "low_label".
+
+def _alone(function: Callable, job: tuple):
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            return function(*job)
+    except Exception as error:
+        error.add_note(f"in the job {' '.join(map(str, job))}")
+        raise
+
+
+def judge_cell(cell: Cell, analyses: bool = True) -> dict[str, pd.DataFrame]:
+    """Pretrain and judge one arm on one data set from one seed: its part of the tables of `sweep`.
+
+    Encoders of a data set in `protocol.OUTSIDE` are also judged by linear evaluation on the other one, if it is there.
     """
     run, data = cell.trained()
-    rows = judge(run, data, cell.plan, fine_tunings=FINE_TUNED_SUBSETS)
-    outside = OUTSIDE.get(cell.dataset)
-    if outside and cell.arm != "supervised" and (data_folder() / outside).is_dir():
-        rows += judge_outside(run, load(outside), cell.plan)
-    return {"low_label": pd.DataFrame(rows)}
+    plan, arm, analyses = cell.plan, cell.arm, analyses and protocol.SERIES[cell.series].analyses
+    scores = [judge_all(run, data, plan, stages=STAGES if analyses else (4,), fine_tunings=protocol.FINE_TUNINGS)]
+    outside = protocol.OUTSIDE.get(cell.dataset)
+    if outside and arm != "supervised" and (data_folder() / outside).is_dir():
+        scores.append(judge_all(run, load(outside), plan, ("linear",)))
+    if analyses and arm == "random":
+        scores.append(judge_all(run, data, plan, ("linear",), source="pixels"))
+    tables = {"scores": scores}
+    if analyses and arm != "random":  # to fine-tune it is to train "supervised"
+        *few, every = plan.fractions
+        draws = itertools.product(few, range(protocol.FINE_TUNINGS))
+        tables["similarity"] = [feature_reuse(run, data, plan, fraction) for fraction in (few[0], every)]
+        tables["outputs"] = [output_distances(run, data, plan, *draw) for draw in draws]
+    found = {name: pd.concat(parts).assign(series=cell.series) for name, parts in tables.items()}
+    return {name: table if "judged_on" in table else table.assign(judged_on=data.name) for name, table in found.items()}
 
 
-def judge_outside(run: Run, data: MedicalImages, plan: Evaluation) -> list[dict]:
-    """Linear evaluation of a run on a data set that it was not trained on; its rows bear that data set's name."""
-    table = _linear(run, data, plan, f"on-{data.name}")
-    return table.assign(dataset=data.name, mode="linear").to_dict("records")
-
-
-def analyse_cell(cell: Cell) -> dict[str, pd.DataFrame]:
-    """The analyses of one cell: parts of the tables "probing", "similarity" and "outputs" of `sweep`."""
-    run, data = cell.trained()
-    plan, tables = cell.plan, {}
-    if cell.arm != "supervised":  # before fine-tuning its encoder is the random one
-        probes = [probe_stages(run, data, plan)] + ([probe_pixels(run, data, plan)] if cell.arm == "random" else [])
-        tables["probing"] = pd.concat(probes)
-    if cell.arm != "random":  # fine-tuning it is "supervised"
-        few, every = plan.fractions[:-1], plan.fractions[-1]
-        tables["similarity"] = pd.concat([feature_reuse(run, data, plan, f) for f in (few[0], every)])
-        draws = itertools.product(few, range(FINE_TUNED_SUBSETS))
-        tables["outputs"] = pd.concat([output_distances(run, data, plan, f, subset) for f, subset in draws])
-    return tables
-
-
-def summarise_outputs(*cells: Cell) -> dict[str, pd.DataFrame]:
-    """KS distance of few labels to all labels over every seed and subset of an arm, beside the floor between seeds.
-
-    Args:
-        cells: the seeds of one arm on one data set.
-    """
-    data, plan = load(cells[0].dataset), cells[0].plan
-    patients = data.patients[data.rows("test")]
-    runs = [cell.run(data) for cell in cells]
-    every = [fine_tuned(run, data, plan.fractions[-1], 0, plan)[1] for run in runs]
-    twins = [fine_tuned(run, data, plan.fractions[-1], 1, plan)[1] for run in runs]
-    pairs = {"100% twice, same encoder": list(zip(every, twins, strict=True))}
-    if len(runs) > 1:
-        pairs["100% twice, other seeds"] = list(itertools.combinations(every, 2))
-    for fraction in plan.fractions[:-1]:
-        some = itertools.product(zip(runs, every, strict=True), range(FINE_TUNED_SUBSETS))
-        pairs[f"{fraction:.0%} and 100%"] = [
-            (fine_tuned(run, data, fraction, n, plan)[1], large) for (run, large), n in some
-        ]
-    rows = []
-    for name, models in pairs.items():
-        mean, low, high = ks_interval(models, data.task, patients, plan.resamples)
-        about = {"dataset": cells[0].dataset, "arm": cells[0].arm, "models": name}
-        rows.append(about | {"ks": mean, "low": low, "high": high, "pairs": len(models)})
-    return {"outputs_summary": pd.DataFrame(rows)}
-
-
-def tune(
-    datasets: list[str], preset_name: str = "lesson", runs_dir: str | Path = "runs", jobs: int | None = None
-) -> pd.DataFrame:
-    """Every trial of every tuned arm on every data set, one row each, see `tuning.try_out`; resumes."""
-    trials = itertools.product(range(TRIALS), datasets, TUNED)
-    calls = [(dataset, arm, trial, preset_name, runs_dir) for trial, dataset, arm in trials]
-    return pd.DataFrame(_in_processes(try_out, calls, jobs, "trials x data sets x arms"))
-
-
-def sweep(cells: list[Cell], jobs: int | None = None, analyses: bool = True) -> dict[str, pd.DataFrame]:
-    """Run a grid in several processes, one per core, with a progress bar; it resumes where it was stopped.
-
-    Args:
-        cells: see `grid`.
-        jobs: how many processes; one per core by default.
-        analyses: also make the tables after the first.
-    Returns:
-        Sorted tables: "low_label" (see `evaluate`), "probing" (see `probe_stages`), "similarity" (see
-        `feature_reuse`), "outputs" (see `output_distances`) and "outputs_summary" (see `summarise_outputs`).
-    """
-    alone = [(cell,) for cell in cells]
-    parts = _in_processes(judge_cell, alone, jobs, "arms x data sets x seeds")
-    if analyses:
-        parts += _in_processes(analyse_cell, alone, jobs, "analyses")
-        by_arm: dict[tuple, list[Cell]] = {}
-        for cell in cells:
-            if cell.arm != "random":
-                by_arm.setdefault((cell.dataset, cell.arm), []).append(cell)
-        parts += _in_processes(summarise_outputs, list(by_arm.values()), jobs, "distances over seeds")
+def sweep(cells: list[Cell], processes: int = -1, analyses: bool = True) -> dict[str, pd.DataFrame]:
+    """Run cells in parallel: the table "scores" and, in series that are analysed, "similarity" and "outputs"."""
+    parts = in_parallel(judge_cell, [(cell, analyses) for cell in cells], "arms x data sets x seeds", processes)
     names = dict.fromkeys(name for part in parts for name in part)
-    return {name: _ordered(pd.concat([part[name] for part in parts if name in part])) for name in names}
-
-
-def _in_processes(function, calls: list[tuple], jobs: int | None, title: str) -> list:
-    """Call a function with every tuple of arguments, in processes that share the cores; in order of completion."""
-    jobs = jobs or os.cpu_count()
-    found, threads = [], max(1, os.cpu_count() // jobs)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(_with_threads, threads, function, call) for call in calls]
-        try:
-            for done in tqdm(as_completed(waiting), title, len(calls), unit="cell"):
-                found.append(done.result())
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # or all that waits would be done before the error is seen
-            raise
-    return found
-
-
-def _with_threads(threads: int, function, call: tuple):
-    torch.set_num_threads(threads)
-    with threadpool_limits(threads):
-        return function(*call)
-
-
-def _ordered(table: pd.DataFrame) -> pd.DataFrame:
-    first = [name for name in COLUMNS if name in table]
-    table = table[first + [name for name in table if name not in first]]
-    order = [name for name in ORDER if name in table]
-    return table.sort_values(order, ignore_index=True, kind="stable")
-
-
-def status(cells: list[Cell]) -> str:
-    """One line: how many pretrainings of a grid stand on disk, and when the rest may be done at the pace so far."""
-    data = {name: load(name) for name in {cell.dataset for cell in cells}}
-    runs = [cell.run(data[cell.dataset]) for cell in cells]
-    ends = sorted(run.encoder_file.stat().st_mtime for run in runs if run.finished)
-    text = f"{len(ends)} of {len(runs)} runs are trained"
-    if len(ends) < 2 or len(ends) == len(runs):
-        return text
-    minutes = (ends[-1] - ends[0]) / (len(ends) - 1) * (len(runs) - len(ends)) / 60
-    return f"{text}; the rest takes about {minutes:.0f} minutes at the pace so far"
+    return {name: pd.concat([part[name] for part in parts if name in part]) for name in names}
 
 
 def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Write each table as `folder/NAME.csv`, atomically, four digits after the point."""
+    """Write each table as `folder/NAME.csv`, sorted, atomically, five digits after the point."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        text = functools.partial(table.to_csv, index=False, float_format="%.4f")
-        atomic_write(folder / f"{name}.csv", text)
+        keys = [key for key in protocol.KEYS if key in table]
+        table = table[keys + [column for column in table if column not in keys]].sort_values(keys, kind="stable")
+        write = functools.partial(table.to_csv, index=False, float_format="%.5f")
+        atomic_write(folder / f"{name}.csv", write)
+
+
+def run_again(cells: list[Cell], count: int, scores: pd.DataFrame, processes: int = -1) -> pd.DataFrame:
+    """Train and judge at most `count` of the cells, at random: `again`, beside the `auc` of each row of a table.
+
+    Raises:
+        ValueError: the table has no row of a cell; nothing is trained then.
+    """
+    cells = [cells[place] for place in sorted(np.random.default_rng(0).permutation(len(cells))[:count])]
+    known = set(scores[["series", "dataset", "arm", "seed"]].itertuples(index=False, name=None))
+    if missing := [str(cell) for cell in cells if (cell.series, cell.dataset, cell.arm, cell.seed) not in known]:
+        raise ValueError(f"the table has no rows of {', '.join(missing)}; choose among its data sets, arms and seeds")
+    found = sweep(cells, processes, analyses=False)["scores"]
+    keys = [key for key in protocol.KEYS if key in found]
+    return scores[[*keys, "auc"]].merge(found.rename(columns={"auc": "again"})[[*keys, "again"]], on=keys)
+
+
+def trials(arm: str) -> list[dict]:
+    """The settings of each trial of an arm, the same at every call; the first trial changes nothing."""
+    shared, own = np.random.default_rng((protocol.TUNING_SEED, 0)), np.random.default_rng((protocol.TUNING_SEED, 1))
+    values = [dict(zip(protocol.SHARED, each, strict=True)) for each in itertools.product(*protocol.SHARED.values())]
+    found = [values[number] for number in shared.permutation(len(values))[: protocol.TRIALS - 1]]
+    for trial in found if arm in protocol.WEIGHTS else []:
+        weight = float(np.exp(own.uniform(*np.log(protocol.WEIGHTS[arm]))))
+        stages = protocol.STAGES_ON[own.integers(len(protocol.STAGES_ON))]
+        trial["stage_weights"] = [round(weight, 4) * on for on in stages]
+        if arm in protocol.WARM_UP:
+            trial["stage_warmup"] = protocol.WARM_UP[arm][own.integers(2)]
+    return [{}, *found]
+
+
+def try_out(cell: Cell, trial: int) -> dict:
+    """Pretrain a trial and judge it on validation: mean AUC of linear evaluation at the smallest label fraction."""
+    data = load(cell.dataset)
+    data = replace(data, split=np.where(data.split == TEST, HELD_BACK, data.split))  # no row is a test row
+    run = pretrain(cell.recipe(data), data, cell.runs_dir, progress=False)
+    encoder = run.load_encoder()
+    # Not `run_features`: what that keeps on disk has the test split, too.
+    features = {split: stage_features(encoder, data, data.rows(split))[-1] for split in ("train", "val")}
+    seeds = [subset_seed(cell.seed, number) for number in range(protocol.TUNING_SUBSETS)]
+    rows = [label_subset(data, cell.plan.fractions[0], seed) for seed in seeds]
+    auc = np.mean([best_probe(features, data, labelled, cell.plan)[1] for labelled in rows])
+    about = {"arm": cell.arm, "dataset": cell.dataset, "trial": trial, "validation_auc": auc}
+    return about | {"changes": json.dumps(cell.settings), "recipe": run.recipe.key}
+
+
+def tune(datasets: tuple[str, ...], processes: int = -1, **about) -> pd.DataFrame:
+    """Every trial of every tuned arm on every data set, one row each; `about` goes to every `Cell`."""
+    seed, names = protocol.TUNING_SEED, itertools.product(range(protocol.TRIALS), datasets, protocol.TUNED)
+    jobs = [(Cell(name, arm, seed, settings=trials(arm)[trial], **about), trial) for trial, name, arm in names]
+    return pd.DataFrame(in_parallel(try_out, jobs, "trials x data sets x arms", processes))
+
+
+def chosen(folder: Path) -> dict[str, dict]:
+    """The settings of each arm's best trial in `folder/tuning.csv`: the best mean of validation AUCs over data sets.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    file = folder / "tuning.csv"
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist: name a folder that `python -m study tune` has written to")
+    found = {}
+    for arm, part in pd.read_csv(file).groupby("arm"):
+        best = part.groupby("trial")["validation_auc"].mean().idxmax()
+        found[arm] = json.loads(part.loc[part["trial"] == best, "changes"].iloc[0])
+    return found | {arm: found["moco"] for arm in protocol.AS_MOCO if "moco" in found}

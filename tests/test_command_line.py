@@ -1,15 +1,12 @@
 """Claims about the command line, as a user types it."""
 
-import json
 import os
 import subprocess
 import sys
 
-import pandas as pd
 import pytest
 
 from mocolayers.__main__ import main
-from mocolayers.notebook.series import HOME
 
 
 def command(*words, data):
@@ -21,7 +18,7 @@ def command(*words, data):
     )
 
 
-@pytest.mark.parametrize("name", ["pretrain", "finetune", "series", "tune", "results", "status", "as-released"])
+@pytest.mark.parametrize("name", ["pretrain", "finetune", "series"])
 def test_help_shows_examples(name, capsys):
     with pytest.raises(SystemExit) as caught:
         main([name, "--help"])
@@ -60,31 +57,6 @@ def test_a_bad_setting_says_how_to_write_it(make_data, tmp_path, monkeypatch, ca
     assert "lr=0.03" in capsys.readouterr().err
     assert main(["pretrain", "--dataset", "tiny", "--set", "rate=1"]) == 1
     assert "temperature" in capsys.readouterr().err
-
-
-def test_another_series_has_its_own_settings_and_folder(make_data, tmp_path, monkeypatch):
-    make_data()
-    monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
-    before = (HOME / "README.md").read_text(encoding="utf-8")
-    words = "results --dataset tiny --seed 0 --arm moco --preset smoke --set steps=4 --skip-analyses --jobs 2"
-    assert main([*words.split(), "--runs-dir", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
-    assert set(pd.read_csv(tmp_path / "out" / "low_label.csv")["arm"]) == {"moco"}
-    assert [json.loads(file.read_text())["steps"] for file in (tmp_path / "runs").glob("*/recipe.json")] == [4]
-    assert (HOME / "README.md").read_text(encoding="utf-8") == before
-
-
-@pytest.mark.parametrize("command", ["tune", "results", "as-released", "again"])
-def test_tables_of_another_size_do_not_replace_the_committed_ones(command, capsys):
-    assert main([command, "--preset", "smoke"]) == 1
-    assert "--out FOLDER" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "words", ["tune --dataset a", "results --dataset a", "results --arm moco", "results --set lr=1"]
-)
-def test_a_part_of_the_tables_does_not_replace_the_committed_ones(words, capsys):
-    assert main(words.split()) == 1
-    assert "--out FOLDER" in capsys.readouterr().err
 
 
 def test_an_arm_without_pretraining_is_not_tried(make_data, tmp_path, monkeypatch, capsys):

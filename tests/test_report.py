@@ -1,43 +1,98 @@
-"""Claims about what is said of the results."""
+"""Claims about what is said of results: statistics, comparisons, verdicts, and the README."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from mocolayers.notebook.series import HOME
-from study import report
-
-CSV = HOME / "study" / "tables" / "low_label.csv"
+from study import figures, protocol, report
+from study.run import grid
 
 
-def rows(gains):
-    """Two arms on two data sets; `mse` beats `moco` by gains[dataset][seed]."""
+def rows(gains, fraction=0.01, **more):
+    """Three arms on data sets in both protocols; `mse` beats `moco` by gains[data set][seed]."""
     found = []
-    for dataset, by_seed in gains.items():
+    for name, by_seed in gains.items():
         for seed, gain in enumerate(by_seed):
             for arm, auc in (("random", 0.6), ("moco", 0.7), ("mse", 0.7 + gain)):
-                for mode in ("linear", "finetune"):
-                    about = {"dataset": dataset, "arm": arm, "fraction": 0.01, "seed": seed, "subset": 0, "mode": mode}
-                    found.append(about | {"labels": 10, "auc": auc, "low": auc - 0.1, "high": auc + 0.1})
+                about = {"series": "first", "dataset": name, "judged_on": name, "arm": arm, "fraction": fraction}
+                about |= {"seed": seed, "subset": 0, "stage": 4, "source": "encoder"}
+                about |= {"labels": 10, "auc": auc, "low": auc - 0.1, "high": auc + 0.1} | more
+                found += [about | {"protocol": name} for name in protocol.NAMES]
     return pd.DataFrame(found)
 
 
+def linear_mse(table):
+    return table[(table["arm"] == "mse") & (table["protocol"] == "linear")].iloc[0]
+
+
 def test_differences_are_paired_by_seed():
-    table = report.paired_differences(rows({"a": [0.01, 0.02, 0.03]}))
-    mse = table[(table["arm"] == "mse") & (table["mode"] == "linear")].iloc[0]
-    assert mse["difference"] == pytest.approx(0.02)
-    assert (mse["wins"], mse["seeds"]) == (3, 3)
+    mse = linear_mse(report.compared(report.paired(rows({"a": [0.01, 0.02, 0.03]}))))
+    assert mse["difference"] == pytest.approx(0.02) and mse["seeds"] == 3
     # Student-t with two degrees of freedom: 4.303 * 0.01 / sqrt(3)
     assert mse["high"] - mse["difference"] == pytest.approx(4.3027 * 0.01 / 3**0.5, rel=1e-3)
 
 
-def test_every_data_set_weighs_the_same_in_the_mean():
-    table = report.across_datasets(rows({"a": [0.0, 0.0], "b": [0.1, 0.1]}))
-    assert table.query("arm == 'mse' and mode == 'linear'")["difference"].item() == pytest.approx(0.05)
+def test_splits_of_the_same_images_widen_the_interval():
+    once, again = (report.repeated([0.01, 0.02, 0.03], ratio) for ratio in (0, 0.25))
+    # Nadeau and Bengio: the variance of the mean is s^2 (1/n + test/train)
+    assert (again["high"] - again["mean"]) / (once["high"] - once["mean"]) == pytest.approx(((1 / 3 + 0.25) * 3) ** 0.5)
+    assert again["p"] > once["p"]
 
 
-def test_a_seed_missing_on_one_data_set_does_not_count():
-    table = report.across_datasets(rows({"a": [0.0, 0.5], "b": [0.1]}))
-    assert table.query("arm == 'mse' and mode == 'linear'")["difference"].item() == pytest.approx(0.05)
+def test_the_correction_keeps_the_level_where_repetitions_share_their_images():
+    """Means of random halves of one sample: without the correction "no difference" is rejected far too often."""
+    rng, wrong = np.random.default_rng(0), np.zeros(2)
+    for _ in range(400):
+        images = rng.normal(0, 1, 60)
+        values = [rng.permutation(images)[:30].mean() for _ in range(10)]
+        wrong += [report.repeated(values, ratio)["p"] < 0.05 for ratio in (0, 1)]
+    assert wrong[0] > 100 and wrong[1] < 40
+
+
+def test_a_difference_at_the_margin_is_called_equal_one_time_in_twenty():
+    rng = np.random.default_rng(0)
+    p = [report.repeated(rng.normal(protocol.MARGIN, 0.005, 8))["p_equal"] for _ in range(2000)]
+    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.015)
+    assert report.repeated(rng.normal(0, 0.003, 8))["p_equal"] < 0.05
+
+
+def test_holm_corrects_for_the_number_of_comparisons():
+    assert report.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert report.holm([0.9, 0.8]).max() == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([0.020, 0.021, 0.022, 0.023], "better"),
+        ([-0.020, -0.021, -0.022, -0.023], "worse"),
+        ([0.001, -0.001, 0.002, -0.002], report.EQUAL),
+        ([0.05, -0.05, 0.04, -0.03], "undecided"),
+        ([0.05], "undecided"),
+    ],
+)
+def test_a_verdict_says_no_more_than_the_repetitions(values, said):
+    table = report.compared(report.paired(rows({"a": values}, protocol="linear").drop_duplicates()))
+    assert linear_mse(table[table["arm"] == "mse"])["verdict"] == said
+
+
+def test_what_is_better_alone_may_be_undecided_among_many():
+    differences = pd.DataFrame({f"arm {n}": [0.01, 0.02, 0.03, 0.015] for n in range(6)})
+    differences = differences.rename_axis("seed").rename_axis(columns="arm")
+    assert report.compared(differences[["arm 0"]])["verdict"].tolist() == ["better"]
+    assert set(report.compared(differences)["verdict"]) == {"undecided"}
+
+
+def test_every_data_set_weighs_the_same_and_a_seed_missing_on_one_does_not_count():
+    assert linear_mse(report.main_claim(rows({"a": [0.0, 0.0], "b": [0.1, 0.1]})))["difference"] == pytest.approx(0.05)
+    found = linear_mse(report.main_claim(rows({"a": [0.0, 0.5], "b": [0.1]})))
+    assert found["difference"] == pytest.approx(0.05) and found["seeds"] == 1
+
+
+def test_the_main_claim_is_read_from_the_primary_data_sets_at_the_smallest_fraction():
+    table = pd.concat([rows({"retina": [0.1, 0.1], "mine": [0.9, 0.9]}), rows({"retina": [0.5, 0.5]}, 1.0)])
+    assert linear_mse(report.main_claim(table))["difference"] == pytest.approx(0.1)
+    assert linear_mse(report.main_claim(rows({"mine": [0.2, 0.2]})))["difference"] == pytest.approx(0.2)
 
 
 def test_one_seed_shows_the_patient_interval_instead_of_none():
@@ -45,34 +100,68 @@ def test_one_seed_shows_the_patient_interval_instead_of_none():
     assert (summary["high"] - summary["low"]).to_numpy() == pytest.approx(0.2)
 
 
-def test_the_readme_says_what_the_table_says():
-    text = (HOME / "README.md").read_text(encoding="utf-8")
-    assert report.results_section(pd.read_csv(CSV), report.read_later(CSV.parent)) in text, (
-        "run: python -m mocolayers results --only-write"
-    )
+def test_pixels_and_stages_are_no_rows_of_the_main_claim():
+    table = rows({"a": [0.0, 0.0]})
+    others = [table.assign(auc=0.9, stage=1), table.assign(auc=0.9, source="pixels"), table.assign(series="long")]
+    assert len(report.usual(pd.concat([table, *others]))) == len(table)
 
 
-def test_every_arm_was_judged_on_the_same_label_subsets():
-    table = pd.read_csv(CSV)
-    counts = table.groupby(["dataset", "mode", "fraction", "seed", "subset"])["labels"].nunique()
-    assert (counts == 1).all()
+def test_the_claims_are_read_in_their_direction(tmp_path):
+    few, many = rows({"a": [0.2, 0.21, 0.2]}), rows({"a": [0.0, 0.01, 0.0]}, 1.0)
+    pd.concat([few, many]).to_csv(tmp_path / "scores.csv", index=False)
+    nearer = rows({"a": [-0.1, -0.11, -0.1]}).rename(columns={"auc": "ks"}).query("protocol == 'linear'")
+    nearer.assign(**{"class": "mean"}).to_csv(tmp_path / "outputs.csv", index=False)
+    found = report.claims(tmp_path).set_index("claim")
+    assert found.loc["6 outputs nearer to many labels'", "verdict"] == "better", "a smaller distance is claimed"
+    shrinks = found.loc["3 gains are largest with few labels"]
+    assert shrinks["difference"] == pytest.approx(0.2) and shrinks["verdict"] == "better"
+    assert not any(claim.startswith(("4", "5")) for claim in found.index), "a missing table leaves its claims out"
 
 
-def _seeds(table: pd.DataFrame) -> pd.Series:
-    return table.groupby(["dataset", "arm", "mode", "fraction"])["seed"].nunique()
+def test_two_runs_are_read_beside_two_seeds():
+    """A later seed is .1 better than the one before it."""
+    table = pd.concat([rows({"a": [0] * 3, "b": [0] * 3}).assign(subset=subset) for subset in (0, 1)])
+    table["auc"] = 0.6 + 0.1 * table["seed"]
+    moved = table[table["judged_on"] == "a"]
+    moved = moved.assign(again=moved["auc"] + 0.02 * (-1) ** moved["seed"] + 0.01 * (-1) ** moved["subset"])
+    found = report.retest(moved, table).iloc[0]
+    assert found["runs"] == 9, "subsets are averaged within a run"
+    assert found["difference"] == pytest.approx(0.02 / 3) and found["size"] == pytest.approx(0.02)
+    assert found["seeds"] == pytest.approx(((0.1**2 + 0.1**2 + 0.2**2) / 3) ** 0.5)
 
 
-def test_the_committed_table_holds_the_whole_grid():
-    table = pd.read_csv(CSV)
-    grid = _seeds(table)
-    trained = 4 * (7 + 7) * 3  # four data sets, seven arms in either mode, three fractions
-    outside = 7 * 3  # one more data set, seven arms by linear evaluation, three fractions
-    assert len(grid) == trained + outside
-    assert (grid >= 5).all()
-    later = {name: _seeds(table) for name, table in report.read_later(CSV.parent).items()}
-    grid = later["longer training"]
-    assert len(grid) == 4 * (3 + 3) * 3 + 3 * 3 and (grid >= 5).all(), "three arms, as in the protocol"
-    grid = later["longer training, 64 px"]
-    assert len(grid) == 3 * (5 + 5) * 3 + 5 * 3 and grid.nunique() == 1, "complete seeds of every arm"
-    assert table[["auc", "low", "high", "seconds"]].notna().all().all()
-    assert ((table["low"] <= table["auc"]) & (table["auc"] <= table["high"])).mean() > 0.99
+def test_sentences_and_figure_come_from_the_numbers():
+    table = pd.concat([rows({"retina": [0.081, 0.082, 0.083]}), rows({"retina": [0.0, 0.0]}).assign(series="long")])
+    said = report.findings(table)
+    assert "mse +0.082" in said and "2 better" in said and "Longer training** (2 seeds)" in said
+    assert "MoCo minus `random`: retina +0.100" in said
+    titles = [axis.get_title(loc="left") for axis in figures.gains(table).axes]
+    assert titles == list(protocol.NAMES.values())
+
+
+def test_the_readme_takes_the_findings_between_its_marks(tmp_path):
+    rows({"retina": [0.08, 0.09]}).to_csv(tmp_path / "scores.csv", index=False)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{protocol.BEGIN}\nstale words\n{protocol.END}\nafter")
+    report.write_readme(readme, tmp_path)
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter") and "stale" not in text and "mse +0.085" in text
+    readme.write_text("no marks")
+    with pytest.raises(ValueError, match="lacks the lines"):
+        report.write_readme(readme, tmp_path)
+
+
+def test_the_readme_says_what_the_committed_tables_say():
+    text = protocol.README.read_text(encoding="utf-8")
+    assert report.findings(report.read("scores")) in text, "run: python -m study report"
+
+
+@pytest.mark.parametrize("series", protocol.SERIES)
+def test_the_committed_table_is_whole(series):
+    table = report.read("scores")
+    table = table[table["series"] == series]
+    wanted = {(cell.dataset, cell.arm, cell.seed) for cell in grid(series)}
+    assert set(table[["dataset", "arm", "seed"]].itertuples(index=False, name=None)) == wanted
+    same = ["judged_on", "protocol", "fraction", "seed", "subset"]
+    assert (table.groupby(same)["labels"].nunique() == 1).all(), "every arm is judged on the same label subsets"
+    assert not table.duplicated([key for key in protocol.KEYS if key in table]).any()

@@ -16,7 +16,7 @@ from mocolayers.evaluation.probes import linear_evaluation
 from mocolayers.evaluation.scores import macro_auc
 from mocolayers.recipe import EVALUATIONS, preset
 from mocolayers.training.pretrain import pretrain
-from study.report import interval
+from study.report import repeated
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -46,6 +46,6 @@ def table(seeds: int = 5, steps: int = 200, images: int = 1500) -> pd.DataFrame:
         [name, f"{found[:, i, 0].mean():.3f}", f"{np.median(found[:, i, 1]):.1f}"] for i, name in enumerate(PRECISIONS)
     ]
     change = found[:, 1, 0] - found[:, 0, 0]
-    low, high = interval(change)
+    low, high = (repeated(change)[end] for end in ("low", "high"))
     rows.append(["bf16 - fp32, 95% interval", f"{change.mean():+.3f} [{low:+.3f}, {high:+.3f}]", ""])
     return pd.DataFrame(rows, columns=[f"{seeds} seeds, {steps} steps", "test AUC", "seconds"])
