@@ -197,7 +197,10 @@ def initial_weights(path: Path) -> tuple[dict[str, Tensor], str, str]:
         state, fingerprint = read(path), hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     except Exception:
         raise RunError(f"{path} cannot be read; --init wants a state dict as .pth or .safetensors") from None
-    state = state.get("state_dict", state.get("model", state)) if isinstance(state, dict) else {}
+    for name in ("state_dict", "model"):
+        state = state[name] if isinstance(state, dict) and isinstance(state.get(name), dict) else state
+    state = state if isinstance(state, dict) else {}
+    state = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     starts = [name.removesuffix("conv1.weight") for name in state if name.endswith("conv1.weight")]
     starts = [start for start in starts if f"{start}layer1.0.conv1.weight" in state]
     if not starts:
