@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,6 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from mocolayers.data.views import to_float
@@ -23,7 +23,7 @@ from mocolayers.training import pretrain as module
 from mocolayers.training.dry_run import try_steps
 from mocolayers.training.monitors import knn_monitor
 from mocolayers.training.pretrain import Feeder, Trainer, learning_rate, pretrain, stage_share
-from mocolayers.training.runs import Run, initial_weights, transform
+from mocolayers.training.runs import Run, about_weights, initial_weights, save_weights, transform, write_file
 
 CPU = torch.device("cpu")
 SMALL = {"batch": 16, "queue": 40, "log_every": 2, "monitor_every": 5, "steps": 12}
@@ -297,6 +297,26 @@ def test_the_hash_of_the_weights_follows_the_file(make_data, tmp_path):
         print(one.weights_hash)
 
 
+def test_equal_weights_are_equal_files(make_data, tmp_path):
+    data = make_data()
+    run = pretrain(preset("smoke", "random", data), data, tmp_path, progress=False)
+    for _ in range(3):
+        save_weights(run.load_encoder(), tmp_path / "again.safetensors", run.recipe)
+        assert (tmp_path / "again.safetensors").read_bytes() == run.encoder_file.read_bytes()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+@pytest.mark.parametrize("save", [torch.save, lambda value, place: Path(place).write_bytes(bytes(value.nbytes))])
+def test_a_full_disk_is_one_line_and_what_was_there_is_kept(tmp_path, save):
+    path = tmp_path / "checkpoint.pt"
+    path.write_text("the last good one")
+    with pytest.raises(RunError, match="checkpoint.pt cannot be written.*the same command goes on") as caught:
+        write_file(path, lambda _: save(torch.zeros(10**6), "/dev/full"))
+    assert "\n" not in str(caught.value) and path.read_text() == "the last good one"
+    with pytest.raises(RuntimeError, match="of our own"):
+        write_file(path, lambda _: exec("raise RuntimeError('of our own')"))
+
+
 def test_other_data_than_the_recipes_is_refused(make_data, tmp_path):
     recipe = preset("smoke", "moco", make_data("a"), **SMALL)
     with pytest.raises(RunError, match="make the recipe again"):
@@ -400,9 +420,8 @@ def test_weights_that_do_not_fit_or_cannot_be_read_are_a_clear_error(make_data, 
 def test_an_encoder_says_which_images_it_wants_and_the_transform_makes_them(make_data, tmp_path):
     data = make_data(channels=3)
     run = pretrain(preset("smoke", "random", data), data, tmp_path, progress=False)
-    with safe_open(run.encoder_file, "pt") as file:
-        about = file.metadata()
-    assert "0 to 1" in about["input"] and (about["side"], about["channels"]) == ("16", "3")
+    about = about_weights(run.encoder_file)
+    assert "0 to 1" in about["input"] and (about["side"], about["channels"]) == (16, 3)
     x = transform(run.recipe)(Image.fromarray(data.images[0]))
     assert torch.allclose(x, to_float(torch.tensor(data.images[:1]))[0], atol=1e-6)
     gray = preset("smoke", "random", make_data("gray"))

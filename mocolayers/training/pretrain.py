@@ -45,21 +45,19 @@ def build_moco(recipe: Recipe) -> MoCo:
         RunError: the recipe's stage loss is a class that no entry of `ARMS` holds, or that was edited since.
         ValueError: options that the stage loss does not take.
     """
-    own = {loss_name(loss): loss for arm in ARMS.values() if isinstance(loss := arm.get("stage_loss"), type)}
-    stage_loss = ({"none": None} | STAGE_LOSSES | own).get(recipe.stage_loss, recipe)
-    if stage_loss is recipe:
+    losses = {"none": None} | STAGE_LOSSES
+    if recipe.stage_loss not in losses:
+        own = [arm["stage_loss"] for arm in ARMS.values() if isinstance(arm.get("stage_loss"), type)]
+        losses |= {loss_name(loss): loss for loss in own}
+    if recipe.stage_loss not in losses:
         raise RunError(f"no arm has the loss {recipe.stage_loss}; run the cell or file that adds it to ARMS")
+    stage_loss = losses[recipe.stage_loss]
+    names = ("stage_weights", "head", "dim", "queue", "momentum", "temperature", "bn_splits")
     try:
         return MoCo(
             functools.partial(build_encoder, recipe),
             stage_loss and functools.partial(stage_loss, **recipe.stage_options),
-            recipe.stage_weights,
-            recipe.head,
-            recipe.dim,
-            recipe.queue,
-            recipe.momentum,
-            recipe.temperature,
-            recipe.bn_splits,
+            **{name: getattr(recipe, name) for name in names},
         )
     except TypeError as error:
         raise ValueError(f"stage_options={recipe.stage_options} do not fit {recipe.stage_loss}: {error}") from None

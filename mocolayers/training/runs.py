@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,8 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, write)
     except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's file writer
+            raise
         why = getattr(error, "strerror", None) or "is the disk full?"
         raise RunError(f"{path} cannot be written ({why}); what was there is kept, the same command goes on") from None
 
@@ -141,9 +144,16 @@ def save_weights(model: Module, path: Path, recipe: Recipe | None = None) -> Non
     about = {"sha256": _digest(state)}
     if recipe:
         names = ("layout", "width", "stem", "channels", "side", "arm", "dataset", "seed", "key")
-        about |= {name: str(getattr(recipe, name)) for name in names}
+        about |= {name: getattr(recipe, name) for name in names}
         about["input"] = "pixels from 0 to 1, without mean and standard deviation"
-    write_file(path, lambda temporary: save_file(state, temporary, about))
+    # One entry: safetensors writes several in a random order, and equal weights would be unequal files.
+    write_file(path, lambda temporary: save_file(state, temporary, {"about": json.dumps(about, sort_keys=True)}))
+
+
+def about_weights(path: Path) -> dict:
+    """What a file that `save_weights` wrote says of itself."""
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("about", "{}"))
 
 
 def load_weights(model: Module, path: Path) -> None:
@@ -154,13 +164,11 @@ def load_weights(model: Module, path: Path) -> None:
     """
     try:
         state = load_file(path)
-        with safe_open(path, "pt") as file:
-            digest = (file.metadata() or {}).get("sha256")
         model.load_state_dict(state)
-        whole = digest in (None, _digest(state))
+        whole = about_weights(path).get("sha256") in (None, _digest(state))
     except FileNotFoundError:
         raise RunError(f"{path} does not exist: this run is not finished; run pretrain again to resume it") from None
-    except (SafetensorError, RuntimeError):
+    except (SafetensorError, RuntimeError, ValueError):
         whole = False
     if not whole:
         raise _unusable(path, "is damaged, or of another architecture")
@@ -193,8 +201,9 @@ def initial_weights(path: Path) -> tuple[dict[str, Tensor], str, str]:
         RunError: the file is missing, or holds no ResNet.
     """
     try:
-        read = load_file if path.suffix == ".safetensors" else functools.partial(torch.load, weights_only=True)
-        state, fingerprint = read(path), hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        torch_load = functools.partial(torch.load, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch_load(path)
+        fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     except Exception:
         raise RunError(f"{path} cannot be read; --init wants a state dict as .pth or .safetensors") from None
     for name in ("state_dict", "model"):
@@ -210,7 +219,7 @@ def initial_weights(path: Path) -> tuple[dict[str, Tensor], str, str]:
     where = f" under {start}" if start else ""
     said = f"{path}: {len(names)} tensors{where} are used, {len(state) - len(names)} are not; images stay in 0 to 1, "
     said += "without mean and standard deviation, which batch-norm learns anew"
-    return {name.removeprefix(start): state[name].cpu() for name in names}, fingerprint, said
+    return {name.removeprefix(start): state[name] for name in names}, fingerprint, said
 
 
 def start_from(model: MoCo, path: str | Path | None, fingerprint: str) -> str:
