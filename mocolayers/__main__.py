@@ -196,12 +196,12 @@ def run_pretrain(args: argparse.Namespace) -> int:
 
 def run_dry(args: argparse.Namespace) -> int:
     """Try the recipe on this machine and say what it would take."""
-    from mocolayers.training.dry_run import describe, try_steps
+    from mocolayers.training.dry_run import try_steps
 
     recipe, data = _chosen(args)
     if not recipe.steps:
         raise ValueError(f"the arm {recipe.arm!r} is not pretrained: there is nothing to try")
-    _say(describe(recipe, data, try_steps(recipe, data, args.device, args.init), args.preset))
+    _say(try_steps(recipe, data, args.device, args.init))
     return 0
 
 

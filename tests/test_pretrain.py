@@ -438,6 +438,13 @@ def test_fp16_scales_its_gradients_and_still_learns(make_data):
     assert not torch.equal(trainer.model.encoder_q.conv1.weight, before)
 
 
+def test_images_of_so_few_pixels_that_bf16_breaks_on_a_processor_are_trained_in_fp32(make_data):
+    data = make_data()
+    about = SMALL | {"stem": "imagenet", "log_every": 100, "bn_splits": 1}
+    one, two = (Trainer(preset("smoke", "moco", data, **about, precision=p), data, CPU) for p in ("fp32", "bf16"))
+    assert [one.train_step().loss.item() for _ in range(4)] == [two.train_step().loss.item() for _ in range(4)]
+
+
 class ToyLoss(torch.nn.Module):
     """Mean absolute difference, times a number that is learnt."""
 
@@ -508,7 +515,8 @@ def test_a_dry_run_measures_and_writes_nothing(make_data, tmp_path, monkeypatch)
     text = try_steps(preset("smoke", "barlow", data), data, "cpu")
     assert "at batch 64" in text and "images/s" in text and "whole run" in text
     assert 0 <= float(text.split("memory")[1].split("GB")[0]) < 0.4
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(tmp_path.rglob("*")) == before and "note" not in text
+    assert "--side 512" in try_steps(preset("paper", "moco", data, width=4, queue=64, batch=2), data, "cpu", steps=1)
 
 
 @pytest.mark.parametrize("words", ["CUDA out of memory. Tried", "DefaultCPUAllocator: can't allocate", "other"])

@@ -7,7 +7,7 @@ import psutil
 import torch
 
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.recipe import Recipe
+from mocolayers.recipe import RELEASED_SIDE, Recipe
 from mocolayers.runtime import resolve_device
 from mocolayers.training.pretrain import Trainer, memory_errors
 
@@ -36,8 +36,11 @@ def try_steps(recipe: Recipe, data: MedicalImages, device: str = "auto", init=No
             seconds.append(time.perf_counter() - started)
     speed = trainer.batch / min(seconds)
     epochs = recipe.steps / trainer.steps_per_epoch
+    side = RELEASED_SIDE.get(data.modality, data.side)
+    small = recipe.layout == "resnet50" and data.side != side
+    note = f"\n  note       the paper's images have {side} px: prepare them with --side {side}" if small else ""
     return f"""{recipe.arm} on {data.name}: {recipe.layout}, {data.side} px, {data.channels} channel(s)
   steps      {recipe.steps:,} at batch {trainer.batch}, {epochs:.0f} epochs
   speed      {speed:.1f} images/s (two views of each)
   memory     {(max(*used, memory()) - before) / 2**30:.1f} GB more than before the first step
-  whole run  {recipe.steps * min(seconds) / 3600:.1f} hours on this machine"""
+  whole run  {recipe.steps * min(seconds) / 3600:.1f} hours on this machine{note}"""
