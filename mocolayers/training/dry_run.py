@@ -36,6 +36,8 @@ def try_steps(recipe: Recipe, data: MedicalImages, device: str = "auto", init=No
             seconds.append(time.perf_counter() - started)
     speed = trainer.batch / min(seconds)
     epochs = recipe.steps / trainer.steps_per_epoch
+    hours = recipe.steps * min(seconds) / 3600
+    length = f"{hours:.1f} hours" if hours > 1 else f"{60 * hours:.1f} minutes"
     side = RELEASED_SIDE.get(data.modality, data.side)
     small = recipe.layout == "resnet50" and data.side != side
     note = f"\n  note       the paper's images have {side} px: prepare them with --side {side}" if small else ""
@@ -43,4 +45,4 @@ def try_steps(recipe: Recipe, data: MedicalImages, device: str = "auto", init=No
   steps      {recipe.steps:,} at batch {trainer.batch}, {epochs:.0f} epochs
   speed      {speed:.1f} images/s (two views of each)
   memory     {(max(*used, memory()) - before) / 2**30:.1f} GB more than before the first step
-  whole run  {recipe.steps * min(seconds) / 3600:.1f} hours on this machine{note}"""
+  whole run  {length} on this machine{note}"""
