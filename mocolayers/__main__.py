@@ -191,10 +191,10 @@ def _pretrained(job: Job):
 
 
 def _tried(job: Job) -> str:
-    from mocolayers.training.dry_run import describe, try_steps
+    from mocolayers.training.dry_run import try_steps
 
     recipe, data = _chosen(job)
-    return describe(recipe, data, try_steps(recipe, data, job.device, job.init), job.preset)
+    return try_steps(recipe, data, job.device, job.init)
 
 
 def _say(line: str) -> None:

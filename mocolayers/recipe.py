@@ -1,20 +1,46 @@
-"""`Recipe`: every hyper-parameter of one pretraining, and the presets and arms that fill it in."""
+"""`Recipe`: every hyper-parameter of one pretraining, and the arms and presets that fill it in."""
 
+import ast
 import dataclasses
 import hashlib
+import inspect
 import json
+import math
+import re
 from dataclasses import dataclass, field
 
-ARMS = ("random", "supervised", "moco", "mse", "barlow", "mse-normalized", "barlow-conditioned", "mse-standardized")
-
-
+MSE = {"pool": (4, 4, 1, 1), "scale_free": False, "standardized": False}
+BARLOW = {"projector": 512, "off_diagonal": 1.0, "scale": 1 / 32}
+QUARTERS = (0.25,) * 4
+# The fields that an arm sets. Add an entry for a loss of your own: its `stage_loss` is the class itself.
+ARMS: dict[str, dict] = {
+    "random": {"steps": 0},
+    "supervised": {"steps": 0},
+    "moco": {},
+    "mse": {"stage_loss": "mse", "stage_weights": QUARTERS, "stage_options": MSE},
+    "barlow": {"stage_loss": "barlow", "stage_weights": (5e-5,) * 4, "stage_options": BARLOW},
+    "mse-normalized": {"stage_loss": "mse", "stage_weights": QUARTERS, "stage_options": MSE | {"scale_free": True}},
+    "barlow-conditioned": {
+        "stage_loss": "barlow",
+        "stage_weights": (0.01,) * 4,
+        "stage_options": BARLOW | {"projector": 128, "off_diagonal": 0.0051},
+    },
+    "mse-standardized": {"stage_loss": "mse", "stage_weights": QUARTERS, "stage_options": MSE | {"standardized": True}},
+}
 OWN_ARMS = ("mse-standardized",)  # ours, after the paper's idea; not what its claims are about
-
-
-PRETRAINED_ARMS = tuple(arm for arm in ARMS if arm not in ("random", "supervised"))
-
-
+PRETRAINED_ARMS = tuple(arm for arm, fields in ARMS.items() if fields.get("steps") != 0)
 PRESETS = ("smoke", "lesson", "paper", "paper-sound")
+CHOICES = {
+    "layout": ("resnet10", "resnet18", "resnet34", "resnet50"),
+    "stem": ("small", "imagenet"),
+    "zero_init_residual": (False, True),
+    "head": ("linear", "mlp"),
+    "schedule": ("cosine", "constant"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+}
+LEAST = {"seed": 0, "steps": 0, "batch": 2} | dict.fromkeys(
+    ("channels", "side", "width", "dim", "queue", "bn_splits", "monitor_every", "log_every"), 1
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +57,7 @@ class Views:
         gray: probability of dropping colour.
         blur: probability of a Gaussian blur.
         sigma: range of the blur's standard deviation in pixels.
+        released_order: colours and blur first, then the geometry, with rotation to the nearest pixel.
     """
 
     crop: float = 1.0
@@ -46,15 +73,14 @@ class Views:
     gray: float = 0.2
     blur: float = 0.5
     sigma: tuple[float, float] = (0.1, 2.0)
+    released_order: bool = False
 
 
 RELEASED_VIEWS = {
-    "chest": Views(rotation=30),
-    "histology": Views(crop=0.4, hflip=0.5),
-    "retina": Views(rotation=30, hflip=0.5),
+    "chest": Views(rotation=30, released_order=True),
+    "histology": Views(crop=0.4, hflip=0.5, released_order=True),
+    "retina": Views(rotation=30, hflip=0.5, released_order=True),
 }
-
-
 # At 28 to 64 px a blur of 2 px wipes the image out, and without crops the views are too easy to tell apart.
 LESSON_VIEWS = {
     "chest": Views(crop=0.4, rotation=10, gray=0, blur=0.5, sigma=(0.1, 0.8)),
@@ -68,22 +94,23 @@ class Recipe:
     """Everything that decides what a pretraining ends with.
 
     Attributes:
-        arm: one of `ARMS`; the fields below `arm` say what it means.
+        arm: a key of `ARMS`.
         dataset, fingerprint, channels, side: which images, see `MedicalImages`.
         seed: initial weights, order of images and every view follow from it and from the step number.
         layout, width, stem, zero_init_residual: the encoder, see `StagedResNet`.
         head: "linear" (as released) or "mlp" (MoCo v2) from the embedding to `dim` numbers.
         queue, momentum, temperature: MoCo's three, see `MoCo`.
         bn_splits: groups into which a batch is cut for batch-norm, against the leak between query and key.
-        stage_loss: "none", "mse" or "barlow".
+        stage_loss: "none", "mse", "barlow", or the `loss_name` of a class.
         stage_weights: lambda for each of the four stages.
+        stage_options: arguments of the stage loss, e.g. `pool` of `StageMSE`.
         stage_warmup: share of the steps over which the stage losses grow linearly from 0 to their weights.
-        pool, scale_free, standardized: for "mse", see `StageMSE`.
-        projector, off_diagonal, scale: for "barlow", see `StageBarlow`.
         batch, steps, lr, sgd_momentum, weight_decay, schedule: SGD; "cosine" to zero or "constant".
-        init: fingerprint of the weights that the encoder starts from, see `runs.initial_weights`; "" is random.
-        precision: "fp32", "bf16", "fp16", or "auto": bf16 where the processor has instructions for it.
+        precision: "fp32", "bf16", "fp16", or "auto", see `autocast_type`.
         monitor_every, log_every: steps between two monitors with kNN and gradient shares, and two rows of history.
+        init: fingerprint of the weights that the encoder starts from, see `initial_weights`; "" is random.
+    Raises:
+        ValueError: naming the field, its value and what is allowed.
     """
 
     arm: str
@@ -104,11 +131,8 @@ class Recipe:
     bn_splits: int = 2
     stage_loss: str = "none"
     stage_weights: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
-    pool: tuple[int, ...] = ()
-    scale_free: bool = False
-    projector: int = 0
-    off_diagonal: float = 1.0
-    scale: float = 1.0
+    stage_options: dict = field(default_factory=dict, hash=False)
+    stage_warmup: float = 0.0
     views: Views = field(default_factory=Views)
     batch: int = 128
     steps: int = 200
@@ -120,8 +144,35 @@ class Recipe:
     monitor_every: int = 50
     log_every: int = 10
     init: str = ""
-    standardized: bool = False
-    stage_warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            self._demand(name, getattr(self, name) in allowed, " or ".join(map(str, allowed)))
+        for name, least in LEAST.items():
+            self._demand(name, _whole(getattr(self, name), least), f"a whole number from {least} up")
+        for name in ("momentum", "sgd_momentum"):
+            self._demand(name, _number(getattr(self, name)) and getattr(self, name) < 1, "a number from 0 to below 1")
+        for name in ("temperature", "lr"):
+            self._demand(name, _number(getattr(self, name)) and getattr(self, name) > 0, "a number above 0")
+        self._demand("weight_decay", _number(self.weight_decay), "a number from 0 up")
+        self._demand("stage_warmup", _number(self.stage_warmup) and self.stage_warmup <= 1, "a number from 0 to 1")
+        untrained = _untrained(self.arm)
+        self._demand("steps", untrained == (self.steps == 0), f"the arm {self.arm} {'0' if untrained else '1 or more'}")
+        group, rest = divmod(self.batch, self.bn_splits)
+        self._demand("bn_splits", group > 1 and not rest, f"equal groups of 2 or more images of batch={self.batch}")
+        named = re.fullmatch(r"none|mse|barlow|\w+-[0-9a-f]{8}", str(self.stage_loss))
+        self._demand("stage_loss", named, "none, mse, barlow, or a class in ARMS")
+        weights = self.stage_weights
+        four = isinstance(weights, (tuple, list)) and len(weights) == 4
+        self._demand("stage_weights", four and all(map(_number, weights)), "four numbers from 0 up")
+        known = {"mse": MSE, "barlow": BARLOW}.get(self.stage_loss, self.stage_options)
+        for name, value in self.stage_options.items():
+            self._demand(name, name in known and _alike(value, known[name]), f"something like {known}")
+
+    def _demand(self, name: str, holds: object, allowed: str) -> None:
+        if not holds:
+            value = (self.stage_options | vars(self))[name]
+            raise ValueError(f"{name}={value!r} cannot be trained; give {allowed}")
 
     @property
     def key(self) -> str:
@@ -129,19 +180,36 @@ class Recipe:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
 
     def to_json(self) -> str:
-        fields = dataclasses.asdict(self)
-        for name in ("init", "standardized", "stage_warmup"):
-            if not fields[name]:  # runs that were trained before these fields were there keep their names
-                del fields[name]
-        return json.dumps(fields, sort_keys=True, indent=1)
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
+
+
+def _untrained(arm: str) -> bool:
+    return ARMS.get(arm, {}).get("steps") == 0
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+
+
+def _alike(value: object, good: object) -> bool:
+    """Whether an option's value is of the same kind as a good one: sizes, a switch, a size or a number."""
+    if isinstance(good, tuple):
+        return isinstance(value, (tuple, list)) and len(value) == len(good) and all(_whole(side, 1) for side in value)
+    if isinstance(good, (bool, str)):
+        return isinstance(value, type(good))
+    return _whole(value, 1) if isinstance(good, int) else _number(value)
 
 
 SMALL = {
     "smoke": {"width": 8, "batch": 64, "steps": 30, "queue": 256, "monitor_every": 15, "log_every": 5},
     "lesson": {},
 }
-
-
+# Not known or not taken over: the number of epochs (100 is ours, the released default allows 1,000); our queue starts
+# empty, the released one with random keys; all arms start alike, the released variants with zero_init_residual.
 RELEASED = {
     "layout": "resnet50",
     "width": 64,
@@ -157,17 +225,12 @@ RELEASED = {
     "monitor_every": 2_000,
     "log_every": 100,
 }
-
-
+RELEASED_EPOCHS = 100
 RELEASED_BATCH = {"chest": 16, "histology": 32, "retina": 8}
-
-
 RELEASED_SIDE = {"chest": 512, "histology": 255, "retina": 299}
-
-
+RELEASED_POOL = {"chest": (16, 16, 4, 4), "histology": (1, 1, 1, 1), "retina": (16, 16, 4, 4)}
+RELEASED_PROJECTOR = 2048
 SOUND_BATCH = 32
-
-
 SOUND_QUEUE = 4  # the queue holds at most one image in so many
 
 
@@ -207,38 +270,61 @@ EVALUATIONS = {
     # with all labels 100 epochs are half a million. Ten epochs, but at least 5,000 steps, are our choice.
     "paper": Evaluation(epochs=10, least_steps=5_000, batch=16, checks=50, most_validation_rows=5_000),
 }
-
-
 EVALUATIONS["paper-sound"] = EVALUATIONS["paper"]
 
 
-def preset(name: str, arm: str, data, seed: int = 0, **changes) -> Recipe:
+def preset(name: str, arm: str, data, seed: int | None = None, /, **changes) -> Recipe:
     """The recipe of an arm on a data set.
 
     Args:
         name: "smoke" (seconds), "lesson" (a minute or so on two cores), "paper" (the released recipe, for GPUs) or
             "paper-sound" (the same without the leaks that the released one leaves open, see `_sound`).
-        arm: one of `ARMS`.
+        arm: a key of `ARMS`.
         data: a `MedicalImages`; its size, channels, modality and fingerprint are taken over.
-        seed: see `Recipe`.
-        changes: any field of `Recipe` to set otherwise, e.g. `temperature=0.2`.
+        seed: see `Recipe`; 0 if it is left out.
+        changes: fields of `Recipe`, or options of the arm's stage loss, e.g. `temperature=0.2, projector=64`.
     Raises:
-        ValueError: an unknown preset, arm or field; the message lists the known ones.
+        ValueError: an unknown preset, arm or field, with the known ones; or see `Recipe`.
     """
-    if name not in PRESETS:
-        raise ValueError(f"preset {name!r} is unknown; choose one of {', '.join(PRESETS)}")
-    if arm not in ARMS:
-        raise ValueError(f"arm {arm!r} is unknown; choose one of {', '.join(ARMS)}")
-    known = {f.name for f in dataclasses.fields(Recipe)}
-    if unknown := set(changes) - known:
-        raise ValueError(f"a recipe has no field {sorted(unknown)[0]!r}; the fields are {', '.join(sorted(known))}")
-    fields = SMALL[name] | {"views": _views(LESSON_VIEWS, data)} if name in SMALL else _released(data)
+    for value, known in ((name, PRESETS), (arm, ARMS)):
+        if value not in known:
+            raise ValueError(f"{value!r} is unknown; choose one of {', '.join(known)}")
+    about = {"arm": arm, "dataset": data.name, "fingerprint": data.fingerprint}
+    about |= {"channels": data.channels, "side": data.side} | ({} if seed is None else {"seed": seed})
+    fields = (SMALL[name] | {"views": _views(LESSON_VIEWS, data)} if name in SMALL else _released(data)) | ARMS[arm]
     if name == "paper-sound":
         fields |= _sound(data, fields["batch"])
-    fields = fields | _stage_loss(arm, name)
-    about = {"dataset": data.name, "fingerprint": data.fingerprint, "channels": data.channels, "side": data.side}
-    untrained = {} if arm in PRETRAINED_ARMS else {"steps": 0}  # whatever the others' steps are changed to
-    return Recipe(**{"arm": arm, "seed": seed} | about | fields | changes | untrained)
+    options = dict(fields.get("stage_options", {}))
+    if name not in SMALL and fields.get("stage_loss") == "mse":
+        options["pool"] = RELEASED_POOL.get(data.modality, RELEASED_POOL["chest"])
+    if name not in SMALL and arm == "barlow":
+        options["projector"] = RELEASED_PROJECTOR
+    if isinstance(fields.get("stage_loss"), type):
+        fields["stage_loss"] = loss_name(fields["stage_loss"])
+    known = sorted({f.name for f in dataclasses.fields(Recipe)} - set(about)) + sorted(options)
+    if unknown := sorted(set(changes) - set(known)):
+        raise ValueError(f"{unknown[0]!r} cannot be changed in a recipe of {arm}; what can: {', '.join(known)}")
+    fields["stage_options"] = options | {option: changes.pop(option) for option in options if option in changes}
+    fixed = {"steps": 0} if _untrained(arm) else {}  # whatever the steps of the other arms are changed to
+    return Recipe(**fields | changes | about | fixed)
+
+
+def loss_name(loss: type) -> str:
+    """`NAME-HASH` of a class of one's own, with a hash of its source: an edited loss is another run.
+
+    Raises:
+        ValueError: Python does not know the source of the class.
+    """
+    try:  # inspect.getsource does not find a class that was defined in a notebook, but it does find its methods
+        method = next(part for part in vars(loss).values() if inspect.isfunction(part))
+        lines, line = inspect.findsource(method)
+        source = "".join(lines)
+        classes = [node for node in ast.walk(ast.parse(source)) if getattr(node, "name", "") == loss.__name__]
+        own = next(node for node in classes if node.lineno <= line < node.end_lineno)
+    except (OSError, TypeError, StopIteration):
+        raise ValueError(f"Python has no source of {loss.__name__}; define it in a cell or a file") from None
+    digest = hashlib.sha256(ast.get_source_segment(source, own).encode()).hexdigest()
+    return f"{loss.__name__}-{digest[:8]}"
 
 
 def _released(data) -> dict:
@@ -258,38 +344,10 @@ def _sound(data, batch: int) -> dict:
     return {"bn_splits": 2, "batch": batch, "steps": _epochs(data, batch), "queue": queue}
 
 
-def _epochs(data, batch: int, count: int = 100) -> int:
-    """Steps of `count` epochs. The released code counts epochs; its number of them is not known, 100 is our choice."""
-    return count * max(1, len(data.pretraining_rows()) // batch)
+def _epochs(data, batch: int) -> int:
+    return RELEASED_EPOCHS * max(1, len(data.pretraining_rows()) // batch)
 
 
 def _views(table: dict[str, Views], data) -> Views:
     views = table.get(data.modality, table["chest"])
     return views if data.channels == 3 else dataclasses.replace(views, saturation=0.0, hue=0.0, gray=0.0)
-
-
-def _stage_loss(arm: str, name: str) -> dict:
-    """What an arm adds to MoCo. The lesson keeps the released pooling relative to the map, and a projector of four
-    batches' width instead of 64 to 256, which two cores can train."""
-    released = name not in SMALL
-    pool = (16, 16, 4, 4) if released else (4, 4, 1, 1)
-    arms = {
-        "mse": {"stage_loss": "mse", "stage_weights": (0.25,) * 4, "pool": pool},
-        "mse-normalized": {"stage_loss": "mse", "stage_weights": (0.25,) * 4, "pool": pool, "scale_free": True},
-        "mse-standardized": {"stage_loss": "mse", "stage_weights": (0.25,) * 4, "pool": pool, "standardized": True},
-        "barlow": {
-            "stage_loss": "barlow",
-            "stage_weights": (5e-5,) * 4,
-            "projector": 2048 if released else 512,
-            "off_diagonal": 1.0,
-            "scale": 1 / 32,
-        },
-        "barlow-conditioned": {
-            "stage_loss": "barlow",
-            "stage_weights": (0.01,) * 4,
-            "projector": 128,
-            "off_diagonal": 0.0051,
-            "scale": 1 / 32,
-        },
-    }
-    return arms.get(arm, {})

@@ -1,14 +1,21 @@
-"""Errors a person can do something about; every message names what is wrong and what to type next."""
+"""Errors with a remedy, atomic files, devices, precision, and the randomness of a step.
 
-import ctypes
+torch is imported inside the functions that need it, so that the data scripts start fast.
+"""
+
+import importlib.util
 import os
-import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("cpu", "cuda", "mps")
 
 
 class DatasetError(Exception):
@@ -29,53 +36,60 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+def load_plugin(path: Path) -> None:
+    """Run a Python file that adds arms to `recipe.ARMS`; torchrun and the study's jobs do it in each process.
 
-
-LARGEST = 2**25  # bytes of a block that is kept; glibc goes no higher by itself either
-
-
-def keep_freed_memory(most: int = 2**29) -> bool:
-    """Let glibc keep up to `most` free bytes; True if it does, False where there is no glibc.
-
-    On a processor tensors come from malloc, which hands the feature maps of a step or a batch to the system at its end;
-    the system then clears each of their pages again for the next one.
+    Raises:
+        RunError: there is no such file.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and bool(mallopt(TRIM_THRESHOLD, most) and mallopt(MMAP_THRESHOLD, LARGEST))
+    if not path.is_file():
+        raise RunError(f"{path} does not exist; --plugin wants a Python file that adds arms, see CONTRIBUTING.md")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Python finds the source of a class only through the module that it is registered under.
+    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
+def step_generator(seed: int, step: int) -> "torch.Generator":
     """The source of all randomness of one step; the same for every arm."""
+    import torch
+
     entropy = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
 
 
-def resolve_device(name: str) -> torch.device:
-    """ "auto" is the GPU, in distributed training this process's, else the processor."""
+def resolve_device(name: str) -> "torch.device":
+    """The device of a name; "auto" is the first of an NVIDIA or AMD GPU, Apple's GPU, and the processor.
+
+    Raises:
+        RunError: an unknown name, or a device that this machine does not have.
+    """
+    import torch
+
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RunError(f"device {name!r} was asked for, but torch finds no GPU here; use --device cpu or auto")
+        return torch.device(next(kind for kind in there if there[kind]))
+    kind, _, number = name.partition(":")
+    if kind not in DEVICES or not (number.isdecimal() or name == kind):
+        raise RunError(f"device {name!r} is unknown; choose auto, {', '.join(DEVICES)}, or one of several: cuda:1")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not there[kind] or int(number or 0) >= count:
+        raise RunError(f"device {name!r} was asked for, but torch does not find it here; use --device cpu or auto")
     return torch.device(name)
 
 
-def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
+def autocast_type(precision: str, device: "torch.device") -> "torch.dtype | None":
     """What a recipe's precision means on a device; None is fp32.
 
-    bf16 pays on GPUs and on processors with AVX512-BF16 or AMX; elsewhere it is emulated, and many times slower.
+    "auto" is bf16 where the device has instructions for it: GPUs since NVIDIA's Ampere, processors with AVX512-BF16 or
+    AMX. Elsewhere bf16 is emulated, and many times slower.
     """
-    types = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    import torch
+
     if precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else None
-    if precision not in types:
-        raise ValueError(f"precision {precision!r}: choose 'auto', {', '.join(map(repr, types))}")
-    return types[precision]
-
-
-def load_plugin(path: Path) -> None:
-    """Stand-in: run a Python file that adds arms."""
-    runpy.run_path(str(path))
+        fast = {
+            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+            "cpu": torch.cpu._is_avx512_bf16_supported,
+        }
+        return torch.bfloat16 if fast.get(device.type, lambda: False)() else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

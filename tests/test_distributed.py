@@ -19,13 +19,13 @@ import mocolayers.training.pretrain as module
 from mocolayers.__main__ import main
 from mocolayers.data.prepared import load
 from mocolayers.evaluation.finetune import fine_tune
+from mocolayers.method.collectives import own_part, rank
 from mocolayers.method.encoder import Encoded
-from mocolayers.method.moco import MoCo
 from mocolayers.notebook.series import HOME
 from mocolayers.recipe import PRETRAINED_ARMS, Evaluation, preset
 from mocolayers.runtime import RunError
 from mocolayers.training import distributed
-from mocolayers.training.pretrain import Feeder, Trainer, pretrain
+from mocolayers.training.pretrain import Trainer, build_moco, pretrain
 
 CPU = torch.device("cpu")
 # Two groups of batch-norm: one in each of two processes.
@@ -150,8 +150,8 @@ def test_monitors_describe_the_whole_batch_where_a_mean_does(compared):
 def shuffled(folder):
     """Which images each process encodes as keys, and the stages that come back, for a batch of numbered images."""
     data = load("tiny", folder)
-    model = MoCo(small(data, "mse")).train()
-    numbers = torch.arange(32.0)[distributed.own_part(32)]
+    model = build_moco(small(data, "mse")).train()
+    numbers = torch.arange(32.0)[own_part(32)]
     x = numbers.view(-1, 1, 1, 1).expand(-1, 3, 16, 16).contiguous()
     seen = []
     model.encoder_k.forward = lambda x: seen.append(x[:, 0, 0, 0].clone()) or Encoded([x] * 4, x.mean(dim=(2, 3)))
@@ -162,8 +162,8 @@ def shuffled(folder):
 def test_keys_are_shuffled_over_processes_and_stages_come_back_in_order(make_data, tmp_path):
     make_data(channels=3)
     parts = in_two_processes(shuffled, tmp_path / "data")
-    for rank, (seen, stages, embedding) in enumerate(parts):
-        own = np.arange(32)[16 * rank : 16 * (rank + 1)]
+    for process, (seen, stages, embedding) in enumerate(parts):
+        own = np.arange(32)[16 * process : 16 * (process + 1)]
         assert 0 < len(set(seen) & set(own)) < 16, "each process encodes keys of both"
         assert np.array_equal(stages, own)
         assert np.array_equal(embedding, np.arange(32))
@@ -190,7 +190,7 @@ def trained(folder, runs, killed_at=None):
 
     class Mortal(Trainer):
         def train_step(self):
-            if distributed.rank() == 1 and self.step == killed_at:
+            if rank() == 1 and self.step == killed_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             return super().train_step()
 
@@ -241,7 +241,7 @@ def test_torchrun_ends_all_processes_when_one_dies(make_data, tmp_path):
 
 LEAVES_THREADS = """
 from pathlib import Path
-from mocolayers import distributed
+from mocolayers.training import distributed
 
 with distributed.processes("cpu"):
     import torch.distributed.nn.functional
@@ -261,16 +261,33 @@ def test_no_thread_of_a_group_outlives_it_to_abort_the_process_at_exit(tmp_path)
     assert "left:" in done.stdout and "gloo" not in done.stdout
 
 
-def test_a_batch_that_processes_cannot_share_is_a_clear_error(monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    with pytest.raises(RunError, match="--set batch="):
-        distributed.own_part(32)
+def test_a_batch_that_processes_cannot_share_is_a_clear_error(make_data, monkeypatch):
+    data = make_data()
+    monkeypatch.setattr(module, "world_size", lambda: 3)
+    with pytest.raises(RunError, match="3 processes.*--set batch="):
+        Trainer(small(data, "moco"), data, CPU)
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_reading_ahead_changes_no_batch(ahead):
-    feed = Feeder(lambda step: torch.tensor([step]), CPU, ahead)
-    assert [int(feed(step)) for step in (3, 4, 5, 9, 10)] == [3, 4, 5, 9, 10]
+@pytest.fixture
+def alone(monkeypatch):
+    """A training by torchrun of one process."""
+    about = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in about.items():
+        monkeypatch.setenv(name, str(value))
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("words", ["nccl", "Connection closed", "socket", "timed out", "gloo is a sort of goo"])
+def test_an_error_of_our_own_is_not_hidden_by_its_words(alone, words):
+    with pytest.raises(RuntimeError, match=words), distributed.processes("cpu"):
+        raise RuntimeError(f"a stage cannot be pooled: {words}")
+
+
+def test_an_error_of_the_collectives_says_that_another_process_ended(alone):
+    with pytest.raises(RunError, match="another process"), distributed.processes("cpu"):
+        raise torch.distributed.DistNetworkError("the other side is gone")
 
 
 def test_help_shows_how_to_start_several_processes(capsys):

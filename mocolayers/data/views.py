@@ -5,7 +5,6 @@ import numpy as np
 import torch
 from collections.abc import Iterator
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.method.collectives import own_part, world_size
 from mocolayers.recipe import Views
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,7 +29,9 @@ class TwoViews:
     def __init__(self, views: Views) -> None:
         self.views = views
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, whole: int | None = None, part: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
         """Two views of a batch.
 
         Args:
@@ -40,7 +41,7 @@ class TwoViews:
             x_q and x_k, (B, C, H, W) float32 in [0, 1] each.
         """
         x, count = to_float(images), len(images)
-        drawn = draw(self.views, x.shape[1], Draws(generator, 2 * count, copies=2))
+        drawn = draw(self.views, x.shape[1], Draws(generator, whole or count, 2, part))
         return transform(x, _rows(drawn, 0, count)), transform(x, _rows(drawn, count, 2 * count))
 
 
@@ -55,7 +56,9 @@ def batches(data: MedicalImages, rows: np.ndarray, device: torch.device, size: i
         yield to_float(torch.from_numpy(data.images[group]).to(device))
 
 
-def random_view(x: Tensor, views: Views, generator: torch.Generator) -> Tensor:
+def random_view(
+    x: Tensor, views: Views, generator: torch.Generator, whole: int | None = None, part: slice = slice(None)
+) -> Tensor:
     """One random view of each image of a batch.
 
     Args:
@@ -63,7 +66,7 @@ def random_view(x: Tensor, views: Views, generator: torch.Generator) -> Tensor:
         views: which augmentations, and how strong.
         generator: a CPU generator.
     """
-    return transform(x, draw(views, x.shape[1], Draws(generator, len(x), copies=1)))
+    return transform(x, draw(views, x.shape[1], Draws(generator, whole or len(x), 1, part)))
 
 
 class Draws:
@@ -73,14 +76,13 @@ class Draws:
     of an image do not depend on how many processes there are.
     """
 
-    def __init__(self, generator: torch.Generator, count: int, copies: int) -> None:
-        self.generator, self.copies = generator, copies
-        self.whole = count // copies * world_size()
+    def __init__(self, generator: torch.Generator, whole: int, copies: int, part: slice) -> None:
+        self.generator, self.copies, self.whole, self.part = generator, copies, whole, part
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
         """(count,) numbers between two."""
         drawn = torch.rand(self.copies * self.whole, generator=self.generator) * (high - low) + low
-        return drawn.view(self.copies, self.whole)[:, own_part(self.whole)].flatten()
+        return drawn.view(self.copies, self.whole)[:, self.part].flatten()
 
 
 def draw(views: Views, channels: int, draws: Draws) -> dict[str, Tensor]:

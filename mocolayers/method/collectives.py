@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, distributed
 
-from mocolayers.runtime import RunError
-
 
 def world_size() -> int:
     """How many processes train together."""
@@ -20,10 +18,10 @@ def own_part(count: int) -> slice:
     """Which rows of a batch of `count` this process holds.
 
     Raises:
-        RunError: the processes cannot share the batch evenly.
+        ValueError: the processes cannot share the batch evenly.
     """
     if count % world_size():
-        raise RunError(
+        raise ValueError(
             f"a batch of {count} cannot be shared by {world_size()} processes; give one they divide: --set batch=NUMBER"
         )
     each = count // world_size()

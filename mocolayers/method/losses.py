@@ -111,20 +111,19 @@ class StageMSE(nn.Module):
 
     def __init__(
         self,
-        weights: Sequence[float],
+        channels: Sequence[int],
         pool: Sequence[int],
         scale_free: bool = False,
         standardized: bool = False,
     ) -> None:
         super().__init__()
-        self.weights, self.pool = tuple(weights), tuple(pool)
+        self.pool = tuple(pool)
         self.scale_free, self.standardized = scale_free, standardized
 
     def forward(self, query_stages: Sequence[Tensor], key_stages: Sequence[Tensor]) -> list[Tensor]:
         """The weighted loss of each stage; add them up for the loss. The key's stages are targets: no gradient."""
         return [
-            weight * self.distance(pool_stage(u, side), pool_stage(v.detach(), side))
-            for u, v, weight, side in zip(query_stages, key_stages, self.weights, self.pool, strict=True)
+            self.distance(u, v.detach()) for u, v in zip(query_stages, key_stages, strict=True)
         ]
 
     def distance(self, u: Tensor, v: Tensor) -> Tensor:
@@ -190,14 +189,13 @@ class StageBarlow(nn.Module):
     def __init__(
         self,
         channels: Sequence[int],
-        weights: Sequence[float],
-        width: int,
+        projector: int,
         off_diagonal: float = 1.0,
         scale: float = 1 / 32,
     ) -> None:
         super().__init__()
-        self.weights, self.off_diagonal, self.scale = tuple(weights), off_diagonal, scale
-        self.projectors = Projectors(channels, width)
+        self.pool, self.off_diagonal, self.scale = (1,) * 4, off_diagonal, scale
+        self.projectors = Projectors(channels, projector)
 
     def forward(self, query_stages: Sequence[Tensor], key_stages: Sequence[Tensor]) -> list[Tensor]:
         """The weighted loss of each stage; add them up for the loss."""
@@ -210,8 +208,7 @@ class StageBarlow(nn.Module):
     def compare(self, z_query: Tensor, z_key: Tensor) -> list[Tensor]:
         """The weighted loss of each stage from the projections of two views."""
         on, off = barlow_terms(correlate(z_query, z_key))  # (S,) each
-        losses = self.scale * (on + self.off_diagonal * off)
-        return [weight * loss for weight, loss in zip(self.weights, losses, strict=True)]
+        return list(self.scale * (on + self.off_diagonal * off))
 
 
 class Projectors(nn.Module):
@@ -239,3 +236,6 @@ class Projectors(nn.Module):
             x = F.relu(standardise_rows(x.unflatten(2, (len(views), -1)), *affine)).flatten(2)
             x = weight @ x
         return x.unflatten(2, (len(views), -1))
+
+
+STAGE_LOSSES = {"mse": StageMSE, "barlow": StageBarlow}

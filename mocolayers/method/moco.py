@@ -9,9 +9,7 @@ from torch.nn import functional as F
 
 from mocolayers.method.collectives import gather, own_part, world_size
 from mocolayers.method.encoder import Encoded, StagedResNet
-from mocolayers.method.losses import StageBarlow, StageMSE, info_nce, pool_stage
-from mocolayers.recipe import Recipe
-from mocolayers.runtime import keep_freed_memory
+from mocolayers.method.losses import info_nce, pool_stage
 
 POOLED = (1,) * 4  # sides that the stages are pooled to where no stage loss asks for more
 
@@ -53,19 +51,29 @@ class MoCo(nn.Module):
     Source: He et al. 2020 (1911.05722) and Chen et al. 2020 (2003.04297); stage losses Kaku et al. 2021 (2110.14805).
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        base_encoder,
+        stage_loss=None,
+        stage_weights=(0.0,) * 4,
+        head="mlp",
+        dim=128,
+        queue=1024,
+        momentum=0.996,
+        temperature=0.1,
+        bn_splits=2,
+    ) -> None:
         super().__init__()
-        self.temperature, self.momentum, self.bn_splits = recipe.temperature, recipe.momentum, recipe.bn_splits
-        # The encoder is built first, so that every arm draws the same initial weights from the same seed.
-        self.encoder_q, self.encoder_k = build_encoder(recipe), build_encoder(recipe)
-        dim = self.encoder_q.dim
-        self.head_q, self.head_k = build_head(recipe, dim), build_head(recipe, dim)
+        self.temperature, self.momentum, self.bn_splits = temperature, momentum, bn_splits
+        self.stage_weights = tuple(stage_weights)
+        self.encoder_q, self.encoder_k = base_encoder(), base_encoder()
+        self.head_q, self.head_k = (build_head(head, self.encoder_q.dim, dim) for _ in range(2))
         self.encoder_k.load_state_dict(self.encoder_q.state_dict())
         self.head_k.load_state_dict(self.head_q.state_dict())
         for parameter in [*self.encoder_k.parameters(), *self.head_k.parameters()]:
             parameter.requires_grad_(False)
-        self.stage_loss = build_stage_loss(recipe, self.encoder_q.stage_channels)
-        self.register_buffer("queue", torch.zeros(recipe.queue, recipe.dim))
+        self.stage_loss = stage_loss(self.encoder_q.stage_channels) if stage_loss else None
+        self.register_buffer("queue", torch.zeros(queue, dim))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
@@ -75,7 +83,7 @@ class MoCo(nn.Module):
         x_k: Tensor,
         generator: torch.Generator | None = None,
         stage_share: float = 1.0,
-        watched: bool = True,
+        return_stages: bool = True,
     ) -> MoCoOutput:
         """Loss of a batch of pairs; also moves the key encoder and, at the end, puts the new keys into the queue.
 
@@ -84,9 +92,9 @@ class MoCo(nn.Module):
                 the batch. The output is of the same rows; the queue takes the keys of all.
             generator: for the shuffle of the keys; only needed when bn_splits > 1, or in distributed training.
             stage_share: part of the stage losses' weights, below 1 while they warm up.
-            watched: the output has the stages even if no loss looks at them.
+            return_stages: the output has the stages even if no loss looks at them.
         """
-        sides = getattr(self.stage_loss, "pool", POOLED) if watched or self.stage_loss else ()
+        sides = getattr(self.stage_loss, "pool", POOLED) if return_stages or self.stage_loss else ()
         query = self._encode(self.encoder_q, x_q, sides)
         q = F.normalize(self.head_q(query.embedding).float(), dim=1)  # (B, D)
         with torch.no_grad():
@@ -94,11 +102,14 @@ class MoCo(nn.Module):
             key_stages, embedding = self._encode_shuffled(x_k, generator, sides)
             keys = F.normalize(self.head_k(embedding).float(), dim=1)  # (B of all processes, D)
             k = keys[own_part(len(keys))]  # (B, D)
-        loss, logits = info_nce(q, k, self.queue[: int(self.filled)], self.temperature)
-        terms = {"info_nce": loss}
-        if self.stage_loss is not None:
-            for number, term in enumerate(self.stage_loss(query.stages, key_stages), start=1):
-                terms[f"stage{number}"] = stage_share * term
+        with torch.autocast(x_q.device.type, enabled=False):
+            loss, logits = info_nce(q, k, self.queue[: int(self.filled)], self.temperature)
+            terms = {"info_nce": loss}
+            if self.stage_loss is not None:
+                stages = ([stage.float() for stage in maps] for maps in (query.stages, key_stages))
+                losses = zip(self.stage_loss(*stages), self.stage_weights, strict=True)
+                for number, (term, weight) in enumerate(losses, start=1):
+                    terms[f"stage{number}"] = stage_share * weight * term
         self.enqueue(keys)
         return MoCoOutput(sum(terms.values()), terms, logits, q, k, query.stages, key_stages)
 
@@ -152,7 +163,10 @@ class MoCo(nn.Module):
 
 
 def _pooled(encoded: Encoded, sides: Sequence[int]) -> Encoded:
-    stages = [pool_stage(s, min(side, s.shape[2])) for s, side in zip(encoded.stages, sides, strict=False)]
+    for stage, side in zip(encoded.stages, sides, strict=False):
+        if side > stage.shape[2]:
+            raise ValueError(f"a stage of side {stage.shape[2]} cannot be pooled to {side}")
+    stages = [pool_stage(s, side) for s, side in zip(encoded.stages, sides, strict=False)]
     return Encoded(stages, encoded.embedding)
 
 
@@ -161,27 +175,8 @@ def follow(key: list[Tensor], query: list[Tensor], momentum: float) -> None:
     torch._foreach_lerp_(key, query, 1 - momentum)
 
 
-def build_encoder(recipe: Recipe) -> StagedResNet:
-    """The encoder a recipe asks for, with weights from torch's current random state."""
-    keep_freed_memory()
-    return StagedResNet(recipe.layout, recipe.width, recipe.stem, recipe.channels, recipe.zero_init_residual)
-
-
-def build_head(recipe: Recipe, dim: int) -> nn.Module:
-    """The map from the embedding (B, dim) to the space where queries and keys are compared (B, recipe.dim)."""
-    if recipe.head == "linear":
-        return nn.Linear(dim, recipe.dim)
-    if recipe.head == "mlp":
-        return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, recipe.dim))
-    raise ValueError(f"head {recipe.head!r}: choose 'linear' or 'mlp'")
-
-
-def build_stage_loss(recipe: Recipe, channels: list[int]) -> StageMSE | StageBarlow | None:
-    """The loss on the stages a recipe asks for; None for plain MoCo."""
-    if recipe.stage_loss == "none":
-        return None
-    if recipe.stage_loss == "mse":
-        return StageMSE(recipe.stage_weights, recipe.pool, recipe.scale_free, recipe.standardized)
-    if recipe.stage_loss == "barlow":
-        return StageBarlow(channels, recipe.stage_weights, recipe.projector, recipe.off_diagonal, recipe.scale)
-    raise ValueError(f"stage_loss {recipe.stage_loss!r}: choose 'none', 'mse' or 'barlow'")
+def build_head(head: str, dim: int, out: int) -> nn.Module:
+    """The map from the embedding (B, dim) to the space where queries and keys are compared (B, out)."""
+    if head == "linear":
+        return nn.Linear(dim, out)
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, out))

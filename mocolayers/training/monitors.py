@@ -6,9 +6,12 @@ from torch import Tensor
 
 from mocolayers.data.labels import class_matrix
 from mocolayers.data.prepared import MedicalImages
+from mocolayers.data.views import batches
 from mocolayers.method.collectives import mean_over_processes
+from mocolayers.method.encoder import StagedResNet
 from mocolayers.method.losses import cross_correlation, stage_distance
 from mocolayers.method.moco import MoCoOutput
+from mocolayers.training.distributed import share_rows
 
 
 @torch.no_grad()
@@ -30,9 +33,7 @@ def effective_rank(z: Tensor) -> float:
 
 @torch.no_grad()
 def stage_statistics(output: MoCoOutput) -> dict[str, float]:
-    """Per stage, on averages over its map as the model pooled it: raw MSE, scale-free distance, feature norm,
-    cross-correlation means.
-    """
+    """Per stage, on averages over its map: raw MSE, scale-free distance, feature norm, cross-correlation means."""
     row = {}
     for number, (u, v) in enumerate(zip(output.query_stages, output.key_stages, strict=True), start=1):
         u, v = u.float().mean(dim=(2, 3)), v.float().mean(dim=(2, 3))  # (B, C_l)
@@ -60,37 +61,34 @@ def gradient_shares(output: MoCoOutput, parameters: list[Tensor]) -> dict[str, f
     return {f"gradient_{name}": float(norm) / total for name, norm in norms.items()}
 
 
-def knn_auc(
-    train: np.ndarray, train_classes: np.ndarray, held_out: np.ndarray, classes: np.ndarray, k: int = 20
-) -> float:
-    """Macro AUC of a k-nearest-neighbour vote by cosine distance; no training, so it can be asked often.
+@torch.no_grad()
+def embed(encoder: StagedResNet, data: MedicalImages, rows: np.ndarray) -> np.ndarray:
+    """(n, D) embeddings of some rows, with batch-norm in evaluation mode; processes share the work."""
+    encoder.eval()
+    device = next(encoder.parameters()).device
+    return share_rows(
+        rows, lambda own: torch.cat([encoder(x).embedding.float().cpu() for x in batches(data, own, device)]).numpy()
+    )
 
-    Args:
-        train, held_out: (n, D) and (m, D) features.
-        train_classes, classes: (n, L) and (m, L) booleans, see `class_matrix`.
+
+def knn_monitor(encoder: StagedResNet, data: MedicalImages, k: int = 20, most: int = 500) -> float:
+    """Macro AUC on validation of a vote of the k nearest training images by cosine distance; no training is needed.
+
+    The images are the same at every call, at most `most` of either split, and never test images.
+
     Returns:
-        The mean AUC over classes that have both kinds in `classes`; NaN if there is none.
+        The mean over classes that some validation images show and some do not; NaN if there is none.
     """
-    # Half a second to import, which whoever only builds a model need not wait for.
-    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.metrics import roc_auc_score
+    from sklearn.neighbors import NearestNeighbors
 
-    from mocolayers.metrics import macro_auc
-
-    model = KNeighborsClassifier(n_neighbors=min(k, len(train)), metric="cosine")
-    neighbours = model.fit(train, np.zeros(len(train))).kneighbors(held_out, return_distance=False)
-    return float(macro_auc(classes, train_classes[neighbours].mean(axis=1))[0])
-
-
-def knn_rows(data: MedicalImages, most: int = 500) -> tuple[np.ndarray, np.ndarray]:
-    """A fixed draw of at most `most` training rows and as many validation rows."""
     rng = np.random.default_rng(0)
-    train, val = (rng.permutation(data.rows(split))[:most] for split in ("train", "val"))
-    return np.sort(train), np.sort(val)
-
-
-def knn_monitor(encode, data: MedicalImages) -> float:
-    """kNN AUC on validation of an `encode(rows) -> (n, D)` function; validation only, never test."""
-    train, val = knn_rows(data)
-    if not len(val):
+    train, val = (np.sort(rng.permutation(data.rows(split))[:most]) for split in ("train", "val"))
+    truth = class_matrix(data, val)
+    mixed = truth.any(axis=0) & ~truth.all(axis=0)
+    if not mixed.any():
         return float("nan")
-    return knn_auc(encode(train), class_matrix(data, train), encode(val), class_matrix(data, val))
+    model = NearestNeighbors(n_neighbors=min(k, len(train)), metric="cosine").fit(embed(encoder, data, train))
+    neighbours = model.kneighbors(embed(encoder, data, val), return_distance=False)
+    votes = class_matrix(data, train)[neighbours].mean(axis=1)  # (n, L)
+    return float(roc_auc_score(truth[:, mixed], votes[:, mixed], average="macro"))

@@ -1,24 +1,28 @@
 """The training loop: pretrain an encoder by a recipe, watch it, and resume it exactly after any interruption."""
 
 import contextlib
+import functools
+import math
+import signal
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.data.views import TwoViews, to_float
-from mocolayers.evaluation.features import encode
+from mocolayers.data.views import TwoViews, batches
 from mocolayers.method.collectives import own_part, rank, world_size
+from mocolayers.method.losses import STAGE_LOSSES
 from mocolayers.method.moco import MoCo, MoCoOutput
-from mocolayers.recipe import Recipe
-from mocolayers.runtime import RunError, atomic_write, autocast_type, resolve_device, step_generator
+from mocolayers.recipe import ARMS, SOUND_QUEUE, Recipe, loss_name
+from mocolayers.runtime import RunError, autocast_type, resolve_device, step_generator
 from mocolayers.training.distributed import average_running_statistics, averaged, from_first, parallel
 from mocolayers.training.monitors import (
     contrastive_accuracy,
@@ -27,29 +31,36 @@ from mocolayers.training.monitors import (
     knn_monitor,
     stage_statistics,
 )
-from mocolayers.training.runs import Run, load_checkpoint, save_weights, start_from
-
-
-@torch.no_grad()
-def gather_batch_norm_statistics(encoder: nn.Module, batches) -> None:
-    """Set the running means and variances of an encoder to those of the given batches of images.
-
-    Without this a randomly initialised encoder is judged with means of 0 and variances of 1 that fit no layer of it.
-    """
-    norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [m.momentum for m in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    encoder.train()
-    for batch in batches:
-        encoder(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    encoder.eval()
-
+from mocolayers.training.runs import Run, build_encoder, save_weights, start_from, write_file
 
 CHECKPOINT_SECONDS = 30
+CHECKPOINTS = 10  # at least so many in a run, however short it is
+CALIBRATED = 2048  # images that batch-norm statistics are gathered from
+
+
+def build_moco(recipe: Recipe) -> MoCo:
+    """The model that a recipe asks for, with weights from torch's current random state.
+
+    Raises:
+        RunError: the recipe's stage loss is a class that no entry of `ARMS` holds, or that was edited since.
+        ValueError: options that the stage loss does not take.
+    """
+    losses = {"none": None} | STAGE_LOSSES
+    if recipe.stage_loss not in losses:
+        own = [arm["stage_loss"] for arm in ARMS.values() if isinstance(arm.get("stage_loss"), type)]
+        losses |= {loss_name(loss): loss for loss in own}
+    if recipe.stage_loss not in losses:
+        raise RunError(f"no arm has the loss {recipe.stage_loss}; run the cell or file that adds it to ARMS")
+    stage_loss = losses[recipe.stage_loss]
+    names = ("stage_weights", "head", "dim", "queue", "momentum", "temperature", "bn_splits")
+    try:
+        return MoCo(
+            functools.partial(build_encoder, recipe),
+            stage_loss and functools.partial(stage_loss, **recipe.stage_options),
+            **{name: getattr(recipe, name) for name in names},
+        )
+    except TypeError as error:
+        raise ValueError(f"stage_options={recipe.stage_options} do not fit {recipe.stage_loss}: {error}") from None
 
 
 def pretrain(
@@ -66,7 +77,7 @@ def pretrain(
 
     Every random choice of a step follows from the seed and the step's number, so a run that was killed goes on from its
     checkpoint to bit-identical weights (on a CPU with the same number of threads), and all arms of a seed see the same
-    initial weights, the same batches and the same views.
+    initial weights, the same batches and the same views. Ctrl-C and SIGTERM write a checkpoint first.
 
     Started by torchrun, the processes share every batch: the recipe's is that of all together. They give the queue, the
     loss and the gradients of one process with that batch, if bn_splits is a multiple of their number (each process has
@@ -77,8 +88,8 @@ def pretrain(
         recipe: what to train; `recipe.preset` makes one.
         data: the images the recipe was made for.
         runs_dir: the run is kept in `runs_dir/KEY`.
-        device: "auto", "cpu" or "cuda".
-        progress: show a progress bar.
+        device: "auto", "cpu", "cuda" or "mps".
+        progress: show a progress bar, and a note where the queue is long for the images.
         after_step: called after every step with the trainer, whose `step` and `history` may be read; True ends the
             call with a checkpoint to resume from.
         init: file of weights that the encoder starts from; the recipe's `init` is its fingerprint.
@@ -93,55 +104,88 @@ def pretrain(
             f"the recipe is for {recipe.dataset} {recipe.fingerprint}, the data is {data.fingerprint}: "
             "make the recipe again from the data set as it is now"
         )
-    run = Run(recipe, runs_dir)
+    run, progress = Run(recipe, runs_dir), progress and rank() == 0
     if from_first(lambda: run.finished):
         return run
-    trainer = Trainer(recipe, data, resolve_device(device), init, compiled)
-    if state := from_first(lambda: _opened(run)):
-        trainer.restore(state, run.checkpoint_file)
-    if recipe.steps == 0:
+    with memory_errors(recipe):
+        trainer = Trainer(recipe, data, resolve_device(device), init, compiled)
+        from_first(run.open)
+        if state := from_first(run.checkpoint):
+            trainer.restore(state, run.checkpoint_file)
+        if progress and recipe.steps and recipe.queue * SOUND_QUEUE > len(trainer.rows):
+            longest = f"over a quarter of {len(trainer.rows):,} images"
+            print(f"note: a queue of {recipe.queue:,} keys is {longest}: many queries meet old keys of their own image")
+        if not _train(trainer, run, progress, after_step):
+            return run
         trainer.calibrate()
-    elif not _train(trainer, run, progress and rank() == 0, after_step):
-        return run
-    from_first(lambda: _write_history(trainer, run))
-    average_running_statistics(trainer.model)
-    from_first(lambda: save_weights(trainer.model.encoder_q, run.encoder_file))
+    from_first(lambda: run.save_history(trainer.history))
+    from_first(lambda: save_weights(trainer.model.encoder_q, run.encoder_file, recipe))
     return run
 
 
-def _opened(run: Run) -> dict | None:
-    """Make the run's folder; the state of its checkpoint, if there is one."""
-    run.open()
-    return load_checkpoint(run.checkpoint_file) if run.checkpoint_file.is_file() else None
-
-
 def _train(trainer: "Trainer", run: Run, progress: bool, after_step) -> bool:
-    recipe, saved = run.recipe, time.monotonic()
+    """Train to the last step; False if `after_step` or a signal ended it before."""
+    recipe, saved, stop = run.recipe, time.monotonic(), False
     title = f"{recipe.arm} on {recipe.dataset}, seed {recipe.seed}"
-    with tqdm(total=recipe.steps, initial=trainer.step, desc=title, disable=not progress, mininterval=1) as bar:
-        while trainer.step < recipe.steps:
+    bar = tqdm(total=recipe.steps, initial=trainer.step, desc=title, disable=not progress, mininterval=1)
+    with signals_that_wait() as signals, bar:
+        while trainer.step < recipe.steps and not stop:
             trainer.train_step()
             bar.update()
             stop = after_step is not None and from_first(lambda: after_step(trainer))
-            # Processes agree on the time only now and then: asking costs a message.
-            asked = world_size() == 1 or trainer.step % recipe.log_every == 0
-            late = asked and from_first(lambda: time.monotonic() - saved > CHECKPOINT_SECONDS)  # noqa: B023
-            if stop or late or trainer.step == recipe.steps:
-                _save(trainer, run)
+            late = trainer.step % max(1, recipe.steps // CHECKPOINTS) == 0 or trainer.step == recipe.steps
+            # Several processes agree on time and signals only now and then: asking costs a message.
+            if world_size() == 1 or trainer.step % recipe.log_every == 0:
+                now = time.monotonic() - saved > CHECKPOINT_SECONDS, bool(signals)
+                overdue, ended = from_first(lambda: now)  # noqa: B023
+                late, stop = late or overdue, stop or ended
+            if stop or late:
+                trainer.check_finite()
+                from_first(lambda: run.save_history(trainer.history))
+                from_first(lambda: write_file(run.checkpoint_file, lambda path: torch.save(trainer.state(), path)))
                 saved = time.monotonic()
-            if stop and trainer.step < recipe.steps:
-                return False
-    return True
+    if signals:
+        signal.raise_signal(signals[0])  # what it would have done without us
+    return trainer.step == recipe.steps
 
 
-def _save(trainer: "Trainer", run: Run) -> None:
-    average_running_statistics(trainer.model)
-    from_first(lambda: _write_history(trainer, run))
-    from_first(lambda: atomic_write(run.checkpoint_file, lambda path: torch.save(trainer.state(), path)))
+@contextlib.contextmanager
+def signals_that_wait():
+    """The list of the Ctrl-C and SIGTERM that came during a `with`, to be heard when a step is whole.
+
+    A second one acts at once. Python delivers signals to the main thread only; in another, the list stays empty.
+    """
+    came = []
+
+    def note(number, frame):
+        came.append(number)
+        signal.signal(number, before[number])
+
+    known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in known.items() if handler not in (None, signal.SIG_IGN)}
+    before = before if threading.current_thread() is threading.main_thread() else {}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def _write_history(trainer: "Trainer", run: Run) -> None:
-    atomic_write(run.history_file, lambda path: pd.DataFrame(trainer.history).to_csv(path, index=False))
+@contextlib.contextmanager
+def memory_errors(recipe: Recipe):
+    """Turn "out of memory" into one line that says what to make smaller."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = ("out of memory", "DefaultCPUAllocator")
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+            raise
+        raise RunError(
+            f"out of memory: a batch of {recipe.batch} images of {recipe.side} px does not fit {recipe.layout} here; "
+            "give a smaller one: --set batch=NUMBER, or prepare the images with a smaller --side"
+        ) from None
 
 
 class Trainer:
@@ -163,11 +207,15 @@ class Trainer:
         compiled: bool = False,
     ) -> None:
         self.recipe, self.data, self.device = recipe, data, device
+        self.rows = data.pretraining_rows()
+        self.batch = _batch_size(recipe, len(self.rows))  # of all processes together
+        self.steps_per_epoch = len(self.rows) // self.batch
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            model = MoCo(recipe)
+            model = build_moco(recipe)
         if recipe.init:
-            start_from(model, init, recipe.init)
+            said = start_from(model, init, recipe.init)
+            from_first(lambda: print(said))
         self.model = model.to(device, memory_format=torch.channels_last).train()
         if compiled:
             self.model.encoder_q.compile()
@@ -178,26 +226,34 @@ class Trainer:
         self.optimiser = torch.optim.SGD(
             trained, lr=recipe.lr, momentum=recipe.sgd_momentum, weight_decay=recipe.weight_decay, fused=True
         )
-        self.rows = data.pretraining_rows()
-        self.batch = min(recipe.batch, len(self.rows))  # of all processes together
-        self.steps_per_epoch = len(self.rows) // self.batch
         self.dtype = autocast_type(recipe.precision, device)
+        # On a processor, torch leaves gradients of a strided bf16 convolution unset where its input is a single pixel.
+        if device.type == "cpu" and recipe.side <= (16 if recipe.stem == "imagenet" else 4):
+            self.dtype = None
         # fp16 has so few small numbers that gradients are scaled up, or they become zero.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        self.step, self.history, self._order = 0, [], (-1, None)
-        self._feed = Feeder(lambda step: torch.from_numpy(data.images[self.batch_rows(step)]), device)
+        self.step, self.history = 0, []
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._order = functools.lru_cache(2)(
+            lambda epoch: np.random.default_rng((recipe.seed, epoch)).permutation(self.rows)
+        )
+        self._feed = Feeder(self._images)
 
     def train_step(self) -> MoCoOutput:
         """One optimiser step on the next batch."""
         generator = step_generator(self.recipe.seed, self.step)
-        x_q, x_k = self.views(self._feed(self.step), generator)
+        images = self._feed(self.step).to(self.device, non_blocking=True)
+        x_q, x_k = self.views(images, generator, self.batch, own_part(self.batch))
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
         monitor = (self.step + 1) % self.recipe.monitor_every == 0 or self.step + 1 == self.recipe.steps
-        watched = monitor or self.step % self.recipe.log_every == 0
-        with self.autocast():
-            output = self.in_parallel(x_q, x_k, generator, stage_share(self.recipe, self.step), watched)
-        row = self._observe(output, monitor) if watched else None
+        logged = monitor or self.step % self.recipe.log_every == 0
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            output = self.in_parallel(
+                x_q, x_k, generator, stage_share=stage_share(self.recipe, self.step), return_stages=logged
+            )
+        self._finite &= output.loss.detach().isfinite()
+        row = self._observe(output, monitor) if logged else None
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(output.loss).backward()
         self.scaler.step(self.optimiser)
@@ -206,23 +262,34 @@ class Trainer:
         if row is not None:
             if monitor:
                 average_running_statistics(self.model)
-                row["knn_auc"] = knn_monitor(lambda rows: encode(self.model.encoder_q, self.data, rows), self.data)
+                row["knn_auc"] = knn_monitor(self.model.encoder_q, self.data)
                 self.model.encoder_q.train()
             self.history.append(row)
         return output
 
-    def calibrate(self) -> None:
-        """Fit the batch-norm statistics of an untrained encoder to at most 2,048 training images."""
-        groups = np.array_split(self.rows[:2048], max(1, len(self.rows[:2048]) // 128))
-        gather_batch_norm_statistics(self.model.encoder_q, (to_float(self._images(rows)) for rows in groups))
+    def check_finite(self) -> None:
+        """Look at every loss so far and at all weights; between two looks, losses are only noted on the device.
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """bf16 or fp16 where it is used, else nothing."""
-        return torch.autocast(self.device.type, self.dtype) if self.dtype else contextlib.nullcontext()
+        Raises:
+            RunError: one is not finite, in this or another process.
+        """
+        state = [value.isfinite().all() for value in self.model.state_dict().values()]
+        if averaged({"finite": float(torch.stack([self._finite, *state]).all())})["finite"] < 1:
+            raise RunError(
+                f"loss or weights of {self.recipe.arm} are not finite after {self.step} steps: training diverged; "
+                "lower lr or stage_weights in the recipe. The last good checkpoint is kept"
+            )
+
+    def calibrate(self) -> None:
+        """Gather the query encoder's batch-norm statistics from images as they are; the same images for every arm."""
+        count = max(self.batch, min(CALIBRATED, len(self.rows)) // self.batch * self.batch)
+        rows = np.random.default_rng(0).permutation(self.rows)[:count]
+        update_bn(batches(self.data, rows, self.device, self.batch), self.model.encoder_q)
 
     def state(self) -> dict:
         """All that a resumed run needs."""
         return {
+            "recipe": self.recipe.key,
             "step": self.step,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -235,31 +302,26 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
-            if state.get("scaler"):
+            if state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
-        except (RuntimeError, ValueError) as error:
-            first = str(error).splitlines()[0]
+            self.step, self.history = int(state["step"]), list(state["history"])
+        except Exception as error:
             raise RunError(
-                f"{source} does not fit this recipe ({first}). To start this run again: rm {source}"
+                f"{source} is damaged: its parts do not fit the recipe ({type(error).__name__}). To start this run "
+                f"again: rm {source}"
             ) from None
-        self.step, self.history = state["step"], state["history"]
 
     def batch_rows(self, step: int) -> np.ndarray:
         """The rows of a step that this process holds."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng((self.recipe.seed, epoch)).permutation(self.rows))
-        return self._order[1][place * self.batch : (place + 1) * self.batch][own_part(self.batch)]
+        return self._order(epoch)[place * self.batch : (place + 1) * self.batch][own_part(self.batch)]
 
-    def _images(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.data.images[rows]).to(self.device)
+    def _images(self, step: int) -> Tensor:
+        images = torch.from_numpy(self.data.images[self.batch_rows(step)])
+        return images.pin_memory() if self.device.type == "cuda" else images  # a GPU copies it while it computes
 
     def _observe(self, output: MoCoOutput, monitor: bool) -> dict[str, float]:
-        if not torch.isfinite(output.loss):
-            raise RunError(
-                f"the loss of {self.recipe.arm} is {output.loss.item()} at step {self.step + 1}: training diverged; "
-                "lower lr or stage_weights in the recipe"
-            )
+        self.check_finite()
         row = {
             "step": self.step + 1,
             "epoch": self.step / self.steps_per_epoch,
@@ -276,39 +338,42 @@ class Trainer:
         return averaged(row)
 
 
+def _batch_size(recipe: Recipe, images: int) -> int:
+    """The recipe's batch, or, where there are fewer images, as many as make equal groups of batch-norm."""
+    groups = max(recipe.bn_splits, world_size())
+    batch = min(recipe.batch, images // groups * groups)
+    if batch < 2 * groups:
+        raise RunError(
+            f"{recipe.dataset} has {images} images to train on, batches of {recipe.batch} are asked for: batch-norm in "
+            f"{groups} group(s) needs at least {2 * groups}; add images, or give --set bn_splits=1"
+        )
+    if batch % world_size():
+        raise RunError(f"{world_size()} processes cannot share a batch of {batch}; give another: --set batch=NUMBER")
+    return batch
+
+
 class Feeder:
-    """The images of a step, on the device; for a GPU those of the next step are read while this one is computed.
+    """The images of a step; those of the next step are read in a thread meanwhile.
 
     Args:
         read: from the number of a step to its images (B, H, W, C).
-        device: where they are wanted.
-        ahead: read ahead in a thread; by default only for a GPU, since it would take time from a processor that trains.
     """
 
-    def __init__(self, read: Callable[[int], Tensor], device: torch.device, ahead: bool | None = None) -> None:
-        self.read, self.device = read, device
-        self.pool = ThreadPoolExecutor(1) if (device.type == "cuda" if ahead is None else ahead) else None
-        self._next = (-1, None)
+    def __init__(self, read: Callable[[int], Tensor]) -> None:
+        self.read, self.reader, self.next = read, ThreadPoolExecutor(1), (-1, None)
 
     def __call__(self, step: int) -> Tensor:
-        if self.pool is None:
-            return self.read(step)
-        number, waiting = self._next
-        images = waiting.result() if number == step else self.pool.submit(self._fetch, step).result()
-        self._next = (step + 1, self.pool.submit(self._fetch, step + 1))
-        return images.to(self.device, non_blocking=True)
-
-    def _fetch(self, step: int) -> Tensor:
-        images = self.read(step)
-        # Only from pinned memory can a GPU copy while it computes.
-        return images.pin_memory() if self.device.type == "cuda" else images
+        number, waiting = self.next
+        images = waiting.result() if number == step else self.read(step)
+        self.next = (step + 1, self.reader.submit(self.read, step + 1))
+        return images
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
     """The rate for a step, counted from 0: constant, or half a cosine from `lr` to 0."""
     if recipe.schedule == "constant":
         return recipe.lr
-    return recipe.lr * 0.5 * (1 + float(np.cos(np.pi * step / recipe.steps)))
+    return recipe.lr * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
 
 def stage_share(recipe: Recipe, step: int) -> float:

@@ -2,20 +2,24 @@
 
 import functools
 import hashlib
+import json
+import zipfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.nn import Module
 
 from mocolayers.method.encoder import StagedResNet
-from mocolayers.method.moco import MoCo, build_encoder
+from mocolayers.method.moco import MoCo
 from mocolayers.recipe import Recipe
 from mocolayers.runtime import RunError, atomic_write
+
+ENCODER = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")  # torchvision's names, without the classifier
 
 
 class Run:
@@ -35,21 +39,28 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """True once the trained encoder stands under its final name."""
+        """True once the trained encoder has its final name."""
         return self.encoder_file.is_file()
 
     @property
     def weights_hash(self) -> str:
-        """Twelve characters that change whenever a byte of the encoder's file does."""
+        """Twelve characters that change with every bit of the encoder's file."""
         if not self.finished:
-            raise RunError(f"{self.encoder_file} does not exist: this run is not finished; run pretrain again")
+            raise RunError(f"{self.encoder_file} does not exist: run pretrain again to finish this run")
         about = self.encoder_file.stat()
-        return _hash_file(self.encoder_file, about.st_ino, about.st_mtime_ns, about.st_size)
+        return _sha256(self.encoder_file, about.st_size, about.st_mtime_ns)
 
     def open(self) -> None:
-        """Make the folder and write the recipe into it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.folder / "recipe.json", lambda path: path.write_text(self.recipe.to_json() + "\n"))
+        """Make the folder and write the recipe into it; a file that is there already is never replaced.
+
+        Raises:
+            RunError: the folder holds the recipe of something else, or a damaged one.
+        """
+        path, text = self.folder / "recipe.json", self.recipe.to_json() + "\n"
+        if not path.exists():
+            write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        elif path.read_bytes().decode(errors="replace").split() != text.split():
+            raise _unusable(path, "is damaged, or not the recipe that its folder is named after")
 
     def load_encoder(self) -> StagedResNet:
         """The pretrained query encoder, in evaluation mode.
@@ -63,68 +74,172 @@ class Run:
 
     def history(self) -> pd.DataFrame:
         """One row per logged step: the loss and its terms, and what `monitors` measures."""
-        return pd.read_csv(self.history_file)
+        try:
+            return pd.read_csv(self.history_file)
+        except (ValueError, OSError):
+            raise _unusable(self.history_file, "is missing or damaged") from None
+
+    def checkpoint(self) -> dict | None:
+        """The state to resume from, if there is one; only tensors and plain values are read, never code.
+
+        Raises:
+            RunError: a damaged or foreign file; it is left as it is.
+        """
+        if not self.checkpoint_file.exists():
+            return None
+        try:
+            with zipfile.ZipFile(self.checkpoint_file) as file:
+                damaged = file.testzip()
+            state = None if damaged else torch.load(self.checkpoint_file, map_location="cpu", weights_only=True)
+        except Exception:
+            state = None
+        if not isinstance(state, dict) or "recipe" not in state:
+            raise _unusable(self.checkpoint_file, "is damaged, or not a checkpoint of this program")
+        if state["recipe"] != self.recipe.key:
+            raise _unusable(self.checkpoint_file, f"belongs to another recipe ({state['recipe']})")
+        return state
+
+    def save_history(self, rows: list[dict]) -> None:
+        """Write one row per logged step."""
+        write_file(self.history_file, lambda path: pd.DataFrame(rows).to_csv(path, index=False))
 
 
-@functools.lru_cache
-def _hash_file(path: Path, *_: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+@functools.lru_cache(maxsize=1024)
+def _sha256(path: Path, size: int, modified: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def _unusable(path: Path, why: str) -> RunError:
+    return RunError(f"{path} {why}. Nothing was changed; to make it again, remove it: rm {path}")
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """`atomic_write` that makes the folder, and has a remedy for a full disk and a folder that cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, write)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's file writer
+            raise
+        why = getattr(error, "strerror", None) or "is the disk full?"
+        raise RunError(f"{path} cannot be written ({why}); what was there is kept, the same command goes on") from None
+
+
+def build_encoder(recipe: Recipe) -> StagedResNet:
+    """The encoder that a recipe asks for, with weights from torch's current random state."""
+    return StagedResNet(recipe.layout, recipe.width, recipe.stem, recipe.channels, recipe.zero_init_residual)
 
 
 def unfilled(build: Callable[[], Module]) -> Module:
-    """A module whose weights are yet to be read; to draw random ones first would take longer than to read them."""
+    """A module whose weights are yet to be read; no random number is used up for them."""
     with torch.device("meta"):
         module = build()
     return module.to_empty(device="cpu")
 
 
+def save_weights(model: Module, path: Path, recipe: Recipe | None = None) -> None:
+    """Write a model's state as safetensors; an encoder's says with the recipe which images it wants."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    about = {"sha256": _digest(state)}
+    if recipe:
+        names = ("layout", "width", "stem", "channels", "side", "arm", "dataset", "seed", "key")
+        about |= {name: getattr(recipe, name) for name in names}
+        about["input"] = "pixels from 0 to 1, without mean and standard deviation"
+    # One entry: safetensors writes several in a random order, and equal weights would be unequal files.
+    write_file(path, lambda temporary: save_file(state, temporary, {"about": json.dumps(about, sort_keys=True)}))
+
+
+def about_weights(path: Path) -> dict:
+    """What a file that `save_weights` wrote says of itself."""
+    with safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("about", "{}"))
+
+
 def load_weights(model: Module, path: Path) -> None:
-    """Fill a model from a safetensors file, or say which file does not fit and what to do."""
-    try:
-        model.load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise RunError(f"{path} does not exist: this run is not finished; run pretrain again to resume it") from None
-    except (SafetensorError, RuntimeError) as error:
-        first = str(error).splitlines()[0]
-        raise RunError(f"{path} cannot be used ({first}). Delete it and run again: rm {path}") from None
+    """Fill a model from a safetensors file.
 
-
-def initial_weights(path: Path) -> tuple[dict[str, torch.Tensor], str]:
-    """Weights to start an encoder from, under torchvision's names, and a fingerprint of the file.
-
-    Args:
-        path: a state dict of torchvision's or timm's ResNet (.pth, read without running code in it), or safetensors.
     Raises:
-        RunError: the file is missing or is not a state dict.
+        RunError: the file is missing, damaged or of another architecture.
     """
     try:
-        read = partial(torch.load, map_location="cpu", weights_only=True)
-        read = load_file if path.suffix == ".safetensors" else read
-        state = {name.removeprefix("module."): tensor for name, tensor in read(path).items()}
+        state = load_file(path)
+        model.load_state_dict(state)
+        whole = about_weights(path).get("sha256") in (None, _digest(state))
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist: this run is not finished; run pretrain again to resume it") from None
+    except (SafetensorError, RuntimeError, ValueError):
+        whole = False
+    if not whole:
+        raise _unusable(path, "is damaged, or of another architecture")
+
+
+def _digest(state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(state[name].numpy())
+    return digest.hexdigest()
+
+
+def transform(recipe: Recipe):
+    """What turns a PIL image into the (C, side, side) in [0, 1] that an encoder of this recipe wants."""
+    from torchvision.transforms import v2
+
+    colours = v2.RGB() if recipe.channels == 3 else v2.Grayscale()
+    return v2.Compose([v2.ToImage(), colours, v2.Resize([recipe.side] * 2), v2.ToDtype(torch.float32, scale=True)])
+
+
+def initial_weights(path: Path) -> tuple[dict[str, Tensor], str, str]:
+    """Weights to start an encoder from.
+
+    Args:
+        path: .pth (no code in it is run) or .safetensors: a state dict of torchvision or timm, or a checkpoint of MoCo,
+            Lightning or this program, in which an encoder's names have a prefix such as `module.encoder_q.`.
+    Returns:
+        The weights under torchvision's names, a fingerprint of the file, and a line that says what is used of it.
+    Raises:
+        RunError: the file is missing, or holds no ResNet.
+    """
+    try:
+        torch_load = functools.partial(torch.load, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch_load(path)
         fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{path} cannot be read ({first}); --init wants a state dict as .pth or .safetensors") from None
-    return {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}, fingerprint
+    except Exception:
+        raise RunError(f"{path} cannot be read; --init wants a state dict as .pth or .safetensors") from None
+    for name in ("state_dict", "model"):
+        state = state[name] if isinstance(state, dict) and isinstance(state.get(name), dict) else state
+    state = state if isinstance(state, dict) else {}
+    state = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    starts = [name.removesuffix("conv1.weight") for name in state if name.endswith("conv1.weight")]
+    starts = [start for start in starts if f"{start}layer1.0.conv1.weight" in state]
+    if not starts:
+        raise RunError(f"{path} holds no ResNet under torchvision's names; --init wants the state dict of one")
+    start = min(starts, key=lambda start: ("encoder_k" in start, len(start)))
+    names = [name for name in state if name.startswith(start) and name.removeprefix(start).startswith(ENCODER)]
+    where = f" under {start}" if start else ""
+    said = f"{path}: {len(names)} tensors{where} are used, {len(state) - len(names)} are not; images stay in 0 to 1, "
+    said += "without mean and standard deviation, which batch-norm learns anew"
+    return {name.removeprefix(start): state[name] for name in names}, fingerprint, said
 
 
-def start_from(model: MoCo, path: str | Path | None, fingerprint: str) -> None:
+def start_from(model: MoCo, path: str | Path | None, fingerprint: str) -> str:
     """Fill both encoders with `initial_weights`; a first layer for colours is summed over them for gray images.
 
+    Returns:
+        What was used, in one line.
     Raises:
         RunError: the weights are of another architecture, or not those of the recipe.
     """
     if path is None:
         raise RunError(f"this recipe starts from weights with fingerprint {fingerprint}; give their file: --init PATH")
-    weights, found = initial_weights(Path(path))
+    weights, found, said = initial_weights(Path(path))
     if found != fingerprint:
         raise RunError(f"{path} has fingerprint {found}, the recipe starts from {fingerprint}; give that file")
-    encoder = model.encoder_q
-    first = weights.get("conv1.weight")  # (C, 3, h, w)
-    if first is not None and first.shape[1] == 3 and encoder.conv1.in_channels == 1:
+    first = weights["conv1.weight"]  # (C, 3, h, w)
+    if first.ndim == 4 and first.shape[1] == 3 and model.encoder_q.conv1.in_channels == 1:
         weights["conv1.weight"] = first.sum(dim=1, keepdim=True)
     try:
-        encoder.load_state_dict(weights)
+        model.encoder_q.load_state_dict(weights)
         model.encoder_k.load_state_dict(weights)
     except RuntimeError as error:
         about = str(error).splitlines()[1].strip()
@@ -132,25 +247,4 @@ def start_from(model: MoCo, path: str | Path | None, fingerprint: str) -> None:
             f"{path} does not fit the recipe's encoder ({about}); for ImageNet weights of a ResNet-50 use --preset "
             "paper, or --set layout=resnet18 width=64 stem=imagenet for those of a ResNet-18"
         ) from None
-
-
-def load_checkpoint(path: Path) -> dict:
-    """Read a checkpoint; only tensors and plain values are accepted, never code.
-
-    Raises:
-        RunError: a truncated or foreign file; it is left as it is.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"step", "model", "optimiser", "history"} <= set(state):
-            raise ValueError("it is not a checkpoint of this program")
-        return state
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{path} cannot be read ({first}). To start this run again: rm {path}") from None
-
-
-def save_weights(model: Module, path: Path) -> None:
-    """Write a model's state as safetensors, atomically."""
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    atomic_write(path, lambda temporary: save_file(state, temporary))
+    return said
