@@ -28,7 +28,7 @@ from mocolayers.evaluation.judge import evaluate, evaluation_file, fine_tuned, f
 from mocolayers.evaluation.probes import linear_evaluation
 from mocolayers.evaluation.scores import macro_auc, patient_weights
 from mocolayers.evaluation.similarity import cka, released_cka
-from mocolayers.notebook.figures import released_dots
+from mocolayers.notebook.figures import panels
 from mocolayers.recipe import EVALUATIONS, Evaluation, Recipe, Views, preset
 from mocolayers.runtime import atomic_write, resolve_device, step_generator
 from mocolayers.training.pretrain import Trainer, pretrain
@@ -468,4 +468,5 @@ def figure(table: pd.DataFrame) -> Figure:
         part = table[(table["code"] == code) & (table["quantity"] == quantity)]
         name = part["dataset"] + ", " + part["arm"]
         parts.append(part.assign(panel=f"{code}: {title}", label=label, name=name))
-    return released_dots(pd.concat(parts), "The same question, as released and soundly")
+    dots = pd.concat(parts).melt(["panel", "name"], ["as_released", "sound"], "way")
+    return panels(dots, "value", "name", "way", "The same question, as released and soundly", join=False, share=False)

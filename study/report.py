@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from mocolayers.notebook.figures import MODE_NAMES, forest
+from mocolayers.notebook.figures import PROTOCOLS as MODE_NAMES
+from mocolayers.notebook.figures import forest
 from mocolayers.recipe import ARMS, OWN_ARMS, PRETRAINED_ARMS
 from mocolayers.runtime import atomic_write
 

@@ -111,21 +111,16 @@ class StageMSE(nn.Module):
 
     def __init__(
         self,
-        weights: Sequence[float],
+        channels: Sequence[int],
         pool: Sequence[int],
         scale_free: bool = False,
         standardized: bool = False,
     ) -> None:
         super().__init__()
-        self.weights, self.pool = tuple(weights), tuple(pool)
-        self.scale_free, self.standardized = scale_free, standardized
+        self.pool, self.scale_free, self.standardized = tuple(pool), scale_free, standardized
 
-    def forward(self, query_stages: Sequence[Tensor], key_stages: Sequence[Tensor]) -> list[Tensor]:
-        """The weighted loss of each stage; add them up for the loss. The key's stages are targets: no gradient."""
-        return [
-            weight * self.distance(pool_stage(u, side), pool_stage(v.detach(), side))
-            for u, v, weight, side in zip(query_stages, key_stages, self.weights, self.pool, strict=True)
-        ]
+    def forward(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
+        return [self.distance(u, v) for u, v in zip(query, key, strict=True)]
 
     def distance(self, u: Tensor, v: Tensor) -> Tensor:
         """`stage_distance` of one pooled stage, as this loss measures it."""
@@ -190,52 +185,28 @@ class StageBarlow(nn.Module):
     def __init__(
         self,
         channels: Sequence[int],
-        weights: Sequence[float],
-        width: int,
+        projector: int,
         off_diagonal: float = 1.0,
         scale: float = 1 / 32,
     ) -> None:
         super().__init__()
-        self.weights, self.off_diagonal, self.scale = tuple(weights), off_diagonal, scale
-        self.projectors = Projectors(channels, width)
+        self.pool, self.off_diagonal, self.scale = (1,) * len(channels), off_diagonal, scale
+        self.projectors = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(count, projector, bias=False),
+                nn.BatchNorm1d(projector),
+                nn.ReLU(),
+                nn.Linear(projector, projector, bias=False),
+                nn.BatchNorm1d(projector),
+                nn.ReLU(),
+                nn.Linear(projector, projector, bias=False),
+            )
+            for count in channels
+        )
 
-    def forward(self, query_stages: Sequence[Tensor], key_stages: Sequence[Tensor]) -> list[Tensor]:
-        """The weighted loss of each stage; add them up for the loss."""
-        return self.compare(*self.project(query_stages, [v.detach() for v in key_stages]))
-
-    def project(self, *views: Sequence[Tensor]) -> Sequence[Tensor]:
-        """For each view the projected averages of its S stages, standardised over the batch: (S, D, B)."""
-        return standardise_rows(self.projectors(*views)).unbind(dim=2)
-
-    def compare(self, z_query: Tensor, z_key: Tensor) -> list[Tensor]:
-        """The weighted loss of each stage from the projections of two views."""
-        on, off = barlow_terms(correlate(z_query, z_key))  # (S,) each
-        losses = self.scale * (on + self.off_diagonal * off)
-        return [weight * loss for weight, loss in zip(self.weights, losses, strict=True)]
-
-
-class Projectors(nn.Module):
-    """A perceptron for each stage: three linear layers without bias, batch-norm and ReLU between them.
-
-    Channels -> width -> width -> width. All stages and views go through at once, as dozens of small products would
-    spend their time on being called; only batch-norm looks at each view by itself, and at the batch of all processes.
-    """
-
-    def __init__(self, channels: Sequence[int], width: int) -> None:
-        super().__init__()
-        stages = [[nn.Linear(count, width, bias=False).weight for count in (c, width, width)] for c in channels]
-        first, *later = zip(*stages, strict=True)
-        self.first = nn.ParameterList(first)  # (D, C_l) each
-        self.later = nn.ParameterList(torch.stack(layer).detach() for layer in later)  # (S, D, D) each
-        self.gain = nn.Parameter(torch.ones(len(later), len(channels), width, 1))
-        self.bias = nn.Parameter(torch.zeros(len(later), len(channels), width, 1))
-
-    def forward(self, *views: Sequence[Tensor]) -> Tensor:
-        """Projections (S, D, V, B) of the averages of maps (B, C_l, H, W): V views of S stages."""
-        stages = [torch.cat([pool_stage(view, 1).flatten(1) for view in maps]) for maps in zip(*views, strict=True)]
-        x = torch.stack([weight @ z.T for weight, z in zip(self.first, stages, strict=True)])  # (S, D, V * B)
-        for weight, gain, bias in zip(self.later, self.gain, self.bias, strict=True):
-            affine = (each.expand(-1, -1, len(views)).flatten() for each in (gain, bias))
-            x = F.relu(standardise_rows(x.unflatten(2, (len(views), -1)), *affine)).flatten(2)
-            x = weight @ x
-        return x.unflatten(2, (len(views), -1))
+    def forward(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
+        losses = []
+        for project, u, v in zip(self.projectors, query, key, strict=True):
+            on, off = barlow_terms(cross_correlation(project(u.flatten(1)), project(v.flatten(1))))
+            losses.append(self.scale * (on + self.off_diagonal * off))
+        return losses

@@ -64,6 +64,7 @@ class MoCo(nn.Module):
         self.head_k.load_state_dict(self.head_q.state_dict())
         for parameter in [*self.encoder_k.parameters(), *self.head_k.parameters()]:
             parameter.requires_grad_(False)
+        self.stage_weights = recipe.stage_weights
         self.stage_loss = build_stage_loss(recipe, self.encoder_q.stage_channels)
         self.register_buffer("queue", torch.zeros(recipe.queue, recipe.dim))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
@@ -98,7 +99,7 @@ class MoCo(nn.Module):
         terms = {"info_nce": loss}
         if self.stage_loss is not None:
             for number, term in enumerate(self.stage_loss(query.stages, key_stages), start=1):
-                terms[f"stage{number}"] = stage_share * term
+                terms[f"stage{number}"] = stage_share * self.stage_weights[number - 1] * term
         self.enqueue(keys)
         return MoCoOutput(sum(terms.values()), terms, logits, q, k, query.stages, key_stages)
 
@@ -181,7 +182,7 @@ def build_stage_loss(recipe: Recipe, channels: list[int]) -> StageMSE | StageBar
     if recipe.stage_loss == "none":
         return None
     if recipe.stage_loss == "mse":
-        return StageMSE(recipe.stage_weights, recipe.pool, recipe.scale_free, recipe.standardized)
+        return StageMSE(channels, recipe.pool, recipe.scale_free, recipe.standardized)
     if recipe.stage_loss == "barlow":
-        return StageBarlow(channels, recipe.stage_weights, recipe.projector, recipe.off_diagonal, recipe.scale)
+        return StageBarlow(channels, recipe.projector, recipe.off_diagonal, recipe.scale)
     raise ValueError(f"stage_loss {recipe.stage_loss!r}: choose 'none', 'mse' or 'barlow'")

@@ -74,7 +74,7 @@ def knn_auc(
     # Half a second to import, which whoever only builds a model need not wait for.
     from sklearn.neighbors import KNeighborsClassifier
 
-    from mocolayers.metrics import macro_auc
+    from mocolayers.evaluation.scores import macro_auc
 
     model = KNeighborsClassifier(n_neighbors=min(k, len(train)), metric="cosine")
     neighbours = model.fit(train, np.zeros(len(train))).kneighbors(held_out, return_distance=False)
