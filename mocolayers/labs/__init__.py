@@ -1,6 +1,6 @@
 """The labs of the notebooks: sliders around pure functions, one file per lab. Each has a `compute` and a figure."""
 
-from mocolayers.labs.distributions import distribution_lab
+from mocolayers.labs.distributions import cdf_gap, distribution_lab
 from mocolayers.labs.labels import label_draws, label_lab
 from mocolayers.labs.losses import loss_lab, stages_of
 from mocolayers.labs.queue import key_history, queue_lab
@@ -10,6 +10,7 @@ from mocolayers.labs.views import view_lab
 
 __all__ = [
     "TrainingPanel",
+    "cdf_gap",
     "distribution_lab",
     "key_history",
     "label_draws",
