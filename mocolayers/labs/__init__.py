@@ -1,4 +1,5 @@
 """The labs of the notebooks: sliders around pure functions, one file per lab. Each has a `compute` and a figure."""
+# ruff: noqa: F401
 
 from mocolayers.labs.distributions import cdf_gap, distribution_lab
 from mocolayers.labs.labels import label_draws, label_lab
@@ -7,17 +8,3 @@ from mocolayers.labs.queue import key_history, queue_lab
 from mocolayers.labs.similarity import similarity_lab
 from mocolayers.labs.training import TrainingPanel
 from mocolayers.labs.views import view_lab
-
-__all__ = [
-    "TrainingPanel",
-    "cdf_gap",
-    "distribution_lab",
-    "key_history",
-    "label_draws",
-    "label_lab",
-    "loss_lab",
-    "queue_lab",
-    "similarity_lab",
-    "stages_of",
-    "view_lab",
-]

@@ -26,12 +26,12 @@ def compute(
     """Compare two models' probabilities of one class on the same test rows.
 
     Args:
-        first, second: (n, L) probabilities; the first is flattened by `temperature`.
+        first, second: (n, L) probabilities; those of the first are flattened by `temperature`.
         truth: (n, L) booleans.
         task, column: see `columns_of`.
-        threshold: where the two shares are read off.
+        threshold: where the shares of images are read off.
         shuffle: hand the first model's outputs to the wrong images.
-        rows: use so many random test rows.
+        rows: how many random test rows.
     Returns:
         `first` and `second`: the probabilities of the class; `at`: the share of images at or below the threshold, by
         both; `distance` and `where`: the largest gap and its threshold; `auc`: macro AUC of both.

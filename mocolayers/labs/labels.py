@@ -16,7 +16,6 @@ from mocolayers.recipe import Evaluation
 
 FRACTIONS = (0.01, 0.03, 0.1, 0.3, 1.0)
 RESAMPLES = 200
-TILES = 1500  # about so many tiles show the training images
 
 Draws = dict[tuple[float, int], dict]  # by fraction and seed, see `label_draws`
 
@@ -25,7 +24,7 @@ def label_draws(features: dict[str, np.ndarray], data: MedicalImages, plan: Eval
     """Linear evaluation for every fraction and seed of the lab; with all labels there is one subset for all seeds.
 
     Args:
-        features: "train", "val" and "test", (n, D) each.
+        features: (n, D) of "train", "val" and "test" each.
         data, plan: see `linear_evaluation`.
         seeds: label subsets of each fraction.
     Returns:
@@ -65,13 +64,8 @@ def draw_labels(shown: dict, draws: Draws, data: MedicalImages, fraction: float,
     train = data.rows("train")
     train = train[np.argsort(data.patients[train], kind="stable")]
     inside = np.isin(train, draws[fraction, seed]["rows"])
-    side = int(np.ceil(np.sqrt(min(len(train), TILES))))
-    tiles = np.full(side * side, np.nan)
-    step = -(-len(train) // (side * side))
-    blocks = [inside[start : start + step].any() for start in range(0, len(train), step)]
-    tiles[: len(blocks)] = blocks
-    axes[0].imshow(tiles.reshape(side, side), cmap="Blues", vmin=-0.15, vmax=1, interpolation="nearest")
-    axes[0].set(title="labelled images (dark)", xlabel="patients side by side, line by line", xticks=[], yticks=[])
+    axes[0].vlines(np.flatnonzero(inside), 0, 1, color="#0072B2", linewidth=0.6)
+    axes[0].set(title="labelled images", xlabel="training images by patient", xlim=(0, len(train)), yticks=[])
     for false, true in shown["roc"].values():
         axes[1].plot(false, true, color="#0072B2", linewidth=1.2, alpha=1 if len(shown["roc"]) == 1 else 0.5)
     axes[1].plot([0, 1], [0, 1], color="#999999", linestyle=":")

@@ -29,10 +29,6 @@ MOST = 128  # images, the lesson's batch
 def stages_of(encoder: StagedResNet, data: MedicalImages, recipe: Recipe) -> dict[str, list]:
     """Encode two views of `MOST` training images, and let InfoNCE pull on the stages.
 
-    Args:
-        encoder: in evaluation mode.
-        data: the images.
-        recipe: its views, seed and temperature.
     Returns:
         Four of each: `query` and `second` (N, C_l, p_l, p_l), pooled maps of both views; `stranger`: view q of other
         images, row by row; `pull` (N,): squared norms of the gradient of each image's InfoNCE on the stage's whole
@@ -103,12 +99,9 @@ def compute(
     """One setting of the lab.
 
     Args:
-        stages: see `stages_of`; the loss `IDEAL` puts `_independent` ones in their place.
-        loss: one of `LOSSES`.
-        weights: lambda of each stage.
-        similarity: see `second_view`.
-        batch: images B used, the first ones.
-        gain: factor on all features of both views.
+        stages, similarity: see `stages_of` and `second_view`; the loss `IDEAL` takes `_independent` stages instead.
+        loss, weights: one of `LOSSES`, and lambda of each stage.
+        batch, gain: the first B images are used, and all features of both views are multiplied by the gain.
         width, off_diagonal: projector width D and weight w, for Barlow.
         stage: 1 to 4, whose correlation is returned.
     Returns:

@@ -18,22 +18,18 @@ def compute(x: np.ndarray, y: np.ndarray, sigma: float, rows: int, seed: int = 0
     Args:
         x, y: (n, d) and (n, d') features of the same rows.
         sigma: bandwidth in the features' own units.
-        rows, seed: how many rows, and the order in which the null has those of y.
+        rows: how many rows.
+        seed: of the order in which the null has the rows of y.
     Returns:
-        `usual` and `debiased`: RBF-CKA and its null, each; `linear`: debiased linear CKA; `kernels`: (60, 60) corners
-        of both kernel matrices; `distances`: between pairs of rows of x.
+        `usual` and `debiased`: RBF-CKA and its null, each; `linear`: debiased linear CKA; `kernels`: corners of both
+        kernel matrices; `distances`: between pairs of rows of x.
     """
     x, y = x[:rows], y[:rows]
     shuffled = y[np.random.default_rng(seed).permutation(len(y))]
     usual, debiased = ([cka(x, z, "rbf", sigma=sigma, debiased=d) for z in (y, shuffled)] for d in (False, True))
     kernels = [np.exp(-(squareform(pdist(z[:SHOWN])) ** 2) / (2 * sigma**2)) for z in (x, y)]
-    return {
-        "usual": usual,
-        "debiased": debiased,
-        "linear": cka(x, y),
-        "kernels": kernels,
-        "distances": pdist(x[:200]),
-    }
+    found = {"usual": usual, "debiased": debiased, "linear": cka(x, y)}
+    return found | {"kernels": kernels, "distances": pdist(x[:200])}
 
 
 def draw_alike(found: dict, sigma: float) -> Figure:

@@ -80,11 +80,9 @@ class Work(threading.Thread):
         self.panel, self.of, self.paused = panel, panel.run, threading.Event()
 
     def run(self) -> None:
-        error, shown = None, self.panel
+        error, options = None, {"progress": False, "after_step": self._after_step}
         try:
-            pretrain(
-                self.of.recipe, shown.data, shown.runs_dir, shown.device, progress=False, after_step=self._after_step
-            )
+            pretrain(self.of.recipe, self.panel.data, self.panel.runs_dir, self.panel.device, **options)
         except Exception as found:
             error = found
         with _lock:

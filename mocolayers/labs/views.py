@@ -13,15 +13,7 @@ COUNT = 6  # views beside each image
 
 
 def compute(images: dict[str, np.ndarray], views: Views, draw: int) -> dict[str, np.ndarray]:
-    """`COUNT` random views of one image per modality.
-
-    Args:
-        images: name and (H, W, C) uint8.
-        views: the augmentations; colour changes are left out for images of one channel.
-        draw: which random numbers.
-    Returns:
-        Name and (COUNT, H, W, C) uint8.
-    """
+    """`COUNT` random views (COUNT, H, W, C) uint8 of each image (H, W, C); `draw` chooses the random numbers."""
     sheets = {}
     for number, (name, image) in enumerate(images.items()):
         x = to_float(torch.tensor(image)[None]).repeat(COUNT, 1, 1, 1)
@@ -33,8 +25,7 @@ def compute(images: dict[str, np.ndarray], views: Views, draw: int) -> dict[str,
 def likeness(image: np.ndarray, sheet: np.ndarray) -> float:
     """Mean correlation between the gray values of an image (H, W, C) and of its views (n, H, W, C)."""
     flat = np.concatenate([image[None], sheet]).mean(axis=3).reshape(1 + len(sheet), -1)
-    spread = flat.std(axis=1)
-    flat = (flat - flat.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-9)[:, None]
+    flat = (flat - flat.mean(axis=1, keepdims=True)) / np.maximum(flat.std(axis=1, keepdims=True), 1e-9)
     return float((flat[1:] @ flat[0]).mean() / flat.shape[1])
 
 
