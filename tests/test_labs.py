@@ -332,6 +332,9 @@ def held(monkeypatch):
     monkeypatch.setattr(training.Work, "_after_step", wait)
     yield reached, go
     go.set()
+    for thread in threading.enumerate():
+        if isinstance(thread, training.Work):
+            thread.join(60)
 
 
 def test_the_panel_pauses_to_a_checkpoint_and_resumes_to_the_same_weights(small, tmp_path, monkeypatch):
