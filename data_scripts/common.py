@@ -115,7 +115,7 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
 
 def contact_sheet(data: MedicalImages):
     """A figure of some random images of every class in every split, for a look at what was made."""
-    from mocolayers.notebook.figures import strips
+    from mocolayers.notebook.figures import image_sheet
 
     rng, groups = np.random.default_rng(0), {}
     for split in SPLITS:
@@ -128,4 +128,4 @@ def contact_sheet(data: MedicalImages):
             if inside.any() and len(groups) < KINDS:
                 chosen = np.sort(rng.permutation(rows[inside])[:SHEET])
                 groups[f"{split}: {name}"] = data.images[chosen]
-    return strips(groups, SHEET, f"{data.name}: {len(data.images)} images of {data.side} px")
+    return image_sheet(groups, f"{data.name}: {len(data.images)} images of {data.side} px")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mocolayers.data.prepared import load, save_prepared
-from mocolayers.notebook.series import numbered_notebooks, run_series
+from mocolayers.notebook.series import executed
 from mocolayers.recipe import preset
 from mocolayers.training.pretrain import pretrain
 
@@ -89,7 +89,7 @@ def samples():
 
 @pytest.fixture(scope="session")
 def smoke_series(tmp_path_factory):
-    """The whole series at smoke on the synthetic chest phantom: its cells by notebook, and the folder they are in."""
+    """The whole series at smoke on the synthetic chest phantom: its rows by notebook, and the folder they are in."""
     place = tmp_path_factory.mktemp("series")
-    cells = run_series(["chest_phantom"], ["smoke"], [0], numbered_notebooks(), place / "runs", place / "executed")
-    return {cell.notebook: cell for cell in cells}, place
+    rows = executed(["chest_phantom"], ["smoke"], [0], (), place / "runs", place / "executed")
+    return {row["notebook"]: row for row in rows}, place

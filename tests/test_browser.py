@@ -27,7 +27,7 @@ LABS = [
     ("01_data", "rotation", "blur"),
     ("02_moco", "queue length", "temperature"),
     ("03_intermediate_layer_losses", "views alike", "feature scale"),
-    ("04_low_label_finetuning", "labels", "seed of the draw"),
+    ("04_low_label_finetuning", "labels", "seed of the subset"),
     ("06_feature_similarity", "rows n", "sigma"),
     ("07_output_distributions", "threshold", "flatten the first"),
 ]

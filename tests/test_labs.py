@@ -1,19 +1,21 @@
 """What the labs compute, against closed forms where they exist; and that only the newest request is answered."""
 
 import asyncio
+import threading
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ipywidgets import FloatSlider
 from matplotlib.figure import Figure
 
 from mocolayers.evaluation.distributions import ks_distance
-from mocolayers.evaluation.features import encode_splits
+from mocolayers.evaluation.features import stage_features
 from mocolayers.evaluation.scores import macro_auc
 from mocolayers.evaluation.similarity import cka
 from mocolayers.labs import distributions, labels, losses, panel, queue, similarity, training, views
-from mocolayers.labs.panel import Answer, Lab, slider
+from mocolayers.labs.panel import Lab
 from mocolayers.recipe import EVALUATIONS, Views, preset
 from mocolayers.training.pretrain import pretrain
 from mocolayers.training.runs import Run
@@ -23,14 +25,17 @@ OFF = Views(brightness=0, contrast=0, saturation=0, hue=0, jitter=0, gray=0, blu
 
 @pytest.fixture
 def echo():
-    """A lab with one slider that says what it stands at, and fails at 3."""
+    """A lab with one slider that says its value, remembers what it was asked, and fails at 3."""
 
     def answer(x):
+        lab.asked.append(x)
         if x == 3:
             raise ValueError("three is <not> allowed")
-        return Answer(Figure(figsize=(1, 1)), f"picture of {x:g}", {"x": f"{x:g}"})
+        return Figure(figsize=(1, 1)), f"picture of {x:g}", {"x": f"{x:g}"}
 
-    return Lab({"x": slider("x", 1, 0, 9, 1)}, answer, "which?")
+    lab = Lab({"x": FloatSlider(1, min=0, max=9, step=1)}, answer, "which?")
+    lab.asked = []
+    return lab
 
 
 # the panel
@@ -47,20 +52,23 @@ def test_only_the_newest_of_many_requests_is_computed(echo):
             echo.controls["x"].value = value
         await asyncio.sleep(5 * panel.SETTLE_SECONDS)
 
-    before = echo.computed
     asyncio.run(drag())
-    assert echo.computed == before + 1
+    assert echo.asked == [7]
     assert "<b>7</b>" in echo.view.value
 
 
-def test_an_error_stands_in_the_lab_and_the_next_request_recovers(echo):
+def test_a_slider_asks_only_when_it_is_let_go(echo):
+    assert echo.controls["x"].continuous_update is False
+
+
+def test_an_error_is_shown_in_the_lab_and_the_next_request_recovers(echo):
     echo.controls["x"].value = 3
     assert "three is &lt;not&gt; allowed" in echo.view.value and "role='alert'" in echo.view.value
     echo.controls["x"].value = 4
     assert "<b>4</b>" in echo.view.value
 
 
-def test_without_a_front_end_a_picture_with_alt_text_stands_there(echo, monkeypatch):
+def test_without_a_front_end_a_picture_with_alt_text_is_shown(echo, monkeypatch):
     shown = []
     monkeypatch.setattr(panel, "display", lambda bundle, **options: shown.append((bundle, options)))
     for name in panel.FRONT_ENDS:
@@ -111,49 +119,50 @@ def keys():
     z = np.random.default_rng(0).normal(size=(100, 64))
     z /= np.linalg.norm(z, axis=1, keepdims=True)
     age, classes = np.arange(8, -1, -4), np.arange(100)[:, None] % 2 == np.arange(2)
-    return queue.KeyHistory(z, {m: np.stack([z] * 3) for m in queue.MOMENTA}, age, classes)
+    history = {m: np.stack([z] * 3) for m in queue.MOMENTA}
+    return {"q": z, "keys": history, "age": age, "classes": classes}
 
 
 def test_at_a_high_temperature_the_loss_is_that_of_guessing(keys):
     game = queue.compute(keys, 0.9, 64, temperature=1e4, drop_same=False)
-    assert abs(game.loss - np.log(65)) < 1e-2
-    assert abs(game.false_mass - game.same.mean()) < 1e-2
+    assert abs(game["loss"] - np.log(65)) < 1e-2
+    assert abs(game["false_mass"] - game["same"].mean()) < 1e-2
 
 
 def test_a_query_equal_to_its_key_finds_it_and_the_loss_vanishes_when_cold(keys):
     game = queue.compute(keys, 0.9, 64, temperature=0.01, drop_same=False)
-    assert game.found == 1
-    assert game.loss < 1e-3
+    assert game["found"] == 1
+    assert game["loss"] < 1e-3
 
 
 def test_with_keys_that_do_not_age_a_stranger_costs_no_less_than_guessing(keys):
-    assert queue.compute(keys, 0.9, 64, 0.1, False).strangers > np.log(65)
+    assert queue.compute(keys, 0.9, 64, 0.1, False)["strangers"] > np.log(65)
 
 
 def test_when_images_look_alike_and_old_keys_point_away_freshness_alone_wins_the_game(keys):
     common = np.full((100, 64), 1 / 8)  # unit vectors, the same for every image
     moved = np.stack([-common, -common, common])
-    blind = keys._replace(q=common, keys=dict.fromkeys(queue.MOMENTA, moved), age=np.array([0, 0, 100]))
-    assert queue.compute(blind, 0.0, 32, 0.1, False).strangers < 1e-3
-    fresh = blind._replace(age=np.array([100, 100, 0]))
-    assert np.isclose(queue.compute(fresh, 0.0, 32, 0.1, False).strangers, np.log(33))  # equally fresh keys tie
+    blind = keys | {"q": common, "keys": dict.fromkeys(queue.MOMENTA, moved), "age": np.array([0, 0, 100])}
+    assert queue.compute(blind, 0.0, 32, 0.1, False)["strangers"] < 1e-3
+    fresh = blind | {"age": np.array([100, 100, 0])}
+    assert np.isclose(queue.compute(fresh, 0.0, 32, 0.1, False)["strangers"], np.log(33))  # equally fresh keys tie
 
 
 def test_false_negatives_can_be_left_out(keys):
     game = queue.compute(keys, 0.9, 64, 0.1, drop_same=True)
-    assert game.false_mass == 0
-    assert np.isneginf(game.logits[:, 1:][game.same]).all()
-    assert game.loss < queue.compute(keys, 0.9, 64, 0.1, drop_same=False).loss
+    assert game["false_mass"] == 0
+    assert np.isneginf(game["logits"][:, 1:][game["same"]]).all()
+    assert game["loss"] < queue.compute(keys, 0.9, 64, 0.1, drop_same=False)["loss"]
 
 
 def test_key_history_follows_a_real_training(make_data):
     data = make_data()
     recipe = preset("smoke", "moco", data, batch=16, queue=40)
     history = queue.key_history(recipe, data, "cpu", steps=6, every=2, images=20)
-    assert history.age.tolist() == [4, 2, 0]
-    assert all(z.shape == (3, 20, 128) for z in history.keys.values())
+    assert history["age"].tolist() == [4, 2, 0]
+    assert all(z.shape == (3, 20, 128) for z in history["keys"].values())
     # The slower the key encoder, the less its keys have moved since the first moment.
-    moved = [np.linalg.norm(history.keys[m][-1] - history.keys[m][0]) for m in (0.0, 0.9, 0.999)]
+    moved = [np.linalg.norm(history["keys"][m][-1] - history["keys"][m][0]) for m in (0.0, 0.9, 0.999)]
     assert moved[0] > moved[1] > moved[2]
     lab = queue.queue_lab(history)
     lab.update()
@@ -176,26 +185,26 @@ def test_o1_a_tenth_of_the_scale_is_a_hundredth_of_the_raw_mse_and_nothing_to_th
     full, tenth = (
         losses.compute(stages, "raw MSE", similarity=0.5, batch=64, **SETTING | {"gain": g}) for g in (1, 0.1)
     )
-    assert np.allclose(full.terms, 100 * tenth.terms, rtol=1e-4)
+    assert np.allclose(full["terms"], 100 * tenth["terms"], rtol=1e-4)
     full, tenth = (
         losses.compute(stages, "scale-free MSE", similarity=0.5, batch=64, **SETTING | {"gain": g}) for g in (1, 0.1)
     )
-    assert np.allclose(full.terms, tenth.terms, rtol=1e-4)
+    assert np.allclose(full["terms"], tenth["terms"], rtol=1e-4)
 
 
 def test_o2_identical_views_pay_the_rank_floor_when_the_projector_is_wider_than_the_batch(stages):
     found = losses.compute(stages, "Barlow", similarity=1.0, batch=16, **SETTING)
-    assert (found.terms * 32 >= 0.99 * losses.rank_floor(128, 16)).all()
-    assert np.allclose(found.terms, found.floor, rtol=1e-4)
+    assert (found["terms"] * 32 >= 0.99 * losses.rank_floor(128, 16)).all()
+    assert np.allclose(found["terms"], found["floor"], rtol=1e-4)
     unrelated = losses.compute(stages, "Barlow", similarity=0.0, batch=16, **SETTING)
-    assert found.terms.sum() > 0.5 * unrelated.terms.sum()
+    assert found["terms"].sum() > 0.5 * unrelated["terms"].sum()
 
 
 def test_o2_with_an_ideal_projector_agreement_saves_almost_nothing_at_a_small_batch(stages):
     for batch, blind in ((16, True), (256, False)):
         setting = SETTING | {"width": 512 if blind else 32}
         same, other = (
-            losses.compute(stages, losses.IDEAL, similarity=s, batch=batch, **setting).terms for s in (1.0, 0.0)
+            losses.compute(stages, losses.IDEAL, similarity=s, batch=batch, **setting)["terms"] for s in (1.0, 0.0)
         )
         floor = losses.rank_floor(setting["width"], batch) / 32
         assert same[0] >= 0.99 * floor
@@ -204,14 +213,16 @@ def test_o2_with_an_ideal_projector_agreement_saves_almost_nothing_at_a_small_ba
 
 def test_a_small_off_diagonal_weight_makes_agreement_count(stages):
     setting = SETTING | {"width": 16, "off_diagonal": 0.001}
-    same, other = (losses.compute(stages, "Barlow", similarity=s, batch=128, **setting).terms.sum() for s in (1.0, 0.0))
+    same, other = (
+        losses.compute(stages, "Barlow", similarity=s, batch=128, **setting)["terms"].sum() for s in (1.0, 0.0)
+    )
     assert same < 0.2 * other
 
 
 def test_the_similarity_slider_is_a_correlation(stages):
     z = [v.mean(dim=(2, 3)) for v in losses.second_view(stages, 0.7, 128)]
-    u = [s[:128].mean(dim=(2, 3)) for s in stages.query]
-    for a, b, w in zip(u, z, stages.stranger, strict=True):
+    u = [s[:128].mean(dim=(2, 3)) for s in stages["query"]]
+    for a, b, w in zip(u, z, stages["stranger"], strict=True):
         a, b, w = (x - x.mean(dim=0) for x in (a, b, w[:128].mean(dim=(2, 3))))
         # v = 0.7 u + sqrt(1 - 0.7^2) w, whose covariance with u follows term by term
         expected = 0.7 * (a * a).mean(0) + (1 - 0.49) ** 0.5 * (a * w).mean(0)
@@ -220,8 +231,8 @@ def test_the_similarity_slider_is_a_correlation(stages):
 
 def test_a_weight_of_zero_leaves_the_gradient_to_info_nce(stages):
     found = losses.compute(stages, "raw MSE", similarity=0.5, batch=64, **SETTING | {"weights": (0.0, 0.0, 0.0, 1e9)})
-    assert np.allclose(found.shares[:3], 0)
-    assert found.shares[3] > 0.99
+    assert np.allclose(found["shares"][:3], 0)
+    assert found["shares"][3] > 0.99
 
 
 def test_the_loss_lab_answers_every_loss(stages):
@@ -239,13 +250,15 @@ def test_the_loss_lab_answers_every_loss(stages):
 def test_label_lab_scores_are_those_of_linear_evaluation(pretrained):
     data, run = pretrained("moco", n=600)
     plan = EVALUATIONS["smoke"]
-    draws = labels.label_draws(encode_splits(run.load_encoder(), data), data, plan, seeds=2)
+    encoder = run.load_encoder()
+    features = {split: stage_features(encoder, data, data.rows(split))[3] for split in ("train", "val", "test")}
+    draws = labels.label_draws(features, data, plan, seeds=2)
     shown = labels.compute(draws, data, 0.1, 1)
-    assert shown.low <= shown.auc <= shown.high
-    assert len(shown.spread) == 2 and shown.auc in shown.spread
-    name, false, true = shown.roc[0]
-    assert abs(np.trapezoid(true, false) - shown.auc) < 1e-9  # binary: the area under the curve is the AUC
-    assert set(draws[0.1, 1].rows) <= set(draws[0.3, 1].rows)
+    assert shown["low"] <= shown["auc"] <= shown["high"]
+    assert len(shown["spread"]) == 2 and shown["auc"] in shown["spread"]
+    [(false, true)] = shown["roc"].values()
+    assert abs(np.trapezoid(true, false) - shown["auc"]) < 1e-9  # binary: the area under the curve is the AUC
+    assert set(draws[0.1, 1]["rows"]) <= set(draws[0.3, 1]["rows"])
     lab = labels.label_lab(draws, data)
     lab.update()
     assert lab.view.value.startswith("<img")
@@ -257,18 +270,18 @@ def test_label_lab_scores_are_those_of_linear_evaluation(pretrained):
 def test_a_narrow_bandwidth_makes_any_two_sets_alike_and_a_wide_one_tells_the_linear_value():
     x, y = np.random.default_rng(0).normal(size=(2, 200, 32))
     narrow = similarity.compute(x, y, sigma=0.1, rows=200)
-    assert narrow.usual > 0.999 and narrow.usual_null > 0.999
-    assert np.allclose(narrow.kernels[0], np.eye(similarity.SHOWN), atol=1e-6)
+    assert min(narrow["usual"]) > 0.999  # the null too
+    assert np.allclose(narrow["kernels"][0], np.eye(similarity.SHOWN), atol=1e-6)
     wide = similarity.compute(x, x + y, sigma=1e3, rows=200)
-    assert abs(wide.debiased - cka(x, x + y)) < 1e-3
-    assert abs(wide.debiased_null) < 0.1
+    assert abs(wide["debiased"][0] - cka(x, x + y)) < 1e-3
+    assert abs(wide["debiased"][1]) < 0.1
 
 
 def test_the_cka_lab_uses_no_more_rows_than_there_are():
     x = np.random.default_rng(0).normal(size=(90, 8))
     lab = similarity.similarity_lab({"itself": (x, x)})
     lab.update()
-    assert "CKA, debiased</td><td style='padding-left:1em'><b>1.000" in lab.view.value
+    assert "CKA, debiased</td><td><b>1.000" in lab.view.value
 
 
 # KS lab
@@ -279,9 +292,9 @@ def test_the_largest_gap_is_the_distance_and_the_threshold_reads_off_both_curves
     truth = np.arange(80) % 2 == 0
     first, second, both = (np.stack([1 - z, z], axis=1) for z in (p, q, truth.astype(float)))
     gap = distributions.compute(first, second, both.astype(bool), "binary", 1, threshold=0.3)
-    assert np.isclose(gap.distance, ks_distance(p, q)[0])
-    assert np.isclose(abs(np.mean(p <= gap.where) - np.mean(q <= gap.where)), gap.distance)
-    assert gap.at == (np.mean(p <= 0.3), np.mean(q <= 0.3))
+    assert np.isclose(gap["distance"], ks_distance(p, q)[0])
+    assert np.isclose(abs(np.mean(p <= gap["where"]) - np.mean(q <= gap["where"])), gap["distance"])
+    assert gap["at"] == [np.mean(p <= 0.3), np.mean(q <= 0.3)]
 
 
 def test_outputs_handed_to_wrong_images_leave_the_distance_and_lose_the_auc():
@@ -289,45 +302,155 @@ def test_outputs_handed_to_wrong_images_leave_the_distance_and_lose_the_auc():
     p = 0.5 * truth + 0.5 * np.random.default_rng(0).random(200)
     first, both = np.stack([1 - p, p], axis=1), np.stack([truth == 0, truth == 1], axis=1)
     gap = distributions.compute(first, first, both, "binary", 1, 0.5, shuffle=True)
-    assert gap.distance == 0
-    assert gap.auc[1] == macro_auc(both, first)[0] > 0.9 > gap.auc[0]
+    assert gap["distance"] == 0
+    assert gap["auc"][1] == macro_auc(both, first)[0] > 0.9 > gap["auc"][0]
 
 
 # training panel
 
 
-def test_the_panel_pauses_to_a_checkpoint_and_resumes_to_the_same_weights(make_data, tmp_path, monkeypatch):
+@pytest.fixture
+def small(make_data):
+    """A data set, and a function that makes a small recipe of an arm on it."""
     data = make_data()
-    recipe = preset("smoke", "mse", data, batch=16, queue=40, steps=30, log_every=2, monitor_every=100)
+    return data, lambda arm, **changes: preset("smoke", arm, data, batch=16, queue=40, **{"log_every": 2} | changes)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """Makes every training wait in its third step until it is let go."""
+    reached, go = threading.Event(), threading.Event()
+    original = training.Work._after_step
+
+    def wait(self, trainer):
+        done = original(self, trainer)
+        if trainer.step == 3:
+            reached.set()
+            assert go.wait(60)
+        return done or self.paused.is_set()
+
+    monkeypatch.setattr(training.Work, "_after_step", wait)
+    yield reached, go
+    go.set()
+    for thread in threading.enumerate():
+        if isinstance(thread, training.Work):
+            thread.join(60)
+
+
+def test_the_panel_pauses_to_a_checkpoint_and_resumes_to_the_same_weights(small, tmp_path, monkeypatch):
+    data, recipe_of = small
+    recipe = recipe_of("mse", steps=30, monitor_every=100)
     panel_ = training.TrainingPanel({"mse": recipe}, data, tmp_path / "panel", "cpu")
-    assert panel_.start_button.description == "Start" and panel_.stop_button.disabled
-    original = training.TrainingPanel._after_step
+    assert panel_.buttons["Start"].description == "Start" and panel_.buttons["Stop"].disabled
+    original = training.Work._after_step
     with monkeypatch.context() as patch:
-        patch.setattr(training.TrainingPanel, "_after_step", lambda self, t: original(self, t) or t.step == 7)
+        patch.setattr(training.Work, "_after_step", lambda self, t: original(self, t) or t.step == 7)
         panel_.start()
-        panel_.thread.join()
-    assert "paused" in panel_.state.value and panel_.start_button.description == "Resume"
+        panel_.work.join()
+    assert "paused" in panel_.state.value and panel_.buttons["Start"].description == "Resume"
     assert panel_.bar.value == 7 and panel_.run.checkpoint_file.is_file()
     panel_.start()
-    panel_.thread.join()
+    panel_.work.join()
     assert panel_.state.value == "finished" and panel_.view.value.startswith("<img")
     straight = pretrain(recipe, data, tmp_path / "straight", "cpu", progress=False)
     ours, theirs = (run.load_encoder().state_dict() for run in (Run(recipe, tmp_path / "panel"), straight))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_stopping_throws_the_run_away_and_a_failure_is_shown(make_data, tmp_path):
-    data = make_data()
-    recipe = preset("smoke", "moco", data, batch=16, queue=40, steps=400)
-    panel_ = training.TrainingPanel({"moco": recipe}, data, tmp_path, "cpu")
+def test_stopping_removes_the_run_and_a_failure_is_shown(small, tmp_path):
+    data, recipe_of = small
+    panel_ = training.TrainingPanel({"moco": recipe_of("moco", steps=400)}, data, tmp_path, "cpu")
     panel_.start()
     panel_.stop()
-    assert not panel_.run.folder.exists() and panel_.start_button.description == "Start"
+    assert not panel_.run.folder.exists() and panel_.buttons["Start"].description == "Start"
+    assert "removed from" in panel_.state.value and "recipe.json" in panel_.state.value
     panel_.run.open()
     panel_.run.checkpoint_file.write_bytes(b"not a checkpoint")
     panel_.start()
-    panel_.thread.join()
+    panel_.work.join()
     assert panel_.state.value == "failed" and "checkpoint.pt cannot be read" in panel_.view.value
+
+
+def test_stopping_leaves_what_training_did_not_write(small, tmp_path):
+    data, recipe_of = small
+    run = pretrain(recipe_of("moco", steps=2), data, tmp_path / "runs", progress=False)
+    precious = tmp_path / "precious.csv"
+    precious.write_text("mine")
+    (run.folder / "notes.txt").write_text("mine")
+    run.history_file.unlink()
+    run.history_file.symlink_to(precious)
+    said = training.discard(run)
+    assert precious.read_text() == "mine" and run.history_file.is_symlink()
+    assert (run.folder / "notes.txt").read_text() == "mine"
+    assert "encoder.safetensors" in said and not run.finished
+
+
+@pytest.mark.parametrize("recipe_file", [None, "{damaged", '{"arm": "another"}'])
+def test_stopping_leaves_a_folder_that_is_not_this_run(small, tmp_path, recipe_file):
+    data, recipe_of = small
+    run = Run(recipe_of("moco"), tmp_path)
+    run.folder.mkdir()
+    run.history_file.write_text("mine")
+    if recipe_file:
+        (run.folder / "recipe.json").write_text(recipe_file)
+    assert "left as it is" in training.discard(run)
+    assert run.history_file.read_text() == "mine"
+
+
+def test_stopping_does_not_follow_a_link_to_a_folder(small, tmp_path):
+    data, recipe_of = small
+    kept = pretrain(recipe_of("moco", steps=2), data, tmp_path / "kept", progress=False)
+    run = Run(kept.recipe, tmp_path / "panel")
+    run.folder.parent.mkdir()
+    run.folder.symlink_to(kept.folder)
+    assert "left as it is" in training.discard(run)
+    assert kept.finished
+
+
+def test_a_second_panel_neither_trains_nor_stops_a_run_that_another_trains(small, tmp_path, held):
+    data, recipe_of = small
+    recipes = {"moco": recipe_of("moco", steps=6)}
+    first, second = (training.TrainingPanel(recipes, data, tmp_path, "cpu") for _ in range(2))
+    reached, go = held
+    first.start()
+    work = first.work
+    assert reached.wait(60)
+    for act in (second.start, second.stop):
+        act()
+        assert second.state.value == training.OTHER_PANEL
+    assert second.work is None and second.run.folder.exists()
+    go.set()
+    work.join()
+    assert first.state.value == "finished" and second.run.finished
+
+
+def test_a_panel_made_again_takes_the_running_training_over(small, tmp_path, held):
+    data, recipe_of = small
+    recipes = {arm: recipe_of(arm, steps=6) for arm in ("moco", "mse")}
+    before = training.TrainingPanel(recipes, data, tmp_path, "cpu")
+    before.arm.value = "mse"
+    reached, go = held
+    before.start()
+    work = before.work
+    assert reached.wait(60)
+    again = training.TrainingPanel(recipes, data, tmp_path, "cpu")
+    assert again.work is work and again.arm.value == "mse" and not again.buttons["Pause"].disabled
+    assert "newer panel" in before.state.value and before.buttons["Pause"].disabled
+    again.pause()
+    go.set()
+    work.join()
+    assert "paused" in again.state.value and again.bar.value == 3
+
+
+def test_a_new_kernel_says_where_the_run_was_left(small, tmp_path):
+    data, recipe_of = small
+    recipe = recipe_of("moco", steps=20)
+    Run(recipe, tmp_path).open()
+    panel_ = training.TrainingPanel({"moco": recipe}, data, tmp_path, "cpu")
+    assert "before its first checkpoint" in panel_.state.value
+    pretrain(recipe, data, tmp_path, "cpu", progress=False, after_step=lambda trainer: trainer.step == 5)
+    panel_ = training.TrainingPanel({"moco": recipe}, data, tmp_path, "cpu")
+    assert "paused: a checkpoint" in panel_.state.value and panel_.buttons["Start"].description == "Resume"
 
 
 def test_curves_leave_out_rows_without_a_value():

@@ -14,26 +14,26 @@ NAMES = [path.stem for path in NOTEBOOKS]
 
 @pytest.fixture(scope="module")
 def executed(smoke_series):
-    cells, place = smoke_series
-    return cells, place / "executed" / "chest_phantom" / "smoke" / "seed0"
+    rows, place = smoke_series
+    return rows, place / "executed" / "chest_phantom" / "smoke" / "seed0"
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_notebook_runs_at_smoke_within_the_memory_of_a_small_machine(executed, name):
-    cells, folder = executed
-    assert cells[name].status == "done", cells[name].error
-    assert cells[name].megabytes < 1500
+    rows, folder = executed
+    assert rows[name]["status"] == "done", rows[name]["error"]
+    assert rows[name]["megabytes"] < 1500
     assert (folder / f"{name}.html").stat().st_size > 10_000
 
 
 def test_a_second_pass_from_cached_runs_passes_nbval(executed, tmp_path):
     """nbval executes every cell again in a fresh kernel and fails on any error."""
-    cells, folder = executed
-    assert all(cell.status == "done" for cell in cells.values())
+    rows, folder = executed
+    assert all(row["status"] == "done" for row in rows.values())
     copies = HOME / "notebooks"
     names = []
     for name in NAMES:
-        # nbval runs a notebook in its own folder, where ../results is found.
+        # nbval runs a notebook in its own folder, where ../study is found.
         copy = copies / f".nbval_{name}.ipynb"
         copy.write_bytes((folder / f"{name}.ipynb").read_bytes())
         names.append(copy)
@@ -54,7 +54,7 @@ def test_committed_notebook_keeps_the_house_rules(path):
     assert len(tagged) == 1
     assert all(name in tagged[0].source for name in ("DATASET", "PRESET", "SEED", "DEVICE", "RUNS_DIR"))
     assert max(len(cell.source.splitlines()) for cell in code) <= 30
-    assert all(cell.outputs for cell in code if "display(" in cell.source or "plots.show" in cell.source)
+    assert all(cell.outputs for cell in code if "display(" in cell.source or "figures.show(" in cell.source)
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
     assert path.stat().st_size < 1_000_000
     assert "## Exercises" in "".join(cell.source for cell in notebook.cells)

@@ -1,7 +1,5 @@
 """The notebook series in batch: the whole grid, only what changed, on past a failure, and an index that tells."""
 
-import argparse
-import functools
 import json
 import os
 import shutil
@@ -9,11 +7,13 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import pytest
 
 from mocolayers.notebook import series
+from mocolayers.runtime import RunError
 
 DATASETS, PRESET, SEED = ["first_set", "second_set"], "smoke", 3
 PARAMETERS = 'DATASET = ""\nPRESET = ""\nSEED = 0\nDEVICE = ""\nRUNS_DIR = ""'
@@ -36,38 +36,36 @@ def printed(executed: Path) -> str:
     return "".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
 
 
-def run(home: Path, datasets: list[str], prefixes: list[str] | None = None, **options) -> list[series.Cell]:
-    notebooks = series.numbered_notebooks(prefixes, home / "notebooks")
+def run(home: Path, datasets: list[str], prefixes: tuple[str, ...] = (), **options) -> list[dict]:
     places = {"runs_dir": home / "runs", "out": home / "executed"}
-    return series.run_series(datasets, [PRESET], [SEED], notebooks, **places | options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(series, "NOTEBOOKS", home / "notebooks")
+        return list(series.executed(datasets, [PRESET], [SEED], prefixes, **places | options))
 
 
 def place(home: Path, dataset: str) -> Path:
     return home / "executed" / dataset / PRESET / f"seed{SEED}"
 
 
-def as_command(home: Path, monkeypatch, *words: str) -> int:
-    """`python -m mocolayers series WORDS`, with the notebooks of `home`."""
-    folder = home / "notebooks"
-    monkeypatch.setattr(series, "numbered_notebooks", functools.partial(series.numbered_notebooks, folder=folder))
-    parser = argparse.ArgumentParser()
-    series.add_arguments(parser)
-    fixed = ["--preset", PRESET, "--seed", str(SEED), "--runs-dir", f"{home}/runs", "--out", f"{home}/executed"]
-    return series.main(parser.parse_args([*fixed, *words]))
+def as_command(home: Path, monkeypatch, **options) -> int:
+    """What `python -m mocolayers series` calls, with the notebooks of `home`."""
+    monkeypatch.setattr(series, "NOTEBOOKS", home / "notebooks")
+    fixed = {"preset": [PRESET], "seed": [SEED], "runs_dir": home / "runs", "out": home / "executed"}
+    return series.run_series(**fixed | options)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def module_file(tmp_path_factory):
-    """A copy of the module to take fingerprints of, so that a file saved meanwhile in the editor upsets no test."""
+def package(tmp_path_factory):
+    """A copy of the package to take fingerprints of, so that a file saved meanwhile in the editor upsets no test."""
     copy = tmp_path_factory.mktemp("module") / "mocolayers"
-    shutil.copytree(Path(series.__file__).parent, copy)
+    shutil.copytree(series.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(series, "__file__", str(copy / "series.py"))
-        yield copy / "series.py"
+        patch.setattr(series, "PACKAGE", copy)
+        yield copy
 
 
 @pytest.fixture(scope="module")
-def executed(module_file, tmp_path_factory) -> tuple[Path, list[series.Cell]]:
+def executed(package, tmp_path_factory) -> tuple[Path, list[dict]]:
     """Two data sets by three notebooks, the middle one broken, executed once; tests only read it."""
     home = tmp_path_factory.mktemp("series")
     write_notebook(home / "notebooks", "01_parameters", ARRIVED)
@@ -96,7 +94,7 @@ def same_runs(executed) -> dict:
 def test_the_grid_goes_on_after_a_broken_notebook(executed):
     home, cells = executed
     ways = [("01_parameters", "done"), ("02_broken", "failed"), ("03_memory", "done")]
-    assert [(cell.dataset, cell.notebook, cell.status) for cell in cells] == [
+    assert [(cell["dataset"], cell["notebook"], cell["status"]) for cell in cells] == [
         (dataset, *way) for dataset in DATASETS for way in ways
     ]
     for dataset in DATASETS:
@@ -117,7 +115,7 @@ def test_notebooks_run_in_the_interpreter_that_started_the_series(executed):
 
 def test_a_failure_gives_the_first_line_of_its_error_and_is_kept_as_far_as_it_came(executed):
     home, cells = executed
-    assert cells[1].error == "ValueError: too few patients <3"
+    assert cells[1]["error"] == "ValueError: too few patients <3"
     folder = place(home, DATASETS[0])
     assert printed(folder / "02_broken.failed.ipynb") == "so far so good\n"
     assert not (folder / "02_broken.ipynb").exists()
@@ -128,9 +126,9 @@ def test_a_failure_gives_the_first_line_of_its_error_and_is_kept_as_far_as_it_ca
 def test_peak_memory_and_time_are_those_of_the_kernel(executed):
     _, cells = executed
     light, _, heavy = cells[:3]
-    assert heavy.megabytes >= 300
-    assert heavy.megabytes - light.megabytes == pytest.approx(300, abs=60)
-    assert 1 < heavy.seconds < 120
+    assert heavy["megabytes"] >= 300
+    assert heavy["megabytes"] - light["megabytes"] == pytest.approx(300, abs=60)
+    assert 1 < heavy["seconds"] < 120
 
 
 class Page(HTMLParser):
@@ -157,7 +155,7 @@ def test_the_index_lists_every_cell_of_the_grid_and_its_links_open(executed):
     rows = Page(home / "executed" / "index.html").rows[1:]
     found = {(row["text"][0], row["text"][1], int(row["text"][2]), row["text"][3].split()[0]) for row in rows}
     assert len(rows) == len(cells)
-    assert found == {(cell.dataset, cell.preset, cell.seed, cell.notebook) for cell in cells}
+    assert found == {(cell["dataset"], cell["preset"], cell["seed"], cell["notebook"]) for cell in cells}
     for row in rows:
         assert row["links"]
         for link in row["links"]:
@@ -171,6 +169,21 @@ def test_the_index_shows_which_notebook_failed_and_why(executed):
     assert all(row["text"][-1] == "ValueError: too few patients <3" for row in failed)
 
 
+def test_no_name_or_error_breaks_the_page_or_its_links(tmp_path):
+    name = 'a "quoted" <set> & 100% more'
+    write_notebook(tmp_path / "notebooks", "01_any", "1 + 1")
+    folder = tmp_path / "executed" / name / PRESET / f"seed{SEED}"
+    folder.mkdir(parents=True)
+    known = dict.fromkeys(series.ROW, "x") | {"dataset": name, "status": "done", "error": "<script>alert(1)</script>"}
+    (folder / "01_any.json").write_text(json.dumps(known))
+    (folder / "01_any.html").write_text("page")
+    series.write_index(tmp_path / "executed")
+    [_, row] = Page(tmp_path / "executed" / "index.html").rows
+    assert row["text"][0] == name and row["text"][-1] == "<script>alert(1)</script>"
+    [link] = row["links"]
+    assert (tmp_path / "executed" / unquote(link)).read_text() == "page"
+
+
 def test_the_rendered_page_shows_what_the_notebook_printed(executed):
     home, _ = executed
     page = (place(home, DATASETS[1]) / "01_parameters.html").read_text(encoding="utf-8")
@@ -180,8 +193,8 @@ def test_the_rendered_page_shows_what_the_notebook_printed(executed):
 def test_a_second_run_executes_nothing_that_is_done(home, same_runs):
     before = {path: path.stat().st_mtime_ns for path in home.glob("executed/*/*/*/*")}
     cells = run(home, DATASETS, ["01", "03"], **same_runs)
-    assert [cell.status for cell in cells] == ["skipped"] * 4
-    assert all(cell.seconds > 0 for cell in cells)
+    assert [cell["status"] for cell in cells] == ["skipped"] * 4
+    assert all(cell["seconds"] > 0 for cell in cells)
     assert {path: path.stat().st_mtime_ns for path in home.glob("executed/*/*/*/*")} == before
 
 
@@ -193,16 +206,47 @@ def test_what_is_skipped_stays_in_the_index(home, same_runs):
     assert index.read_text() == before
 
 
+def test_damaged_or_foreign_files_among_the_records_are_passed_over(home, same_runs):
+    folder = place(home, DATASETS[0])
+    (folder / "01_parameters.json").write_text("{damaged")
+    (folder / "notes.json").write_text('["mine"]')
+    cells = run(home, DATASETS[:1], ["01", "03"], **same_runs)
+    assert [cell["status"] for cell in cells] == ["done", "skipped"]
+    assert (folder / "notes.json").read_text() == '["mine"]'
+
+
+def test_what_a_reader_wrote_into_an_executed_notebook_is_kept(home, same_runs):
+    target = place(home, DATASETS[0]) / "01_parameters.ipynb"
+    edited = target.read_text().replace("print(DATASET", "# my answer\\nprint(DATASET")
+    assert edited != target.read_text()
+    target.write_text(edited)
+    [cell] = run(home, DATASETS[:1], ["01"], force=True, **same_runs)
+    assert cell["status"] == "done" and "my answer" not in target.read_text()
+    [kept] = target.parent.glob("01_parameters.yours-*.ipynb")
+    assert kept.read_text() == edited
+    run(home, DATASETS[:1], ["01"], force=True, **same_runs)
+    assert list(target.parent.glob("01_parameters.yours-*.ipynb")) == [kept]
+
+
+def test_a_failed_copy_that_the_series_did_not_make_is_left(tmp_path):
+    write_notebook(tmp_path / "notebooks", "01_any", "1 + 1")
+    folder = place(tmp_path, "a")
+    folder.mkdir(parents=True)
+    (folder / "01_any.failed.ipynb").write_text("mine")
+    run(tmp_path, ["a"])
+    assert (folder / "01_any.failed.ipynb").read_text() == "mine"
+
+
 def test_skipping_does_not_wait_for_papermill_or_torch_to_load(home, same_runs):
     program = f"""
 import sys
 from pathlib import Path
-from mocolayers import series
-series.__file__ = {series.__file__!r}
-notebooks = series.numbered_notebooks(["01"], Path({str(home / "notebooks")!r}))
-[cell] = series.run_series({DATASETS[:1]}, [{PRESET!r}], [{SEED}], notebooks,
-                           Path({str(same_runs["runs_dir"])!r}), Path({str(home / "executed")!r}))
-print(cell.status, "papermill" in sys.modules, "torch" in sys.modules)"""
+from mocolayers.notebook import series
+series.PACKAGE = Path({str(series.PACKAGE)!r})
+series.NOTEBOOKS = Path({str(home / "notebooks")!r})
+[cell] = series.executed({DATASETS[:1]}, [{PRESET!r}], [{SEED}], ["01"],
+                         Path({str(same_runs["runs_dir"])!r}), Path({str(home / "executed")!r}))
+print(cell["status"], "papermill" in sys.modules, "torch" in sys.modules)"""
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["skipped", "False", "False"]
 
@@ -210,7 +254,7 @@ print(cell.status, "papermill" in sys.modules, "torch" in sys.modules)"""
 def test_editing_a_notebook_reruns_it_alone(home, same_runs):
     write_notebook(home / "notebooks", "01_parameters", 'print("edited")')
     cells = run(home, DATASETS[:1], ["01", "03"], **same_runs)
-    assert [cell.status for cell in cells] == ["done", "skipped"]
+    assert [cell["status"] for cell in cells] == ["done", "skipped"]
     assert printed(place(home, DATASETS[0]) / "01_parameters.ipynb") == "edited\n"
 
 
@@ -218,7 +262,7 @@ def test_force_reruns_what_is_up_to_date(home, same_runs):
     target = place(home, DATASETS[0]) / "01_parameters.ipynb"
     before = target.stat().st_mtime_ns
     [cell] = run(home, DATASETS[:1], ["01"], force=True, **same_runs)
-    assert cell.status == "done"
+    assert cell["status"] == "done"
     assert target.stat().st_mtime_ns > before
 
 
@@ -226,7 +270,7 @@ def test_a_lost_output_is_made_again(home, same_runs):
     target = place(home, DATASETS[0]) / "01_parameters.ipynb"
     target.unlink()
     [cell] = run(home, DATASETS[:1], ["01"], **same_runs)
-    assert cell.status == "done"
+    assert cell["status"] == "done"
     assert target.is_file()
 
 
@@ -234,7 +278,7 @@ def test_a_mended_notebook_takes_the_place_of_its_failed_copy(home, same_runs):
     write_notebook(home / "notebooks", "02_broken", 'print("mended")')
     [cell] = run(home, DATASETS[:1], ["02"], **same_runs)
     folder = place(home, DATASETS[0])
-    assert (cell.status, printed(folder / "02_broken.ipynb")) == ("done", "mended\n")
+    assert (cell["status"], printed(folder / "02_broken.ipynb")) == ("done", "mended\n")
     assert not (folder / "02_broken.failed.ipynb").exists()
     failed = [row for row in Page(home / "executed" / "index.html").rows if row["class"] == "failed"]
     assert [row["text"][0] for row in failed] == DATASETS[1:]
@@ -245,7 +289,7 @@ def test_a_notebook_that_breaks_later_keeps_its_last_good_output_but_counts_as_f
     write_notebook(home / "notebooks", "01_parameters", BROKEN)
     for _ in ("the first time", "and not skipped as done the second time"):
         [cell] = run(home, DATASETS[:1], ["01"], **same_runs)
-        assert cell.status == "failed"
+        assert cell["status"] == "failed"
     assert printed(place(home, DATASETS[0]) / "01_parameters.ipynb") == good
 
 
@@ -257,17 +301,17 @@ def test_a_killed_series_leaves_nothing_under_the_final_name_and_goes_on(tmp_pat
     program = f"""
 import os
 from pathlib import Path
-from mocolayers import series
-series.__file__ = {series.__file__!r}
+from mocolayers.notebook import series
+series.PACKAGE = Path({str(series.PACKAGE)!r})
 os.environ["VICTIM"] = str(os.getpid())
 home = Path({str(tmp_path)!r})
-notebooks = series.numbered_notebooks(None, home / "notebooks")
-series.run_series(["a"], [{PRESET!r}], [{SEED}], notebooks, home / "runs", home / "executed")"""
+series.NOTEBOOKS = home / "notebooks"
+series.run_series(["a"], [{PRESET!r}], [{SEED}], (), home / "runs", home / "executed")"""
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == -9
     assert (folder / "02_killer.partial.ipynb").is_file()
     assert not (folder / "02_killer.ipynb").exists()
     assert "VICTIM" not in os.environ
-    assert [cell.status for cell in run(tmp_path, ["a"])] == ["skipped", "done"]
+    assert [cell["status"] for cell in run(tmp_path, ["a"])] == ["skipped", "done"]
     assert sorted(path.name for path in folder.glob("*.ipynb")) == ["01_first.ipynb", "02_killer.ipynb"]
 
 
@@ -275,8 +319,8 @@ def test_a_dead_kernel_is_a_failure_and_not_the_end(tmp_path):
     write_notebook(tmp_path / "notebooks", "01_dies", "import os\nos._exit(1)")
     write_notebook(tmp_path / "notebooks", "02_lives", "1 + 1")
     cells = run(tmp_path, ["a"])
-    assert [cell.status for cell in cells] == ["failed", "done"]
-    assert "died" in cells[0].error.lower()
+    assert [cell["status"] for cell in cells] == ["failed", "done"]
+    assert "died" in cells[0]["error"].lower()
 
 
 def test_a_notebook_that_makes_its_own_data_set_is_not_run_twice(tmp_path, monkeypatch):
@@ -284,8 +328,8 @@ def test_a_notebook_that_makes_its_own_data_set_is_not_run_twice(tmp_path, monke
     monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
     make = f"from pathlib import Path\ncard = Path({str(card)!r})\ncard.parent.mkdir(parents=True)"
     write_notebook(tmp_path / "notebooks", "01_makes_data", make, 'card.write_text("1")')
-    assert [cell.status for cell in run(tmp_path, ["a"])] == ["done"]
-    assert [cell.status for cell in run(tmp_path, ["a"])] == ["skipped"]
+    assert [cell["status"] for cell in run(tmp_path, ["a"])] == ["done"]
+    assert [cell["status"] for cell in run(tmp_path, ["a"])] == ["skipped"]
 
 
 def test_an_edit_saved_while_the_notebook_runs_is_not_taken_for_done(tmp_path):
@@ -294,25 +338,26 @@ def test_an_edit_saved_while_the_notebook_runs_is_not_taken_for_done(tmp_path):
     write_notebook(path.parent, path.stem, f"{save}\npath.write_text(text)", "1 + 1")
     run(tmp_path, ["a"])
     assert nbformat.read(path, as_version=4).cells[-1].source == "1 + 2"
-    assert [cell.status for cell in run(tmp_path, ["a"])] == ["done"]
+    assert [cell["status"] for cell in run(tmp_path, ["a"])] == ["done"]
 
 
 def test_a_page_that_cannot_be_rendered_does_not_end_the_series(home, same_runs, monkeypatch):
-    def cannot(notebook, page):
+    def cannot(*_):
         raise RuntimeError("no template")
 
-    monkeypatch.setattr(series, "write_html", cannot)
+    monkeypatch.setattr("nbconvert.HTMLExporter.from_file", cannot)
     [cell] = run(home, DATASETS[:1], ["01"], force=True, **same_runs)
-    assert (cell.status, cell.error) == ("failed", "RuntimeError: no template")
+    assert (cell["status"], cell["error"]) == ("failed", "RuntimeError: no template")
 
 
 @pytest.fixture
 def fingerprint(tmp_path, monkeypatch):
     """The fingerprint of a notebook beside a copy of the module and a data folder, all in `tmp_path`."""
-    module = tmp_path / "mocolayers"
-    module.mkdir()
-    (module / "series.py").write_text("x = 1")
-    monkeypatch.setattr(series, "__file__", str(module / "series.py"))
+    for folder, name in (("mocolayers/method", "moco.py"), ("study", "run.py"), ("study/tables", "rows.csv")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / name).write_text("x = 1")
+    monkeypatch.setattr(series, "PACKAGE", tmp_path / "mocolayers")
+    monkeypatch.setattr(series, "HOME", tmp_path)
     monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
     notebook = write_notebook(tmp_path, "01_any", "1 + 1")
     values = {"DATASET": "a", "PRESET": PRESET, "SEED": 0, "DEVICE": "auto", "RUNS_DIR": "runs"}
@@ -330,14 +375,17 @@ def test_the_fingerprint_tells_parameters_apart(fingerprint):
     assert len({fingerprint(**change) for change in changes}) == len(changes)
 
 
-def test_the_fingerprint_changes_with_the_module_and_with_the_prepared_data(fingerprint, tmp_path):
+READ = ("mocolayers/method/losses.py", "study/report.py", "study/tables/rows.csv", "data/a/card.json")
+
+
+def test_the_fingerprint_changes_with_the_code_the_tables_and_the_prepared_data(fingerprint, tmp_path):
     seen = [fingerprint()]
-    for path in (tmp_path / "mocolayers" / "losses.py", tmp_path / "data" / "a" / "card.json"):
+    for path in (tmp_path / name for name in READ):
         for text in ("one", "two"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             seen.append(fingerprint())
-    assert len(set(seen)) == 5
+    assert len(set(seen)) == 1 + 2 * len(READ)
 
 
 def test_auto_is_run_again_when_another_data_set_was_prepared(fingerprint, tmp_path):
@@ -361,15 +409,16 @@ def test_saving_outputs_in_jupyter_does_not_make_a_notebook_count_as_edited(fing
     assert fingerprint() != before
 
 
-def test_only_numbered_notebooks_belong_to_the_series_in_their_order(tmp_path):
+def test_only_numbered_notebooks_belong_to_the_series_in_their_order(tmp_path, monkeypatch):
     for name in ("10_last", "02_second", "01_first", "scratch", "01_first-Copy1/01_first"):
         write_notebook(tmp_path, name)
-    assert [path.stem for path in series.numbered_notebooks(None, tmp_path)] == ["01_first", "02_second", "10_last"]
-    assert [path.stem for path in series.numbered_notebooks(["10", "01"], tmp_path)] == ["01_first", "10_last"]
+    monkeypatch.setattr(series, "NOTEBOOKS", tmp_path)
+    assert [path.stem for path in series.numbered_notebooks()] == ["01_first", "02_second", "10_last"]
+    assert [path.stem for path in series.numbered_notebooks(("10", "01"))] == ["01_first", "10_last"]
 
 
 def test_the_command_exits_with_1_and_says_what_failed(home, same_runs, monkeypatch, capfd):
-    code = as_command(home, monkeypatch, "--dataset", DATASETS[0], "--runs-dir", str(same_runs["runs_dir"]))
+    code = as_command(home, monkeypatch, dataset=DATASETS[:1], **same_runs)
     said = capfd.readouterr().out.splitlines()
     assert code == 1
     assert "2 of 3 notebooks done (2 were up to date already)" in said
@@ -378,13 +427,21 @@ def test_the_command_exits_with_1_and_says_what_failed(home, same_runs, monkeypa
 
 
 def test_the_command_exits_with_0_when_all_is_done(home, same_runs, monkeypatch, capfd):
-    words = ["--dataset", *DATASETS, "--notebook", "01", "03", "--runs-dir", str(same_runs["runs_dir"])]
-    assert as_command(home, monkeypatch, *words) == 0
+    assert as_command(home, monkeypatch, dataset=DATASETS, notebook=("01", "03"), **same_runs) == 0
     assert "FAILED" not in capfd.readouterr().out
 
 
-def test_an_unknown_notebook_is_refused_with_the_names_there_are(home, monkeypatch, capfd):
-    assert as_command(home, monkeypatch, "--notebook", "77") == 2
-    said = capfd.readouterr().err
-    assert "'77'" in said
-    assert "01_parameters, 02_broken, 03_memory" in said
+def test_an_unknown_notebook_is_refused_with_the_names_there_are(home, monkeypatch):
+    with pytest.raises(RunError, match="'77'.*01_parameters, 02_broken, 03_memory"):
+        as_command(home, monkeypatch, notebook=("77",))
+
+
+def test_outside_a_checkout_the_command_says_where_the_notebooks_are(tmp_path, monkeypatch):
+    with pytest.raises(RunError, match="checkout"):
+        as_command(tmp_path, monkeypatch)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_data_set_cannot_name_a_folder_elsewhere(home, monkeypatch):
+    with pytest.raises(RunError, match="not the name of a data set"):
+        as_command(home, monkeypatch, dataset=["../elsewhere"])

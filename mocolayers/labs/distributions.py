@@ -1,32 +1,15 @@
 """The KS lab: a threshold on two cumulative distributions, and everything that moves the gap without any learning."""
 
-from typing import NamedTuple
-
 import numpy as np
+from ipywidgets import Checkbox, Dropdown, FloatLogSlider, FloatSlider, IntSlider
+from matplotlib.figure import Figure
 from scipy.stats import ks_2samp
 
-from mocolayers.evaluation.distributions import flatten, ks_distance
+from mocolayers.evaluation.distributions import flatten
 from mocolayers.evaluation.scores import macro_auc
-from mocolayers.labs.panel import Answer, Lab, choice, power_slider, quick_figure, slider, tick, whole_slider
+from mocolayers.labs.panel import Answer, Lab, quick_figure
 
-
-class Gap(NamedTuple):
-    """What the lab shows.
-
-    Attributes:
-        first, second: sorted probabilities of the class by both models.
-        at: shares of images at or below the threshold, by both.
-        distance: the largest gap over all thresholds.
-        where: a threshold at which it occurs.
-        auc: macro AUC of both models on these rows.
-    """
-
-    first: np.ndarray
-    second: np.ndarray
-    at: tuple[float, float]
-    distance: float
-    where: float
-    auc: tuple[float, float]
+COLOURS = ("#D55E00", "#0072B2")
 
 
 def compute(
@@ -39,16 +22,19 @@ def compute(
     temperature: float = 1.0,
     shuffle: bool = False,
     rows: int | None = None,
-) -> Gap:
+) -> dict:
     """Compare two models' probabilities of one class on the same test rows.
 
     Args:
-        first, second: (n, L) probabilities; the first is flattened by `temperature`.
+        first, second: (n, L) probabilities; those of the first are flattened by `temperature`.
         truth: (n, L) booleans.
         task, column: see `columns_of`.
-        threshold: where the two shares are read off.
+        threshold: where the shares of images are read off.
         shuffle: hand the first model's outputs to the wrong images.
-        rows: use a random draw of so many test rows.
+        rows: how many random test rows.
+    Returns:
+        `first` and `second`: the probabilities of the class; `at`: the share of images at or below the threshold, by
+        both; `distance` and `where`: the largest gap and its threshold; `auc`: macro AUC of both.
     """
     rng = np.random.default_rng(0)
     chosen = rng.permutation(len(first))[: rows or len(first)]
@@ -58,33 +44,41 @@ def compute(
     if shuffle:
         first = first[rng.permutation(len(first))]
     p, q = first[:, column], second[:, column]
-    auc = tuple(float(macro_auc(truth, z)[0]) for z in (first, second))
-    at = float(np.mean(p <= threshold)), float(np.mean(q <= threshold))
-    where = float(ks_2samp(p, q, method="asymp").statistic_location)
-    return Gap(np.sort(p), np.sort(q), at, float(ks_distance(p, q)[0]), where, auc)
+    gap = ks_2samp(p, q, method="asymp")
+    return {
+        "first": p,
+        "second": q,
+        "at": [float(np.mean(z <= threshold)) for z in (p, q)],
+        "distance": float(gap.statistic),
+        "where": float(gap.statistic_location),
+        "auc": [float(macro_auc(truth, z)[0]) for z in (first, second)],
+    }
 
 
-def draw_gap(gap: Gap, threshold: float, names: tuple[str, str], column: str):
+def cdf_gap(axis, first: np.ndarray, second: np.ndarray, names: tuple[str, str]) -> None:
+    """Draw the cumulative distributions of two models' probabilities (n,), and mark the largest gap between them."""
+    for values, name, colour in zip((first, second), names, COLOURS, strict=True):
+        axis.ecdf(values, color=colour, label=name)
+    gap = ks_2samp(first, second, method="asymp")
+    where = gap.statistic_location
+    low, high = sorted(np.mean(values <= where) for values in (first, second))
+    axis.vlines(where, low, high, color="black", linewidth=3)
+    side = "right" if where > 0.5 else "left"
+    text = f"  D = {gap.statistic:.3f}  "
+    axis.text(where, (low + high) / 2, text, ha=side, va="center", fontweight="bold")
+    axis.set(xlim=(0, 1), ylim=(0, 1.02))
+
+
+def draw_gap(gap: dict, threshold: float, names: tuple[str, str], column: str) -> Figure:
     """Both cumulative distributions, the gap at the threshold and the largest one."""
     figure, axes = quick_figure(2, (9, 3.6), width_ratios=(1.5, 1))
-    share = np.arange(1, len(gap.first) + 1) / len(gap.first)
-    for values, name, colour in ((gap.first, names[0], "#D55E00"), (gap.second, names[1], "#0072B2")):
-        axes[0].step(
-            np.concatenate([[0], values, [1]]),
-            np.concatenate([[0], share, [1]]),
-            where="post",
-            color=colour,
-            label=name,
-        )
-        axes[1].hist(values, np.linspace(0, 1, 26), histtype="step", color=colour, linewidth=1.5)
-    ends = [np.searchsorted(z, gap.where, side="right") / len(z) for z in (gap.first, gap.second)]
-    axes[0].plot([gap.where] * 2, ends, color="black", linewidth=4, solid_capstyle="butt", label="largest gap, D")
+    cdf_gap(axes[0], gap["first"], gap["second"], names)
     axes[0].axvline(threshold, color="#999999", linestyle="--", label="threshold")
-    axes[0].plot([threshold] * 2, gap.at, "o", color="black", ms=5)
-    axes[0].set(
-        xlim=(0, 1), ylim=(0, 1.02), xlabel=f"predicted probability of {column}", ylabel="share of images at or below"
-    )
+    axes[0].plot([threshold] * 2, gap["at"], "o", color="black", ms=5)
+    axes[0].set(xlabel=f"predicted probability of {column}", ylabel="share of images at or below")
     axes[0].legend(fontsize=8)
+    for values, colour in zip((gap["first"], gap["second"]), COLOURS, strict=True):
+        axes[1].hist(values, np.linspace(0, 1, 26), histtype="step", color=colour, linewidth=1.5)
     axes[1].set(xlim=(0, 1), xlabel="predicted probability", ylabel="images", title="the same as histograms")
     return figure
 
@@ -104,21 +98,21 @@ def distribution_lab(
 
     def answer(pair, column, threshold, temperature, shuffle, rows) -> Answer:
         gap = compute(*outputs[pair], truth, task, classes[column], threshold, temperature, shuffle, rows)
-        here = f"{gap.at[0]:.1%} against {gap.at[1]:.1%}: a gap of {abs(gap.at[0] - gap.at[1]):.3f}"
+        few, every = gap["at"]
         numbers = {
-            f"at or below {threshold:.2f}": here,
-            "D, the largest gap": f"{gap.distance:.3f} at {gap.where:.2f}",
-            "AUC of both models": f"{gap.auc[0]:.3f} and {gap.auc[1]:.3f}",
+            f"at or below {threshold:.2f}": f"{few:.1%} against {every:.1%}: a gap of {abs(few - every):.3f}",
+            "D, the largest gap": f"{gap['distance']:.3f} at {gap['where']:.2f}",
+            "AUC of both models": "{:.3f} and {:.3f}".format(*gap["auc"]),
         }
         alt = f"Two cumulative distributions of the probability of {column} with a threshold and the largest gap."
-        return Answer(draw_gap(gap, threshold, ("fewer labels", "all labels"), column), alt, numbers)
+        return draw_gap(gap, threshold, ("fewer labels", "all labels"), column), alt, numbers
 
     controls = {
-        "pair": choice("models", list(outputs)),
-        "column": choice("class", list(classes)),
-        "threshold": slider("threshold", 0.5, 0, 1, 0.02),
-        "temperature": power_slider("flatten the first", 1.0, -1, 1, 0.1),
-        "shuffle": tick("hand its outputs to wrong images"),
-        "rows": whole_slider("test images", most, min(20, most), most),
+        "pair": Dropdown(options=list(outputs), description="models"),
+        "column": Dropdown(options=list(classes), description="class"),
+        "threshold": FloatSlider(0.5, min=0, max=1, step=0.02, description="threshold"),
+        "temperature": FloatLogSlider(1, min=-1, max=1, readout_format=".2g", description="flatten the first"),
+        "shuffle": Checkbox(False, indent=False, description="hand its outputs to wrong images"),
+        "rows": IntSlider(most, min=min(20, most), max=most, description="test images"),
     }
     return Lab(controls, answer, "Which threshold shows the largest gap?")

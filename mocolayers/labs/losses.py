@@ -1,18 +1,19 @@
 """The loss lab: what each loss on the stages rewards, found by hand."""
 
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from ipywidgets import Dropdown, FloatLogSlider, FloatSlider, SelectionSlider
+from matplotlib.figure import Figure
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mocolayers.data.prepared import MedicalImages
 from mocolayers.data.views import TwoViews
-from mocolayers.labs.panel import Answer, Lab, choice, power_slider, quick_figure, slider, steps_slider
+from mocolayers.labs.panel import Answer, Lab, quick_figure
 from mocolayers.method.encoder import StagedResNet
-from mocolayers.method.losses import StageBarlow, StageMSE, barlow_terms, correlate, cross_correlation, pool_stage
+from mocolayers.method.losses import StageBarlow, StageMSE, cross_correlation
 from mocolayers.notebook.figures import STAGE_COLOURS
 from mocolayers.recipe import Recipe
 from mocolayers.runtime import step_generator
@@ -25,31 +26,13 @@ SHOWN = 64  # features in the heat map
 MOST = 128  # images, the lesson's batch
 
 
-class Stages(NamedTuple):
-    """Stages of one view of some images, and of the images themselves seen again.
-
-    Attributes:
-        query: four (N, C_l, p_l, p_l) pooled maps of view q.
-        stranger: the same of other images, row by row.
-        second: the same of view k of the same images.
-        pull: four (N,) squared norms of the gradient of each image's InfoNCE on the stage's whole map.
-        cell: how many places of the map are averaged into one of the pooled map, stage by stage.
-    """
-
-    query: list[Tensor]
-    stranger: list[Tensor]
-    second: list[Tensor]
-    pull: list[Tensor]
-    cell: list[float]
-
-
-def stages_of(encoder: StagedResNet, data: MedicalImages, recipe: Recipe) -> Stages:
+def stages_of(encoder: StagedResNet, data: MedicalImages, recipe: Recipe) -> dict[str, list]:
     """Encode two views of `MOST` training images, and let InfoNCE pull on the stages.
 
-    Args:
-        encoder: in evaluation mode.
-        data: the images.
-        recipe: its views, seed and temperature.
+    Returns:
+        Four of each: `query` and `second` (N, C_l, p_l, p_l), pooled maps of both views; `stranger`: view q of other
+        images, row by row; `pull` (N,): squared norms of the gradient of each image's InfoNCE on the stage's whole
+        map; `cell`: how many places of the map are averaged into one of the pooled map.
     """
     rows = np.sort(np.random.default_rng(recipe.seed).permutation(data.rows("train"))[:MOST])
     x_q, x_k = TwoViews(recipe.views)(torch.from_numpy(data.images[rows]), step_generator(recipe.seed, 0))
@@ -60,42 +43,26 @@ def stages_of(encoder: StagedResNet, data: MedicalImages, recipe: Recipe) -> Sta
     # The other images' keys are the queue, so the own key of row i is column i.
     loss = F.cross_entropy(q @ k.T / recipe.temperature, torch.arange(len(q)), reduction="sum")
     gradients = torch.autograd.grad(loss, query.stages)
-    pooled = [[pool_stage(s.detach(), p) for s, p in zip(e.stages, POOL, strict=True)] for e in (query, key)]
-    stranger = [s.roll(1, dims=0) for s in pooled[0]]
-    pull = [g.square().flatten(1).sum(dim=1) for g in gradients]
-    cell = [g.shape[2] * g.shape[3] / side**2 for g, side in zip(gradients, POOL, strict=True)]
-    return Stages(pooled[0], stranger, pooled[1], pull, cell)
+    first, second = (
+        [F.adaptive_avg_pool2d(stage.detach(), side) for stage, side in zip(view.stages, POOL, strict=True)]
+        for view in (query, key)
+    )
+    return {
+        "query": first,
+        "second": second,
+        "stranger": [stage.roll(1, dims=0) for stage in first],
+        "pull": [g.square().flatten(1).sum(dim=1) for g in gradients],
+        "cell": [g.shape[2] * g.shape[3] / side**2 for g, side in zip(gradients, POOL, strict=True)],
+    }
 
 
-class Losses(NamedTuple):
-    """What the lab shows.
-
-    Attributes:
-        terms: (4,) weighted loss of each stage.
-        floor: (4,) the same if both views were identical.
-        unrelated: (4,) the same if the second view were of other images.
-        correlation: (D, D) of the chosen stage: its projected features with Barlow, else its channels.
-        agreement: mean diagonal of it.
-        shares: (4,) the stage term's share of the gradient on that stage's output, InfoNCE having the rest.
-        norm: mean norm of the last stage.
-    """
-
-    terms: np.ndarray
-    floor: np.ndarray
-    unrelated: np.ndarray
-    correlation: np.ndarray
-    agreement: float
-    shares: np.ndarray
-    norm: float
-
-
-def second_view(stages: Stages, similarity: float, batch: int) -> list[Tensor]:
-    """Stages of an imagined second view: 1 is the same view again, 0 another image, in between a correlation.
+def second_view(stages: dict[str, list], similarity: float, batch: int) -> list[Tensor]:
+    """Stages of a synthetic second view: 1 is the same view again, 0 another image, in between a correlation.
 
     With strangers w and the mean c of each feature, v = c + s (u - c) + sqrt(1 - s^2) (w - c) keeps every variance.
     """
     views = []
-    for u, w in zip(stages.query, stages.stranger, strict=True):
+    for u, w in zip(stages["query"], stages["stranger"], strict=True):
         u, w = u[:batch], w[:batch]
         c = u.mean(dim=0)
         views.append(c + similarity * (u - c) + (1 - similarity**2) ** 0.5 * (w - c))
@@ -103,14 +70,23 @@ def second_view(stages: Stages, similarity: float, batch: int) -> list[Tensor]:
 
 
 @lru_cache(maxsize=8)
-def _barlow(channels: tuple[int, ...], width: int) -> StageBarlow:
+def _barlow(channels: tuple[int, ...], width: int, ideal: bool) -> StageBarlow:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return StageBarlow(channels, (1.0,) * 4, width, scale=SCALE).requires_grad_(False)
+        module = StageBarlow(channels, width, scale=SCALE).requires_grad_(False)
+    if ideal:
+        module.projectors = nn.ModuleList([nn.Identity() for _ in channels])
+    return module
+
+
+def _independent(batch: int, width: int) -> dict[str, list]:
+    """Stages whose features are independent normal numbers, as an ideal projector's would be; nothing pulls on them."""
+    z, w = torch.randn(2, batch, width, 1, 1, generator=torch.Generator().manual_seed(0))
+    return {"query": [z] * 4, "stranger": [w] * 4, "pull": [torch.full((batch,), torch.nan)] * 4, "cell": [1] * 4}
 
 
 def compute(
-    stages: Stages,
+    stages: dict[str, list],
     loss: str,
     weights: tuple[float, ...],
     similarity: float,
@@ -119,54 +95,52 @@ def compute(
     width: int,
     off_diagonal: float,
     stage: int,
-) -> Losses:
+) -> dict:
     """One setting of the lab.
 
     Args:
-        loss: one of `LOSSES`; the ideal projector's outputs are independent normal numbers, so that nothing but the
-            rank of the matrix stands between identical views and a loss of zero.
-        weights: lambda of each stage.
-        similarity: see `second_view`.
-        batch: images B used, the first ones.
-        gain: factor on all features of both views.
+        stages, similarity: see `stages_of` and `second_view`; the loss `IDEAL` takes `_independent` stages instead.
+        loss, weights: one of `LOSSES`, and lambda of each stage.
+        batch, gain: the first B images are used, and all features of both views are multiplied by the gain.
         width, off_diagonal: projector width D and weight w, for Barlow.
         stage: 1 to 4, whose correlation is returned.
+    Returns:
+        `terms`, `floor`, `unrelated` (4,): weighted loss of each stage, the same if both views were identical, and if
+        the second were of other images; `correlation`: of the chosen stage's projected features (D, D) with Barlow,
+        else of its channels; `agreement`: its mean diagonal; `shares` (4,): the stage term's share of the gradient on
+        that stage's output, InfoNCE having the rest; `norm`: mean norm of the last stage.
     """
     if loss == IDEAL:
-        return _ideal(weights, similarity, batch, width, off_diagonal)
-    u = [(gain * s[:batch]).requires_grad_(True) for s in stages.query]
-    others = ([gain * s for s in second_view(stages, similarity, batch)], [gain * s[:batch] for s in stages.stranger])
-    if loss == "Barlow":
-        module = _barlow(tuple(s.shape[1] for s in u), width)
-        module.weights, module.off_diagonal = weights, off_diagonal
-        compare, (own, second, stranger) = module.compare, module.project(u, *others)
-        correlation = correlate(own[stage - 1], second[stage - 1])
-    else:
-        compare, own, (second, stranger) = StageMSE(weights, POOL, scale_free=loss != "raw MSE"), u, others
-        correlation = cross_correlation(*(s[stage - 1].mean(dim=(2, 3)) for s in (u, second)))
-    terms = compare(own, second)
-    with torch.no_grad():
-        floor, unrelated = compare(own, own), compare(own, stranger)
-    gradients = torch.autograd.grad(sum(terms), u)
+        stages, gain = _independent(batch, width), 1.0
+    channels = tuple(s.shape[1] for s in stages["query"])
+    module = StageMSE(channels, POOL, scale_free=loss != "raw MSE")
+    if "Barlow" in loss:
+        module = _barlow(channels, width, loss == IDEAL)
+        module.off_diagonal = off_diagonal
+    u = [(gain * s[:batch]).requires_grad_(True) for s in stages["query"]]
+    seconds = {"terms": second_view(stages, similarity, batch), "floor": stages["query"]}
+    seconds |= {"unrelated": stages["stranger"]}
+    own, found, terms = _pooled(u, module), {}, {}
+    for name, maps in seconds.items():
+        other = _pooled([gain * s[:batch] for s in maps], module)
+        terms[name] = [weight * term for weight, term in zip(weights, module(own, other), strict=True)]
+        found[name] = np.array([term.item() for term in terms[name]])
+    gradients = torch.autograd.grad(sum(terms["terms"]), u)
     # From the scaled, pooled map back to the network's own: times the gain, spread over the places of each cell.
-    pulls = [gain * g.norm().item() / cell**0.5 for g, cell in zip(gradients, stages.cell, strict=True)]
-    nce = [pull[:batch].sum().item() ** 0.5 / batch for pull in stages.pull]
-    shares = [own / max(own + other, 1e-12) for own, other in zip(pulls, nce, strict=True)]
-    norm = u[3].detach().mean(dim=(2, 3)).norm(dim=1).mean().item()
-    values = [np.array([t.item() for t in part]) for part in (terms, floor, unrelated)]
-    correlation = correlation.detach()
-    return Losses(*values, correlation.numpy(), correlation.diagonal().mean().item(), np.array(shares), norm)
+    pulls = [gain * g.norm().item() / cell**0.5 for g, cell in zip(gradients, stages["cell"], strict=True)]
+    nce = [pull[:batch].sum().item() ** 0.5 / batch for pull in stages["pull"]]
+    project = module.projectors[stage - 1] if "Barlow" in loss else nn.Identity()
+    pair = [(gain * maps[stage - 1][:batch]).mean(dim=(2, 3)) for maps in (stages["query"], seconds["terms"])]
+    correlation = cross_correlation(*map(project, pair))
+    found["correlation"], found["agreement"] = correlation.numpy(), correlation.diagonal().mean().item()
+    found["shares"] = np.array([one / max(one + other, 1e-12) for one, other in zip(pulls, nce, strict=True)])
+    found["norm"] = u[3].detach().mean(dim=(2, 3)).norm(dim=1).mean().item()
+    return found
 
 
-def _ideal(weights: tuple[float, ...], similarity: float, batch: int, width: int, off_diagonal: float) -> Losses:
-    """The Barlow loss of projector outputs that are independent of each other; without a network, nothing pulls."""
-    z, stranger = torch.randn(2, batch, width, generator=torch.Generator().manual_seed(0))
-    seconds = (similarity * z + (1 - similarity**2) ** 0.5 * stranger, z, stranger)
-    matrices = [cross_correlation(z, v) for v in seconds]
-    parts = [barlow_terms(c) for c in matrices]
-    values = [np.array(weights) * SCALE * (on + off_diagonal * off).item() for on, off in parts]
-    agreement = matrices[0].diagonal().mean().item()
-    return Losses(*values, matrices[0].numpy(), agreement, np.full(4, np.nan), float("nan"))
+def _pooled(maps: list[Tensor], module: nn.Module) -> list[Tensor]:
+    """As `MoCo` pools the stages for a loss."""
+    return [F.adaptive_avg_pool2d(s, side) for s, side in zip(maps, module.pool, strict=True)]
 
 
 def rank_floor(width: int, batch: int) -> float:
@@ -174,70 +148,58 @@ def rank_floor(width: int, batch: int) -> float:
     return max(width**2 / (batch - 1) - width, 0.0)
 
 
-def worth(floor: float, most: float) -> str:
-    """How much less identical views pay than unrelated images; they may pay more."""
-    if floor > most:
-        return f"nothing: it costs {floor / max(most, 1e-12):.1f} times as much"
-    return f"{1 - floor / max(most, 1e-12):.0%} of it"
-
-
-def draw_losses(found: Losses, stage: int):
+def draw_losses(found: dict, stage: int) -> Figure:
     """Loss per stage with its floor, the correlation matrix, and who pulls."""
     figure, axes = quick_figure(3, (9.6, 3.3))
-    x = np.arange(4)
-    axes[0].bar(x, found.terms, color=STAGE_COLOURS, label="loss")
-    axes[0].hlines(found.floor, x - 0.45, x + 0.45, color="black", linewidth=2, label="identical views pay")
-    axes[0].set_xticks(x, ["1", "2", "3", "4"])
-    axes[0].set(xlabel="stage", title="loss per stage")
+    x = np.arange(1, 5)
+    axes[0].bar(x, found["terms"], color=STAGE_COLOURS, label="loss")
+    axes[0].hlines(found["floor"], x - 0.45, x + 0.45, color="black", linewidth=2, label="identical views pay")
+    axes[0].set(xlabel="stage", title="loss per stage", xticks=x)
     axes[0].margins(y=0.3)
     axes[0].legend(fontsize=8)
-    axes[1].imshow(found.correlation[:SHOWN, :SHOWN], cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    axes[1].imshow(found["correlation"][:SHOWN, :SHOWN], cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
     axes[1].set(title=f"correlation, stage {stage}", xlabel="feature of view k", ylabel="feature of view q")
-    axes[2].barh(x, found.shares, color=STAGE_COLOURS)
-    axes[2].barh(x, 1 - found.shares, left=found.shares, color="#0072B2")
-    axes[2].set_yticks(x, ["1", "2", "3", "4"])
+    axes[2].barh(x, found["shares"], color=STAGE_COLOURS)
+    axes[2].barh(x, 1 - found["shares"], left=found["shares"], color="#0072B2")
+    axes[2].set(xlim=(0, 1), xlabel="stage term | InfoNCE (blue)", title="who pulls?", yticks=x)
     axes[2].invert_yaxis()
-    axes[2].set(xlim=(0, 1), xlabel="stage term | InfoNCE (blue)", title="who pulls?")
     return figure
 
 
-def loss_lab(stages: Stages) -> Lab:
-    """Sliders for everything that a loss on the stages depends on."""
-    real = [
-        cross_correlation(u.mean(dim=(2, 3)), v.mean(dim=(2, 3)))
-        for u, v in zip(stages.query, stages.second, strict=True)
-    ]
-    seen = ", ".join(f"{c.diagonal().mean():.2f}" for c in real)
+def loss_lab(stages: dict[str, list]) -> Lab:
+    """Sliders for everything that a loss on the stages depends on; `stages` as from `stages_of`."""
+    pairs = zip(stages["query"], stages["second"], strict=True)
+    real = [cross_correlation(u.mean(dim=(2, 3)), v.mean(dim=(2, 3))).diagonal().mean() for u, v in pairs]
 
     def answer(loss, weight, similarity, batch, gain, width, off_diagonal, stage, **relative) -> Answer:
         weights = tuple(weight * part for part in relative.values())
-        setting = (loss, weights, similarity, batch, gain, width, off_diagonal, stage)
-        found = compute(stages, *setting)
-        total, floor, most = found.terms.sum(), found.floor.sum(), found.unrelated.sum()
+        found = compute(stages, loss, weights, similarity, batch, gain, width, off_diagonal, stage)
+        total, floor, most = (found[name].sum() for name in ("terms", "floor", "unrelated"))
         numbers = {
             "loss, all stages": f"{total:.3g}",
             "identical views would pay": f"{floor:.3g}",
             "unrelated images would pay": f"{most:.3g}",
-            "agreement can save": worth(floor, most),
-            f"mean diagonal of C, stage {stage}": f"{found.agreement:.2f}",
-            "real views agree, stage by stage": seen,
-            "norm of stage 4": f"{found.norm:.3g}",
+            "agreement can save": f"{1 - floor / max(most, 1e-12):.0%} of it",
+            f"mean diagonal of C, stage {stage}": f"{found['agreement']:.2f}",
+            "real views agree, stage by stage": ", ".join(f"{value:.2f}" for value in real),
+            "norm of stage 4": f"{found['norm']:.3g}",
         }
         if "Barlow" in loss:
             numbers["floor by rank, D²/(B-1) - D"] = f"{rank_floor(width, batch):.0f}"
         alt = f"Bars of the loss ({loss}) per stage, {SHOWN} by {SHOWN} correlations, and gradient shares per stage."
-        return Answer(draw_losses(found, stage), alt, numbers)
+        return draw_losses(found, stage), alt, numbers
 
-    sizes = [n for n in (8, 16, 32, 64, MOST) if n <= len(stages.query[0])]
+    sizes = [n for n in (8, 16, 32, 64, MOST) if n <= len(stages["query"][0])]
+    powers = {"step": 0.25, "readout_format": ".2g"}
     controls = {
-        "loss": choice("loss", LOSSES),
-        "similarity": slider("views alike", 0.6, 0, 1, 0.05),
-        "gain": power_slider("feature scale", 1.0, -2, 1),
-        "batch": steps_slider("batch B", sizes[-1], sizes),
-        "width": steps_slider("projector D", 128, [16, 32, 64, 128, 256]),
-        "off_diagonal": power_slider("off-diagonal w", 1.0, -3, 0),
-        "weight": power_slider("weight λ", 0.1, -5, 2),
-        **{f"stage{s}": slider(f"stage {s} (× λ)", 1.0, 0, 1, 0.25) for s in (1, 2, 3, 4)},
-        "stage": steps_slider("matrix of stage", 4, [1, 2, 3, 4]),
+        "loss": Dropdown(options=LOSSES, description="loss"),
+        "similarity": FloatSlider(0.6, min=0, max=1, step=0.05, description="views alike"),
+        "gain": FloatLogSlider(1, min=-2, max=1, **powers, description="feature scale"),
+        "batch": SelectionSlider(options=sizes, value=sizes[-1], description="batch B"),
+        "width": SelectionSlider(options=(16, 32, 64, 128, 256), value=128, description="projector D"),
+        "off_diagonal": FloatLogSlider(1, min=-3, max=0, **powers, description="off-diagonal w"),
+        "weight": FloatLogSlider(0.1, min=-5, max=2, **powers, description="weight λ"),
+        **{f"stage{s}": FloatSlider(1, min=0, max=1, step=0.25, description=f"stage {s} (× λ)") for s in (1, 2, 3, 4)},
+        "stage": SelectionSlider(options=(1, 2, 3, 4), value=4, description="matrix of stage"),
     }
     return Lab(controls, answer, "What does this loss really reward?")

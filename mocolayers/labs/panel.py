@@ -6,7 +6,6 @@ import html
 import os
 import traceback
 from collections.abc import Callable
-from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
@@ -19,20 +18,7 @@ SETTLE_SECONDS = 0.03  # long enough for the messages of a slider that is still 
 # Variables by which a notebook server tells its kernels that a person sits in front of them; batch runs have none.
 FRONT_ENDS = ("JPY_SESSION_NAME", "VSCODE_CWD", "COLAB_RELEASE_TAG")
 WIDGET_TYPE = "application/vnd.jupyter.widget-view+json"
-
-
-class Answer(NamedTuple):
-    """What a lab shows for one setting of its controls.
-
-    Attributes:
-        figure: the picture.
-        alt: the same for readers who cannot see it.
-        numbers: name and value of each line below the picture, values as text.
-    """
-
-    figure: Figure
-    alt: str
-    numbers: dict[str, str]
+Answer = tuple[Figure, str, dict[str, str]]  # a figure, the same in words, and named numbers as text
 
 
 class Lab:
@@ -42,14 +28,13 @@ class Lab:
     shown in place of the answer, and the next request starts afresh.
 
     Args:
-        controls: name and widget; `answer` is called with the widgets' values under these names.
-        answer: what to show for them; should take less than 0.3 s.
+        controls: name and control of ipywidgets.
+        answer: called with the values of the controls under these names; it should take less than 0.3 s.
         question: one line above the controls.
     """
 
     def __init__(self, controls: dict[str, widgets.Widget], answer: Callable[..., Answer], question: str = "") -> None:
-        self.controls, self.answer = controls, answer
-        self.computed, self._asked = 0, 0
+        self.controls, self.answer, self._asked = controls, answer, 0
         self.view = widgets.HTML()
         left = widgets.VBox([widgets.HTML(f"<b>{html.escape(question)}</b>"), *controls.values()])
         left.layout.flex = "0 0 320px"
@@ -57,30 +42,32 @@ class Lab:
         self.box = widgets.HBox([left, self.view], layout=widgets.Layout(flex_flow="row wrap"))
         self.box.add_class("mocolayers-lab")
         for control in controls.values():
+            control.layout.width, control.style.description_width = "310px", "125px"
+            if control.has_trait("continuous_update"):  # a slider asks when it is let go
+                control.continuous_update = False
             control.observe(self._changed, names="value")
 
     def values(self) -> dict:
-        """What the controls stand at."""
+        """The values of the controls."""
         return {name: control.value for name, control in self.controls.items()}
 
     def update(self) -> None:
-        """Compute the answer to the controls as they stand, and show it."""
-        self.computed += 1
+        """Compute the answer to the controls, and show it."""
         try:
-            self.view.value = as_html(self.answer(**self.values()))
+            self.view.value = as_html(*self.answer(**self.values()))
         except Exception as error:
             self.view.value = error_html(error)
 
     def show(self) -> None:
-        """Display the lab; where no one can move a slider (papermill, a page on the web) its figure stands there."""
-        answer = self.answer(**self.values())
-        bundle = {"image/png": encoded_png(answer.figure), "text/plain": answer.alt}
+        """Display the lab; where no one can move a slider (papermill, a page on the web), its figure and numbers."""
+        figure, alt, numbers = self.answer(**self.values())
+        bundle = {"image/png": encoded_png(figure), "text/plain": alt}
         if someone_is_there():
-            self.view.value = as_html(answer)
+            self.view.value = as_html(figure, alt, numbers)
             bundle[WIDGET_TYPE] = self.box._repr_mimebundle_()[WIDGET_TYPE]
-        display(bundle, raw=True, metadata={"image/png": {"alt": answer.alt}})
+        display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
         if not someone_is_there():
-            print("\n".join(f"{name}: {value}" for name, value in answer.numbers.items()))
+            print("\n".join(f"{name}: {value}" for name, value in numbers.items()))
 
     def _changed(self, change) -> None:
         self._asked += 1
@@ -103,11 +90,7 @@ def someone_is_there() -> bool:
 
 
 def quick_figure(columns: int, size: tuple[float, float], **options) -> tuple[Figure, np.ndarray]:
-    """A line of axes that draws in half the time: fixed margins need no first pass to measure the text, and few ticks.
-
-    Args:
-        options: for `Figure.subplots`, such as width_ratios.
-    """
+    """A line of axes that draws in half the time: no text is measured for its margins, and ticks are few."""
     figure, axes = new_figure(1, columns, size, layout="none", **options)
     inch = 1 / size[0], 1 / size[1]
     figure.subplots_adjust(0.75 * inch[0], 0.55 * inch[1], 1 - 0.18 * inch[0], 1 - 0.32 * inch[1], 0.28)
@@ -122,15 +105,12 @@ def encoded_png(figure: Figure) -> str:
     return base64.b64encode(rendered(figure, quick=True)).decode()
 
 
-def as_html(answer: Answer) -> str:
+def as_html(figure: Figure, alt: str, numbers: dict[str, str]) -> str:
     """An answer as a picture with alternative text above a table of numbers."""
-    lines = "".join(
-        f"<tr><td style='text-align:left'>{html.escape(name)}</td><td style='padding-left:1em'>"
-        f"<b>{html.escape(value)}</b></td></tr>"
-        for name, value in answer.numbers.items()
-    )
-    picture = f"<img alt='{html.escape(answer.alt, quote=True)}' src='data:image/png;base64,"
-    return f"{picture}{encoded_png(answer.figure)}' style='max-width:100%'><table>{lines}</table>"
+    cells = [(html.escape(name), html.escape(value)) for name, value in numbers.items()]
+    rows = "".join(f"<tr style='text-align:left'><td>{name}</td><td><b>{value}</b></td></tr>" for name, value in cells)
+    picture = f"data:image/png;base64,{encoded_png(figure)}"
+    return f"<img alt='{html.escape(alt, quote=True)}' src='{picture}' style='max-width:100%'><table>{rows}</table>"
 
 
 def error_html(error: Exception) -> str:
@@ -138,40 +118,3 @@ def error_html(error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     text = f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}, line {place.lineno})"
     return f"<div role='alert' style='color:#a00'>{html.escape(text)}<br>Move a control to try again.</div>"
-
-
-def slider(label: str, value: float, low: float, high: float, step: float, form: str = ".2f") -> widgets.FloatSlider:
-    """A slider that asks when it is let go."""
-    return widgets.FloatSlider(value, min=low, max=high, step=step, readout_format=form, **_look(label))
-
-
-def whole_slider(label: str, value: int, low: int, high: int, step: int = 1) -> widgets.IntSlider:
-    """A slider over whole numbers."""
-    return widgets.IntSlider(value, min=low, max=high, step=step, **_look(label))
-
-
-def power_slider(label: str, value: float, low: int, high: int, step: float = 0.25) -> widgets.FloatLogSlider:
-    """A slider over powers of ten, from 10^low to 10^high."""
-    return widgets.FloatLogSlider(value, base=10, min=low, max=high, step=step, readout_format=".2g", **_look(label))
-
-
-def steps_slider(label: str, value, options) -> widgets.SelectionSlider:
-    """A slider over listed values, or over (text, value) pairs."""
-    return widgets.SelectionSlider(value=value, options=options, **_look(label))
-
-
-def choice(label: str, options) -> widgets.Dropdown:
-    """A list to choose from; the first option is the default."""
-    look = _look(label)
-    del look["continuous_update"]
-    return widgets.Dropdown(options=options, **look)
-
-
-def tick(label: str, value: bool = False) -> widgets.Checkbox:
-    """A box to tick."""
-    return widgets.Checkbox(value, description=label, indent=False)
-
-
-def _look(label: str) -> dict:
-    style = {"description_width": "125px"}
-    return {"description": label, "style": style, "layout": widgets.Layout(width="310px"), "continuous_update": False}

@@ -1,6 +1,8 @@
 """The training panel: start, pause, resume and stop a pretraining, and watch it, without holding the notebook up."""
 
-import shutil
+import contextlib
+import html
+import json
 import threading
 import time
 from pathlib import Path
@@ -12,7 +14,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.labs.panel import WIDGET_TYPE, Answer, as_html, error_html, someone_is_there
+from mocolayers.labs.panel import WIDGET_TYPE, as_html, error_html, someone_is_there
 from mocolayers.notebook.figures import STAGE_COLOURS, new_figure, show
 from mocolayers.recipe import Recipe
 from mocolayers.training.pretrain import Trainer, pretrain
@@ -25,14 +27,17 @@ PANELS = {
     "effective rank of queries": ["effective_rank"],
     "scale-free distance of the stages": [f"stage{s}_scale_free" for s in (1, 2, 3, 4)],
 }
+OTHER_PANEL = "already training in another panel"
+_at_work: dict[Path, "Work"] = {}  # by folder of the run, for all panels of this process
+_lock = threading.Lock()
 
 
-def compute(history: pd.DataFrame) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """The curves of each panel: title to column to steps and values, without the rows that have none."""
+def compute(history: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """The curves of each panel: title to column to steps and values (2, n), without the rows that have none."""
     curves = {}
     for title, columns in PANELS.items():
         known = {c: history[["step", c]].dropna().to_numpy(float).T for c in columns if c in history}
-        curves[title] = {column: (steps, values) for column, (steps, values) in known.items() if len(steps)}
+        curves[title] = {column: curve for column, curve in known.items() if curve.size}
     return curves
 
 
@@ -40,26 +45,66 @@ def draw_training(history: pd.DataFrame, steps: int) -> Figure:
     """Loss terms, kNN AUC, effective rank and stage distances over steps."""
     figure, axes = new_figure(2, 2, (9, 5), layout="tight")
     for axis, (title, curves) in zip(axes.flat, compute(history).items(), strict=True):
-        for column, (at, values) in curves.items():
-            stage = [s for s in (1, 2, 3, 4) if column.startswith(f"stage{s}")]
-            colour = STAGE_COLOURS[stage[0] - 1] if stage else "#0072B2"
-            axis.plot(at, values, "o-", ms=2.5, color=colour, label=column.removesuffix("_scale_free"))
+        for column, curve in curves.items():
+            colour = STAGE_COLOURS[int(column[5]) - 1] if column.startswith("stage") else "#0072B2"
+            axis.plot(*curve, "o-", ms=2.5, color=colour, label=column.removesuffix("_scale_free"))
         axis.set(title=title, xlim=(0, steps), xlabel="step")
         if len(curves) > 1:
             axis.legend(fontsize=7, ncols=2)
     return figure
 
 
+def discard(run: Run) -> str:
+    """Remove the files that a pretraining wrote, and say which; a folder that is not this run is left as it is."""
+    recipe = run.folder / "recipe.json"
+    try:
+        ours = json.loads(recipe.read_text()) == json.loads(run.recipe.to_json())
+    except (OSError, ValueError):
+        ours = False
+    if not ours or run.folder.is_symlink():
+        return f"{run.folder} is left as it is: it holds no recipe.json of this run"
+    files = [run.checkpoint_file, run.history_file, run.encoder_file, recipe]
+    files = [file for file in files if file.is_file() and not file.is_symlink()]
+    for file in files:
+        file.unlink()
+    with contextlib.suppress(OSError):  # something else is in there
+        run.folder.rmdir()
+    return f"removed from {run.folder}: {', '.join(file.name for file in files)}"
+
+
+class Work(threading.Thread):
+    """One pretraining in the background, and the panel that shows it."""
+
+    def __init__(self, panel: "TrainingPanel") -> None:
+        super().__init__(daemon=True)
+        self.panel, self.of, self.paused = panel, panel.run, threading.Event()
+
+    def run(self) -> None:
+        error, options = None, {"progress": False, "after_step": self._after_step}
+        try:
+            pretrain(self.of.recipe, self.panel.data, self.panel.runs_dir, self.panel.device, **options)
+        except Exception as found:
+            error = found
+        with _lock:
+            del _at_work[self.of.folder.resolve()]
+        self.panel.ended(error)
+
+    def _after_step(self, trainer: Trainer) -> bool:
+        self.panel.progress(trainer)
+        return self.paused.is_set()
+
+
 class TrainingPanel:
     """Buttons around one pretraining at a time.
 
     Training runs in a thread of its own, so cells can be run meanwhile. A pause writes a checkpoint: the run can be
-    resumed here, later, or by `pretrain`. Stopping throws the run's folder away.
+    resumed here, later, or by `pretrain`. Stop removes the run's files. A panel that is made while one of its runs is
+    being trained, as when its cell is run again, takes that training over.
 
     Args:
         recipes: name and recipe to choose from.
         data: the images they were made for.
-        runs_dir: where the panel keeps its runs; give it a folder of its own, so that stopping deletes nothing else.
+        runs_dir: where the panel keeps its runs.
         device: see `pretrain`.
     """
 
@@ -67,117 +112,128 @@ class TrainingPanel:
         self, recipes: dict[str, Recipe], data: MedicalImages, runs_dir: str | Path, device: str = "auto"
     ) -> None:
         self.recipes, self.data, self.runs_dir, self.device = recipes, data, Path(runs_dir), device
-        self.thread: threading.Thread | None = None
-        self._pause, self._drawn = threading.Event(), 0.0
+        self.work: Work | None = None
+        self._drawn = 0.0
         self.arm = widgets.Dropdown(options=list(recipes), description="arm")
         self.bar = widgets.IntProgress(min=0, max=1, description="step 0")
-        self.state = widgets.HTML("ready")
-        self.view = widgets.HTML()
-        self.start_button = widgets.Button(
-            description="Start", icon="play", tooltip="train, or go on from the last pause"
-        )
-        self.pause_button = widgets.Button(description="Pause", icon="pause", tooltip="write a checkpoint and rest")
-        self.stop_button = widgets.Button(description="Stop", icon="stop", tooltip="end this run and throw it away")
-        self.start_button.on_click(lambda _: self.start())
-        self.pause_button.on_click(lambda _: self.pause())
-        self.stop_button.on_click(lambda _: self.stop())
+        self.state, self.view = widgets.HTML("ready"), widgets.HTML()
+        hints = {
+            "Start": ("play", "train, or go on from the last pause", self.start),
+            "Pause": ("pause", "write a checkpoint and rest", self.pause),
+            "Stop": ("stop", "end this run and remove its files", self.stop),
+        }
+        self.buttons = {}
+        for name, (icon, tooltip, act) in hints.items():
+            self.buttons[name] = widgets.Button(description=name, icon=icon, tooltip=tooltip)
+            self.buttons[name].on_click(lambda _, act=act: act())
         self.arm.observe(lambda _: self._look(), names="value")
-        buttons = widgets.HBox([self.arm, self.start_button, self.pause_button, self.stop_button])
-        self.box = widgets.VBox([buttons, widgets.HBox([self.bar, self.state]), self.view])
+        top = widgets.HBox([self.arm, *self.buttons.values()])
+        self.box = widgets.VBox([top, widgets.HBox([self.bar, self.state]), self.view])
         self.box.add_class("mocolayers-panel")
         self._look()
+        self._take_over()
 
     @property
     def run(self) -> Run:
         """The chosen arm's run on disk."""
         return Run(self.recipes[self.arm.value], self.runs_dir)
 
-    @property
-    def training(self) -> bool:
-        """Whether a thread is at work."""
-        return self.thread is not None and self.thread.is_alive()
-
     def start(self) -> None:
-        """Train the chosen arm from where it stands."""
-        if self.training:
-            return
-        self._pause.clear()
-        self.thread = threading.Thread(target=self._train, args=(self.run.recipe,), daemon=True)
-        self._buttons(True)
-        self.state.value = "training"
-        self.thread.start()
+        """Train the chosen arm from where it is."""
+        with _lock:
+            if self.run.folder.resolve() in _at_work:
+                self.state.value = OTHER_PANEL
+                return
+            self.work = _at_work[self.run.folder.resolve()] = Work(self)
+        self._set("training", training=True)
+        self.work.start()
 
     def pause(self) -> None:
         """Ask the thread to write a checkpoint after the step it is at, and to end."""
-        self._pause.set()
+        if self.work:
+            self.work.paused.set()
 
     def stop(self) -> None:
-        """End the run and delete its folder."""
-        self._pause.set()
-        if self.training:
-            self.thread.join()
-        shutil.rmtree(self.run.folder, ignore_errors=True)
+        """End the run and remove its files."""
+        other = _at_work.get(self.run.folder.resolve())
+        if other and other is not self.work:
+            self.state.value = OTHER_PANEL
+            return
+        self.pause()
+        if self.work:
+            self.work.join()
+        said = discard(self.run)
         self._look()
+        self._set(said)
 
     def show(self, example: pd.DataFrame | None = None) -> None:
-        """Display the panel; where no one can press a button, a finished run's history stands there.
-
-        Args:
-            example: history to draw then, see `Run.history`.
-        """
+        """Display the panel; where no one can press a button, the history of a finished run, see `Run.history`."""
         if someone_is_there():
             display({WIDGET_TYPE: self.box._repr_mimebundle_()[WIDGET_TYPE], "text/plain": "training panel"}, raw=True)
         elif example is not None:
             alt = "Loss terms, kNN AUC, effective rank and stage distances over the steps of a finished run."
             show(draw_training(example, int(example["step"].max())), alt)
 
-    def _train(self, recipe: Recipe) -> None:
-        try:
-            done = pretrain(recipe, self.data, self.runs_dir, self.device, progress=False, after_step=self._after_step)
-            self._draw(done.history(), recipe.steps)
-            self.state.value = _standing(done)
-        except Exception as error:
-            self.state.value, self.view.value = "failed", error_html(error)
-        self._buttons(False)
-
-    def _after_step(self, trainer: Trainer) -> bool:
-        self.bar.value, self.bar.description = trainer.step, f"step {trainer.step}"
+    def progress(self, trainer: Trainer) -> None:
+        """Show a step of the training, and now and then its curves."""
+        self._step(trainer.step)
         if time.monotonic() - self._drawn > REDRAW_SECONDS and trainer.history:
-            self._draw(pd.DataFrame(trainer.history), trainer.recipe.steps)
-        return self._pause.is_set()
+            self._draw(pd.DataFrame(trainer.history))
 
-    def _draw(self, history: pd.DataFrame, steps: int) -> None:
-        last = history.iloc[-1]
-        knn = history["knn_auc"].dropna() if "knn_auc" in history else []
+    def ended(self, error: Exception | None) -> None:
+        """Show what a training left, or the error that ended it."""
+        step = self.bar.value
+        self._look()
+        self._step(step)
+        if error:
+            self._set("failed")
+            self.view.value = error_html(error)
+
+    def _take_over(self) -> None:
+        for name, recipe in self.recipes.items():
+            work = _at_work.get(Run(recipe, self.runs_dir).folder.resolve())
+            if work and work.is_alive():
+                self.arm.value = name
+                before, work.panel, self.work = work.panel, self, work
+                before.work = None
+                self._step(before.bar.value)
+                before._set("this training is shown in a newer panel")
+                self._set("training, started by an earlier panel", training=True)
+                return
+
+    def _draw(self, history: pd.DataFrame) -> None:
+        last, knn = history.iloc[-1], history.get("knn_auc", pd.Series(dtype=float)).dropna()
         numbers = {
             "loss": f"{last['loss']:.3f}",
             "kNN AUC on validation": f"{knn.iloc[-1]:.3f}" if len(knn) else "not yet",
         }
-        figure = draw_training(history, steps)
-        self.view.value = as_html(Answer(figure, f"Curves of the run up to step {last['step']:.0f}.", numbers))
+        figure = draw_training(history, self.run.recipe.steps)
+        self.view.value = as_html(figure, f"Curves of the run up to step {last['step']:.0f}.", numbers)
         self._drawn = time.monotonic()
 
     def _look(self) -> None:
-        """Show what stands on disk of the chosen arm."""
-        run, steps = self.run, self.recipes[self.arm.value].steps
-        self.bar.max, self.bar.value, self.bar.description = steps, 0, "step 0"
-        self.state.value, self.view.value = "ready", ""
+        """Show what is on disk of the chosen arm."""
+        run, step, state = self.run, 0, "ready"
+        self.view.value = ""
         if run.history_file.is_file():
             history = run.history()
-            self.bar.value = steps if run.finished else int(history["step"].max())
-            self.bar.description = f"step {self.bar.value}"
-            self._draw(history, steps)
-            self.state.value = _standing(run)
-        self._buttons(False)
+            step = run.recipe.steps if run.finished else int(history["step"].max())
+            state = "finished" if run.finished else f"paused: a checkpoint is in {run.folder}"
+            self._draw(history)
+        elif run.folder.exists():
+            state = "this run was interrupted before its first checkpoint; Start begins again"
+        self.bar.max = run.recipe.steps
+        self._step(step)
+        self._set(state)
 
-    def _buttons(self, training: bool) -> None:
-        paused = self.run.checkpoint_file.is_file() and not self.run.finished
-        self.start_button.description = "Resume" if paused else "Start"
-        self.start_button.disabled = training or self.run.finished
-        self.pause_button.disabled = not training
-        self.stop_button.disabled = not (training or self.run.folder.exists())
+    def _step(self, step: int) -> None:
+        self.bar.value, self.bar.description = step, f"step {step}"
+
+    def _set(self, state: str, training: bool = False) -> None:
+        run, self.state.value = self.run, html.escape(state)
+        paused = run.checkpoint_file.is_file() and not run.finished
+        self.buttons["Start"].description = "Resume" if paused else "Start"
+        self.buttons["Start"].disabled = training or run.finished
+        self.buttons["Pause"].disabled = not training
+        self.buttons["Stop"].disabled = not (training or run.folder.exists())
         self.arm.disabled = training
-
-
-def _standing(run: Run) -> str:
-    return "finished" if run.finished else "paused: a checkpoint stands in the run's folder"

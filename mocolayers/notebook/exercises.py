@@ -11,18 +11,18 @@ class Unsolved(Exception):
 
 
 def check(exercise: str, answer, properties: dict[str, Callable]) -> None:
-    """Verify an answer, and say which properties it has.
+    """Say which properties an answer has.
 
     Args:
-        exercise: how the notebook calls it, such as "Exercise 2".
-        answer: what the reader made: a number, an array or a function; None while the exercise is open.
+        exercise: its name in the notebook, such as "Exercise 2".
+        answer: what the reader made; None while the exercise is open.
         properties: sentence and test; each test takes the answer and returns whether the sentence is true of it.
     Raises:
-        Unsolved: naming the first property that does not hold, and what to do.
+        Unsolved: naming the first property that the answer lacks, and what to do.
     """
     if answer is None:
         raise Unsolved(
-            f"{exercise} is still open: replace None in the cell above by your answer, run that cell, then this one."
+            f"{exercise} is still open: replace None in the cell above by your answer, run it, then this cell."
         )
     for sentence, holds in properties.items():
         try:

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from mocolayers import labs
 from mocolayers.data.labels import class_matrix
-from mocolayers.evaluation.features import SPLITS, stage_features
+from mocolayers.evaluation.features import stage_features
 from mocolayers.labs.panel import Lab, as_html
-from mocolayers.method.moco import build_encoder
 from mocolayers.recipe import EVALUATIONS, preset
+from mocolayers.training.runs import build_encoder
 
 SIZES = (4700, 500, 600)  # about those of PneumoniaMNIST
 
@@ -26,8 +26,8 @@ def all_labs() -> dict[str, Lab]:
     data = made_up_images(28, 1, SIZES)
     recipe = preset("lesson", "moco", data)
     encoder = build_encoder(recipe).eval()
-    embeddings = {split: stage_features(encoder, data, data.rows(split))[3] for split in SPLITS}
-    draws = labs.label_draws(embeddings, data, EVALUATIONS["lesson"])
+    features = {split: stage_features(encoder, data, data.rows(split))[3] for split in ("train", "val", "test")}
+    draws = labs.label_draws(features, data, EVALUATIONS["lesson"])
     stages = labs.stages_of(encoder, data, recipe)
     rng = np.random.default_rng(0)
     test = data.rows("test")
@@ -88,7 +88,7 @@ def seconds(lab: Lab, repeats: int) -> dict[str, float]:
 def timed(lab: Lab, setting: dict) -> float:
     """Seconds from a request to the HTML of its answer."""
     started = time.perf_counter()
-    as_html(lab.answer(**setting))
+    as_html(*lab.answer(**setting))
     return time.perf_counter() - started
 
 
