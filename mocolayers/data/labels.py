@@ -1,9 +1,12 @@
 """TODO mocolayers.data.labels."""
 
 import functools
+
 import numpy as np
+
 from mocolayers.data.prepared import MedicalImages
 from mocolayers.runtime import DatasetError
+
 
 def label_subset(data: MedicalImages, fraction: float, seed: int) -> np.ndarray:
     """Training rows whose labels may be used: whole patients, stratified, nested over fractions.

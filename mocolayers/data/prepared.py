@@ -6,14 +6,16 @@ A prepared data set is a folder `NAME/` with `images.npy` (N, H, W, C) uint8, `l
 
 import hashlib
 import json
-import numpy as np
 import os
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from mocolayers.runtime import DatasetError
 from pathlib import Path
+
+import numpy as np
+
+from mocolayers.runtime import DatasetError
 
 TRAIN, VAL, TEST, UNLABELLED = 0, 1, 2, 3
 

@@ -1,13 +1,15 @@
 """`TwoViews`: two random views of a whole batch of images at once, on the batch's device."""
 
 import math
+from collections.abc import Iterator
+
 import numpy as np
 import torch
-from collections.abc import Iterator
-from mocolayers.data.prepared import MedicalImages
-from mocolayers.recipe import Views
 from torch import Tensor
 from torch.nn import functional as F
+
+from mocolayers.data.prepared import MedicalImages
+from mocolayers.recipe import Views
 
 # Luma weights of ITU-R BT.601, as PIL and torchvision use them to drop colour.
 LUMA = (0.299, 0.587, 0.114)
