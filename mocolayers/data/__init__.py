@@ -1,0 +1,1 @@
+"""The prepared format, label subsets and random views."""

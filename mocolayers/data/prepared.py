@@ -1,0 +1,283 @@
+"""The one prepared data format: write it, load it, and draw nested label subsets from it.
+
+A prepared data set is a folder `NAME/` with `images.npy` (N, H, W, C) uint8, `labels.npy` (N,) or (N, L),
+`patients.npy` (N,), `split.npy` (N,) and `card.json`. Arrays named in the card under "extras" may stand beside them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mocolayers.runtime import DatasetError
+
+TRAIN, VAL, TEST, UNLABELLED = 0, 1, 2, 3
+
+
+SPLITS = {"train": TRAIN, "val": VAL, "test": TEST, "unlabelled": UNLABELLED}
+
+
+TASKS = ("binary", "multilabel", "ordinal", "multiclass")
+
+
+ARRAYS = ("images", "labels", "patients", "split")
+
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "data_scripts"
+
+
+PHANTOMS = ("chest_phantom", "histology_phantom", "retina_phantom")
+
+
+MEDMNIST = ("pneumoniamnist", "retinamnist", "breastmnist", "chestmnist", "pathmnist")
+
+
+AUTO_ORDER = ("pneumoniamnist", "nih", "retina", "breast_histology", "chestmnist", "retinamnist")
+
+
+REBUILD = (
+    {name: f"phantoms.py --name {name}" for name in PHANTOMS}
+    | {name: f"medmnist.py {name}" for name in MEDMNIST}
+    | {name: f"{name}.py --source PATH" for name in ("nih", "breast_histology", "retina")}
+)
+
+
+@dataclass(frozen=True)
+class MedicalImages:
+    """One prepared data set, its images memory-mapped.
+
+    Attributes:
+        name: folder name, e.g. "pneumoniamnist".
+        card: the parsed `card.json`.
+        images: (N, H, W, C) uint8, memory-mapped.
+        labels: (N,) integers for binary, ordinal and multiclass tasks; (N, L) zeros and ones for multilabel.
+        patients: (N,) identifiers; images of one patient share one.
+        split: (N,) 0 train, 1 val, 2 test, 3 unlabelled (used for pretraining only, labels are ignored).
+    """
+
+    name: str
+    card: dict
+    images: np.ndarray
+    labels: np.ndarray
+    patients: np.ndarray
+    split: np.ndarray
+
+    @property
+    def task(self) -> str:
+        return self.card["task"]
+
+    @property
+    def modality(self) -> str:
+        return self.card["modality"]
+
+    @property
+    def classes(self) -> list[str]:
+        return self.card["classes"]
+
+    @property
+    def side(self) -> int:
+        return self.images.shape[1]
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[3]
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve characters that change whenever a pixel, a label, a patient or the split changes."""
+        joined = "".join(self.card["sha256"][name] for name in ARRAYS)
+        return hashlib.sha256(joined.encode()).hexdigest()[:12]
+
+    def rows(self, *splits: str) -> np.ndarray:
+        """Row numbers of the named splits, ascending: `rows("train")`, `rows("train", "unlabelled")`."""
+        return np.flatnonzero(np.isin(self.split, [SPLITS[name] for name in splits]))
+
+    def pretraining_rows(self) -> np.ndarray:
+        """Rows a pretraining may look at: train and unlabelled images, never validation or test."""
+        return self.rows("train", "unlabelled")
+
+
+def data_folder(folder: str | Path | None = None) -> Path:
+    """The folder of prepared data sets: the argument, else $MOCOLAYERS_DATA, else `data/` of this checkout."""
+    return Path(folder or os.environ.get("MOCOLAYERS_DATA") or SCRIPTS.parent / "data")
+
+
+def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Path:
+    """Write a prepared data set so that a killed script never leaves half of one under its final name.
+
+    Args:
+        target: the folder to make, e.g. `data/nih`; an older one of that name is replaced at the very end.
+        arrays: "images", "labels", "patients", "split", and any extra (N, ...) array such as "grades". One that does
+            not fit into memory has shape, dtype, ndim, len and `blocks()`, which yields it a few rows at a time.
+        card: title, modality (chest, histology, retina), task, classes, source, licence, citation; image side,
+            counts and sha256 are filled in here.
+    Returns:
+        The target folder.
+    Raises:
+        DatasetError: when the arrays do not fit the card, or a patient stands in two splits.
+    """
+    target = Path(target)
+    _check_arrays(target.name, arrays, card)
+    work = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        for name, array in arrays.items():
+            _save_array(work / f"{name}.npy", array)
+        split = arrays["split"]
+        full = card | {
+            "name": target.name,
+            "side": int(arrays["images"].shape[1]),
+            "extras": sorted(set(arrays) - set(ARRAYS)),
+            "counts": {name: int((split == code).sum()) for name, code in SPLITS.items()},
+            "sha256": {name: _sha256(work / f"{name}.npy") for name in arrays},
+        }
+        (work / "card.json").write_text(json.dumps(full, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        old = target.with_name(f".{target.name}.old-{os.getpid()}")
+        if target.exists():
+            target.rename(old)
+        work.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _save_array(path: Path, array) -> None:
+    """`np.save`, of an array in memory or of one that comes in blocks."""
+    if not hasattr(array, "blocks"):
+        np.save(path, array)
+        return
+    with open(path, "wb") as file:
+        form = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+        np.lib.format.write_array_header_1_0(file, form)
+        for block in array.blocks():
+            file.write(np.ascontiguousarray(block, array.dtype).data)
+
+
+def load(name: str = "auto", folder: str | Path | None = None, verify: bool = False) -> MedicalImages:
+    """Load a prepared data set; phantoms and MedMNIST sets are made or downloaded on first use.
+
+    Args:
+        name: a folder name under the data folder, or "auto": the first real set that is prepared, else a download of
+            PneumoniaMNIST, else the synthetic chest phantom.
+        folder: where prepared data sets stand (see `data_folder`).
+        verify: also compare the sha256 of every array with the card (reads every byte).
+    Raises:
+        DatasetError: unknown name, missing or damaged files; the message names the command that rebuilds them.
+    """
+    root = data_folder(folder)
+    if name == "auto":
+        name = _choose(root)
+    place = root / name
+    if not place.is_dir():
+        _make(name, root)
+    return _read(place, verify)
+
+
+def _choose(root: Path) -> str:
+    for name in AUTO_ORDER:
+        if (root / name / "card.json").is_file():
+            print(f'load("auto"): {name}, the first real data set that is prepared')
+            return name
+    try:
+        _make("pneumoniamnist", root)
+        print('load("auto"): pneumoniamnist, downloaded because no real data set was prepared')
+        return "pneumoniamnist"
+    except DatasetError:
+        print(
+            'load("auto"): chest_phantom (synthetic), because no real data set is prepared and none can be downloaded'
+        )
+        return "chest_phantom"
+
+
+def _make(name: str, root: Path) -> None:
+    if name not in PHANTOMS + MEDMNIST:
+        have = sorted(p.parent.name for p in root.glob("*/card.json"))
+        raise DatasetError(
+            f"no prepared data set {name!r} in {root}. Prepared there: {', '.join(have) or 'none'}. Made on demand: "
+            f"{', '.join(PHANTOMS + MEDMNIST)}. Build another with: {_remedy(name)}"
+        )
+    script, *arguments = REBUILD[name].split()
+    command = [sys.executable, str(SCRIPTS / script), *arguments, "--out", str(root)]
+    done = subprocess.run(command, text=True, capture_output=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise DatasetError(f"could not make {name!r}: {last}. To see the whole message: {_remedy(name)}")
+
+
+def _read(place: Path, verify: bool) -> MedicalImages:
+    try:
+        card = json.loads((place / "card.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{place / 'card.json'}: {error}. Rebuild it with: {_remedy(place.name)}") from None
+    arrays = {}
+    for name in ARRAYS:
+        path = place / f"{name}.npy"
+        try:
+            arrays[name] = np.load(path, mmap_mode="r" if name == "images" else None)
+        except (OSError, ValueError, EOFError) as error:
+            raise DatasetError(f"{path}: {error}. Rebuild it with: {_remedy(place.name)}") from None
+        if verify and _sha256(path) != card["sha256"][name]:
+            raise DatasetError(f"{path}: its sha256 is not the card's. Rebuild it with: {_remedy(place.name)}")
+    _check_arrays(place.name, arrays, card)
+    split = arrays["split"]
+    counts = {name: int((split == code).sum()) for name, code in SPLITS.items()}
+    if counts != card.get("counts") or arrays["images"].shape[1] != card.get("side"):
+        raise DatasetError(
+            f"{place}: the arrays hold {counts} at side {arrays['images'].shape[1]}, the card says "
+            f"{card.get('counts')} at side {card.get('side')}. Rebuild it with: {_remedy(place.name)}"
+        )
+    return MedicalImages(place.name, card, **arrays)
+
+
+def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict) -> None:
+    def fail(what: str) -> None:
+        raise DatasetError(f"{name}: {what}. Rebuild it with: {_remedy(name)}")
+
+    missing = {"title", "modality", "task", "classes", "source", "licence"} - set(card)
+    if missing:
+        fail(f"card.json lacks {', '.join(sorted(missing))}")
+    if card["task"] not in TASKS:
+        fail(f"card.json: task {card['task']!r} is not one of {', '.join(TASKS)}")
+    images, labels = arrays["images"], arrays["labels"]
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[3] not in (1, 3)
+        or images.shape[1] != images.shape[2]
+    ):
+        fail(f"images.npy is {images.dtype} {images.shape}, expected uint8 (N, side, side, 1 or 3)")
+    lengths = {key: len(array) for key, array in arrays.items()}
+    if len(set(lengths.values())) != 1:
+        fail(f"the arrays differ in length: {lengths}")
+    wanted = (len(images), len(card["classes"])) if card["task"] == "multilabel" else (len(images),)
+    if labels.shape != wanted or labels.dtype.kind not in "iub":
+        fail(f"labels.npy is {labels.dtype} {labels.shape}, expected integers {wanted} for a {card['task']} task")
+    top = 2 if card["task"] == "multilabel" else len(card["classes"])
+    if labels.size and not (labels.min() >= 0 and labels.max() < top):
+        fail(f"labels.npy holds {labels.min()}..{labels.max()}, expected 0..{top - 1}")
+    if not np.isin(arrays["split"], list(SPLITS.values())).all():
+        fail("split.npy holds values other than 0 train, 1 val, 2 test, 3 unlabelled")
+    pairs = np.unique(np.stack([np.unique(arrays["patients"], return_inverse=True)[1], arrays["split"]]), axis=1)
+    patient, sides = np.unique(pairs[0, pairs[1] != UNLABELLED], return_counts=True)
+    held_out = pairs[0, np.isin(pairs[1], (VAL, TEST))]
+    leaked = np.union1d(patient[sides > 1], np.intersect1d(held_out, pairs[0, pairs[1] == UNLABELLED]))
+    if len(leaked):
+        example = np.unique(arrays["patients"])[leaked[0]]
+        fail(f"{len(leaked)} patients stand on two sides of the split, for example {example!r}")
+
+
+def _remedy(name: str) -> str:
+    return "python data_scripts/" + REBUILD.get(name, f"SCRIPT.py --source PATH --name {name}")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
