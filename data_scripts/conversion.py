@@ -4,7 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
+import re
 import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +18,7 @@ from PIL import Image
 from sources import fingerprint
 from tqdm import tqdm
 
+from mocolayers.data.folders import clear, held
 from mocolayers.runtime import DatasetError, atomic_write
 
 PART_BYTES = 32 * 2**20  # pixels of a part, which is what a process holds in memory
@@ -79,15 +80,15 @@ class Converted(NamedTuple):
     report: dict
 
 
-def convert(pictures: list[Picture], prepare, side: int, work: Path, skip_bad: bool, workers: int) -> Converted:
+def convert(pictures: list[Picture], prepare, side: int, target: Path, skip_bad: bool, workers: int) -> Converted:
     """Read, prepare and resize all pictures.
 
     Args:
         pictures: what to read.
         prepare: `image -> (image, note)` at source resolution; notes are counted in the report.
         side: of the result, pixels.
-        work: finished parts are kept in a folder of this name and a fingerprint of what is read, so that the same call
-            goes on with them; parts of another call under this name are removed. The caller removes it in the end.
+        target: the data set that it is for. Finished parts are kept in a hidden folder beside it, with a fingerprint of
+            what is read in its name: the same call goes on with them, and parts of other calls are removed.
         skip_bad: leave unreadable files out instead of stopping.
         workers: number of processes.
     Raises:
@@ -95,22 +96,39 @@ def convert(pictures: list[Picture], prepare, side: int, work: Path, skip_bad: b
     """
     paths = [picture.path for picture in pictures]
     size = max(16, min(256, PART_BYTES // (3 * side * side)))
-    folder = _work_folder(work, paths, prepare, side)
-    jobs = [(folder / f"{n:06d}.npz", paths[i : i + size]) for n, i in enumerate(range(0, len(paths), size))]
+    about = f"{prepare.__module__}.{prepare.__name__} {side}"
+    folder = target.with_name(f".{target.name}.work-{fingerprint(paths, about)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    with held(folder, wait=False) as mine:
+        if mine is False:
+            raise DatasetError(f"another process is reading these images for {target}; wait until it has ended")
+        clear(target, "work", not_parts)
+        jobs = [(folder / f"{n:06d}.npz", paths[i : i + size]) for n, i in enumerate(range(0, len(paths), size))]
+        _convert_parts(jobs, partial(_convert_part, prepare, side, skip_bad), skip_bad, workers)
+        return _gather([file for file, _ in jobs], pictures, size, skip_bad)
+
+
+def _convert_parts(jobs: list[tuple[Path, list[Path]]], convert_part, skip_bad: bool, workers: int) -> None:
     waiting = [job for job in jobs if not job[0].is_file()]
-    known = len(paths) - sum(len(part) for _, part in waiting)
+    total = sum(len(part) for _, part in jobs)
+    known = total - sum(len(part) for _, part in waiting)
     if known:
-        print(f"{known} of {len(paths)} images were converted before and are not read again")
+        print(f"{known} of {total} images were converted before and are not read again")
     with (
-        tqdm(total=len(paths), unit="image", initial=known) as bar,
+        tqdm(total=total, unit="image", initial=known) as bar,
         ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool,
     ):
-        for errors, count in pool.map(partial(_convert_part, prepare, side, skip_bad), waiting):
+        for errors, count in pool.map(convert_part, waiting):
             bar.update(count)
             if errors and not skip_bad:
                 pool.shutdown(cancel_futures=True)
                 raise _unreadable(errors)
-    return _gather([file for file, _ in jobs], pictures, size, skip_bad)
+
+
+def not_parts(folder: Path) -> list[str]:
+    """Names in a folder that are not parts of a conversion."""
+    return [path.name for path in folder.iterdir() if not re.fullmatch(r"\.?\d{6}\.npz(\.\d+)?", path.name)]
 
 
 def _unreadable(errors: list[str]) -> DatasetError:
@@ -125,15 +143,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _work_folder(work: Path, paths: list[Path], prepare, side: int) -> Path:
-    folder = work.with_name(f"{work.name}-{fingerprint(paths, f'{prepare.__module__}.{prepare.__name__} {side}')}")
-    for other in work.parent.glob(f"{work.name}-*"):
-        if other != folder:
-            shutil.rmtree(other)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _convert_part(prepare, side: int, skip_bad: bool, job: tuple[Path, list[Path]]) -> tuple[list[str], int]:

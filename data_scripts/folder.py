@@ -127,8 +127,6 @@ def warn(counts: dict[str, dict[str, int]]) -> None:
 def main(args) -> None:
     if args.csv and not args.label:
         raise DatasetError("--csv wants --label COLUMN as well, one or several")
-    if not args.name:
-        raise DatasetError("give the data set a name: --name NAME")
     if args.source is None:
         raise DatasetError("give --source PATH, the folder with your images")
     source = open_source(args.source, "your images", args.out, "")
@@ -149,7 +147,7 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "", 28, EXAMPLES)
+    parser = arguments(__doc__, None, 28, EXAMPLES)
     parser.add_argument("--csv", type=Path, help="table with one line per image; else one folder per class")
     parser.add_argument("--file", default="file", help="its column of paths below --source (%(default)s)")
     parser.add_argument("--label", nargs="+", default=[], help="its column or columns of labels")

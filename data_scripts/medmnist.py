@@ -104,7 +104,6 @@ def without_copies(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
 
 def main(args) -> None:
     name, info = args.set, INFO[args.set]
-    args.name = args.name or name
     with tempfile.TemporaryDirectory() as folder:
         if args.source and not args.source.is_file():
             raise DatasetError(f"{args.source} does not exist; --source wants the .npz file of {name}")
@@ -129,7 +128,7 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "", 28, EXAMPLES)
+    parser = arguments(__doc__, None, 28, EXAMPLES)
     parser.add_argument("set", choices=sorted(MODALITY), help="which MedMNIST set")
     parser.add_argument("--allow-unverified", action="store_true", help="accept a --source whose md5 is not official")
     run(main, parser)

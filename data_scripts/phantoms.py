@@ -18,7 +18,9 @@ from scipy.interpolate import BSpline
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from mocolayers.data.folders import check_target  # noqa: E402
 from mocolayers.data.prepared import TEST, TRAIN, VAL, data_folder, save_prepared  # noqa: E402
+from mocolayers.runtime import DatasetError  # noqa: E402
 
 EXAMPLES = """examples:
   python data_scripts/phantoms.py
@@ -765,8 +767,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     options = _arguments(argv)
     root = data_folder(options.out)
-    sets = {}
-    for name in PHANTOMS if options.name == "all" else [options.name]:
+    sets, names = {}, PHANTOMS if options.name == "all" else [options.name]
+    try:
+        for name in names:
+            check_target(root / name)
+    except DatasetError as error:
+        sys.exit(f"error: {error}")
+    for name in names:
         sets[name], card = make(name, options.images, options.seed, options.side, options.difficulty)
         print(f"{card['title']}: {save_prepared(root / name, sets[name], card)}")
     if options.preview:

@@ -56,20 +56,20 @@ def test_a_killed_conversion_goes_on_where_it_was_and_ends_byte_identical(tmp_pa
 def test_finished_parts_are_not_read_again_and_other_images_are(tmp_path):
     files = [save(tmp_path / f"{n}.png", noise()) for n in range(40)]
     pictures = [conversion.Picture(file, file.stem, 0) for file in files]
-    work = tmp_path / "work"
+    target = tmp_path / "out" / "own"
 
     def convert(prepare, chosen=pictures):
-        return conversion.convert(chosen, prepare, 16, work, False, 1)
+        return conversion.convert(chosen, prepare, 16, target, False, 1)
 
     first = convert(counted)
-    (folder,) = tmp_path.glob("work-*")
+    (folder,) = target.parent.glob(".own.work-*")
     parts = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     again = convert(counted)
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == parts
     assert all(np.array_equal(a, b) for a, b in zip(first.images.blocks(), again.images.blocks(), strict=True))
     save(files[3], noise())
     convert(counted)
-    assert not folder.exists() and len(list(tmp_path.glob("work-*"))) == 1, "a changed image is another work"
+    assert not folder.exists() and len(list(target.parent.glob(".own.work-*"))) == 1, "a changed image is another work"
 
 
 def counted(image):

@@ -7,6 +7,7 @@ A prepared data set is a folder `NAME/` with `images.npy` (N, H, W, C) uint8, `l
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mocolayers.data.folders import ARRAYS, check_target, held, put_in_place, restore
 from mocolayers.runtime import DatasetError
 
 TRAIN, VAL, TEST, UNLABELLED = 0, 1, 2, 3
@@ -24,9 +26,6 @@ SPLITS = {"train": TRAIN, "val": VAL, "test": TEST, "unlabelled": UNLABELLED}
 
 
 TASKS = ("binary", "multilabel", "ordinal", "multiclass")
-
-
-ARRAYS = ("images", "labels", "patients", "split")
 
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "data_scripts"
@@ -112,7 +111,7 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
     """Write a prepared data set so that a killed script never leaves half of one under its final name.
 
     Args:
-        target: the folder to make, e.g. `data/nih`; an older one of that name is replaced at the very end.
+        target: the folder to make, e.g. `data/nih`; an older data set of that name is replaced at the very end.
         arrays: "images", "labels", "patients", "split", and any extra (N, ...) array such as "grades". One that does
             not fit into memory has shape, dtype, ndim, len and `blocks()`, which yields it a few rows at a time.
         card: title, modality (chest, histology, retina), task, classes, source, licence, citation; image side,
@@ -120,33 +119,38 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
     Returns:
         The target folder.
     Raises:
-        DatasetError: when the arrays do not fit the card, or a patient stands in two splits.
+        DatasetError: when the arrays do not fit the card, a patient stands in two splits, or the target is a folder
+            that no data script made.
     """
     target = Path(target)
+    restore(target)
+    check_target(target)
     _check_arrays(target.name, arrays, card)
-    work = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(work, ignore_errors=True)
+    work = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
     work.mkdir(parents=True)
     try:
-        for name, array in arrays.items():
-            _save_array(work / f"{name}.npy", array)
-        split = arrays["split"]
-        full = card | {
-            "name": target.name,
-            "side": int(arrays["images"].shape[1]),
-            "extras": sorted(set(arrays) - set(ARRAYS)),
-            "counts": {name: int((split == code).sum()) for name, code in SPLITS.items()},
-            "sha256": {name: _sha256(work / f"{name}.npy") for name in arrays},
-        }
-        (work / "card.json").write_text(json.dumps(full, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        old = target.with_name(f".{target.name}.old-{os.getpid()}")
-        if target.exists():
-            target.rename(old)
-        work.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        with held(work):
+            # Names what will be written: a folder that a killed process leaves can be told from someone else's.
+            _write_card(work, {"sha256": dict.fromkeys(arrays)})
+            for name, array in arrays.items():
+                _save_array(work / f"{name}.npy", array)
+            split = arrays["split"]
+            full = card | {
+                "name": target.name,
+                "side": int(arrays["images"].shape[1]),
+                "extras": sorted(set(arrays) - set(ARRAYS)),
+                "counts": {name: int((split == code).sum()) for name, code in SPLITS.items()},
+                "sha256": {name: _sha256(work / f"{name}.npy") for name in arrays},
+            }
+            _write_card(work, full)
+            put_in_place(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _write_card(folder: Path, card: dict) -> None:
+    (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _save_array(path: Path, array) -> None:
@@ -176,6 +180,7 @@ def load(name: str = "auto", folder: str | Path | None = None, verify: bool = Fa
     if name == "auto":
         name = _choose(root)
     place = root / name
+    restore(place)
     if not place.is_dir():
         _make(name, root)
     return _read(place, verify)
