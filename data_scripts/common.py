@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from conversion import Converted, Picture, convert, not_parts, pixel_hashes
+from conversion import Converted, Picture, convert, not_work, pixel_hashes
 
 from mocolayers.data.folders import SHEET, check_name, check_target, clear
 from mocolayers.data.labels import class_matrix
-from mocolayers.data.prepared import SPLITS, MedicalImages, data_folder, load, save_prepared
+from mocolayers.data.prepared import SPLITS, MedicalImages, Rows, data_folder, load, save_prepared
 from mocolayers.runtime import DatasetError, atomic_write
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
@@ -43,7 +43,7 @@ def arguments(description: str, name: str | None, side: int, examples: str) -> a
 
 
 def run(main, parser: argparse.ArgumentParser) -> None:
-    """Call `main(arguments)` and turn a `DatasetError` into one line and exit code 1."""
+    """Call `main(arguments)`; bad data, a full disk or Ctrl-C end in one line and exit code 1."""
     args = parser.parse_args()
     try:
         if args.name is None:
@@ -56,8 +56,10 @@ def run(main, parser: argparse.ArgumentParser) -> None:
                 check_apart(given, args.out / args.name)
         check_target(args.out / args.name)
         main(args)
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on where it was")
 
 
 def check_apart(source: Path, target: Path) -> None:
@@ -67,9 +69,9 @@ def check_apart(source: Path, target: Path) -> None:
             raise DatasetError(f"{source} and {target}, the new data set, hold one another; choose another --out")
 
 
-def read_images(pictures: list[Picture], prepare, args: argparse.Namespace) -> Converted:
+def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace) -> Converted:
     """`convert` with the options of the command line."""
-    return convert(pictures, prepare, args.side, args.out / args.name, args.skip_bad, args.workers)
+    return convert(pictures, prepare, channels, args.side, args.out / args.name, args.skip_bad, args.workers)
 
 
 def split_by_patient(patients: np.ndarray, positive: np.ndarray, seed: int, fractions=FRACTIONS) -> np.ndarray:
@@ -93,6 +95,11 @@ def rows_without_copies(images: np.ndarray, split: np.ndarray) -> np.ndarray:
     return np.flatnonzero(split == highest[member])
 
 
+def chosen(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Some rows of all arrays; the images stay on disk."""
+    return {name: Rows(array, rows) if name == "images" else array[rows] for name, array in arrays.items()}
+
+
 def duplicates(images: np.ndarray, split: np.ndarray) -> dict[str, int]:
     """How many images equal an earlier one, and how many pictures stand in more than one split."""
     names, member = np.unique(pixel_hashes(images), return_inverse=True)
@@ -114,7 +121,7 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
         counted = one_hot[inside_split].sum(axis=0)
         report["classes"][name] = dict(zip(card["classes"], counted.tolist(), strict=True))
     place = save_prepared(args.out / args.name, arrays, card | {"report": report})
-    clear(place, "work", not_parts)
+    clear(place, "work", not_work)
     figure = contact_sheet(load(args.name, args.out))
     atomic_write(place / SHEET, lambda path: figure.savefig(path, format="png", dpi=110))
     print(f"{place}: {len(split)} images of {len(np.unique(arrays['patients']))} patients, {args.side} px")

@@ -136,7 +136,8 @@ def main(args) -> None:
         print("no patients are known: every image counts as a patient of its own, so check that no one has two")
         for picture in pictures:
             picture.patient = str(picture.path.relative_to(source))
-    images, kept, report = read_images(pictures, gray if args.gray else colour, args)
+    prepare, channels = (gray, 1) if args.gray else (colour, 3)
+    images, kept, report = read_images(pictures, prepare, channels, args)
     labels = np.array([picture.label for picture in kept], np.uint8 if task == "multilabel" else np.int64)
     patients = np.array([picture.patient for picture in kept])
     split = splits(kept, patients, labels, args.seed)

@@ -14,7 +14,7 @@ from medmnist import INFO  # noqa: E402
 sys.path.insert(0, HERE)
 
 import numpy as np  # noqa: E402
-from common import arguments, finish, rows_without_copies, run  # noqa: E402
+from common import arguments, chosen, finish, rows_without_copies, run  # noqa: E402
 from conversion import pixel_hashes  # noqa: E402
 
 from mocolayers.runtime import DatasetError  # noqa: E402
@@ -98,8 +98,7 @@ def without_copies(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
     """
     patients = np.unique(pixel_hashes(arrays["images"]), return_inverse=True)[1]
     keep = rows_without_copies(arrays["images"], arrays["split"])
-    kept = {name: array[keep] for name, array in (arrays | {"patients": patients}).items()}
-    return kept, len(patients) - len(keep)
+    return chosen(arrays | {"patients": patients}, keep), len(patients) - len(keep)
 
 
 def main(args) -> None:

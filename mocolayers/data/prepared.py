@@ -47,6 +47,20 @@ REBUILD = (
 )
 
 
+class Rows:
+    """Some rows of an array, looked up when they are read: a memory-mapped array stays on disk."""
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
+        self.array, self.rows = array, rows
+        self.dtype, self.ndim, self.shape = array.dtype, array.ndim, (len(rows), *array.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index) -> np.ndarray:
+        return self.array[self.rows[index]]
+
+
 @dataclass(frozen=True)
 class MedicalImages:
     """One prepared data set, its images memory-mapped.
@@ -112,8 +126,8 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
 
     Args:
         target: the folder to make, e.g. `data/nih`; an older data set of that name is replaced at the very end.
-        arrays: "images", "labels", "patients", "split", and any extra (N, ...) array such as "grades". One that does
-            not fit into memory has shape, dtype, ndim, len and `blocks()`, which yields it a few rows at a time.
+        arrays: "images" (perhaps `Rows` on disk), "labels", "patients", "split", and any extra (N, ...) array such as
+            "grades".
         card: title, modality (chest, histology, retina), task, classes, source, licence, citation; image side,
             counts and sha256 are filled in here.
     Returns:
@@ -133,7 +147,7 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
             # Names what will be written: a folder that a killed process leaves can be told from someone else's.
             _write_card(work, {"sha256": dict.fromkeys(arrays)})
             for name, array in arrays.items():
-                _save_array(work / f"{name}.npy", array)
+                (_save_images if name == "images" else np.save)(work / f"{name}.npy", array)
             split = arrays["split"]
             full = card | {
                 "name": target.name,
@@ -153,16 +167,13 @@ def _write_card(folder: Path, card: dict) -> None:
     (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _save_array(path: Path, array) -> None:
-    """`np.save`, of an array in memory or of one that comes in blocks."""
-    if not hasattr(array, "blocks"):
-        np.save(path, array)
-        return
+def _save_images(path: Path, images: np.ndarray | Rows) -> None:
+    """`np.save`, some rows at a time."""
     with open(path, "wb") as file:
-        form = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+        form = {"descr": np.lib.format.dtype_to_descr(images.dtype), "fortran_order": False, "shape": images.shape}
         np.lib.format.write_array_header_1_0(file, form)
-        for block in array.blocks():
-            file.write(np.ascontiguousarray(block, array.dtype).data)
+        for first in range(0, len(images), 64):
+            file.write(images[first : first + 64].tobytes())
 
 
 def load(name: str = "auto", folder: str | Path | None = None, verify: bool = False) -> MedicalImages:
