@@ -1,4 +1,4 @@
-"""Claims about the prepared format, splits and label subsets."""
+"""Claims about the prepared format and its splits."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from conftest import make_arrays, make_card
 
 from mocolayers.data import prepared as datasets
-from mocolayers.data.labels import class_matrix, label_subset
+from mocolayers.data.labels import label_subset
 from mocolayers.data.prepared import load, save_prepared
 from mocolayers.runtime import DatasetError
 
@@ -21,55 +21,6 @@ def test_what_is_saved_is_what_is_loaded(make_data, task):
     assert np.array_equal(data.images, arrays["images"]) and isinstance(data.images, np.memmap)
     assert np.array_equal(data.labels, arrays["labels"])
     assert data.task == task and data.side == 16 and data.channels == 1
-
-
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_subsets_are_nested_whole_patients_and_hold_every_class(make_data, task, seed):
-    data = make_data(task=task, n=900)
-    subsets = [label_subset(data, fraction, seed) for fraction in (0.01, 0.1, 0.5, 1.0)]
-    train = data.rows("train")
-    assert np.array_equal(subsets[-1], train)
-    for small, large in zip(subsets, subsets[1:], strict=False):
-        assert set(small) < set(large)
-    for subset, fraction in zip(subsets, (0.01, 0.1, 0.5, 1.0), strict=True):
-        assert set(subset) <= set(train) and len(subset) >= fraction * len(train) - 1e-9
-        whole = train[np.isin(data.patients[train], data.patients[subset])]
-        assert np.array_equal(subset, whole)
-        assert class_matrix(data, subset).any(axis=0).all()
-
-
-def test_a_subset_that_is_large_enough_is_no_larger_than_asked_by_more_than_a_patient(make_data):
-    data = make_data(n=900)
-    train = len(data.rows("train"))
-    for fraction in (0.1, 0.3, 0.7):
-        assert len(label_subset(data, fraction, 0)) < fraction * train + 3
-
-
-def test_subsets_keep_the_class_mix(make_data):
-    data = make_data(n=3000)
-    share = class_matrix(data, data.rows("train")).mean(axis=0)
-    for seed in range(5):
-        assert class_matrix(data, label_subset(data, 0.1, seed)).mean(axis=0) == pytest.approx(share, abs=0.08)
-
-
-def test_subsets_follow_the_seed(make_data):
-    data = make_data(n=900)
-    assert np.array_equal(label_subset(data, 0.1, 4), label_subset(data, 0.1, 4))
-    assert not np.array_equal(label_subset(data, 0.1, 4), label_subset(data, 0.1, 5))
-
-
-def test_a_fraction_too_small_for_the_classes_is_enlarged_and_says_so(make_data, capsys):
-    data = make_data(task="ordinal")
-    rows = label_subset(data, 0.001, 0)
-    assert class_matrix(data, rows).any(axis=0).all()
-    assert "would miss a class" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("fraction", [0, -0.1, 1.5])
-def test_a_fraction_outside_its_range_says_what_to_give(make_data, fraction):
-    with pytest.raises(DatasetError, match="0.01 for 1%"):
-        label_subset(make_data(), fraction, 0)
 
 
 def test_a_training_split_of_one_class_is_an_error(tmp_path):
