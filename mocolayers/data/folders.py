@@ -13,7 +13,7 @@ from pathlib import Path
 from mocolayers.runtime import DatasetError
 
 ARRAYS = ("images", "labels", "patients", "split")
-SHEET = "contact_sheet.png"
+CHECKED, SHEET = "images.checked", "contact_sheet.png"
 CLUTTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # file managers put these into any folder
 
 DAY = 24 * 3600  # seconds
@@ -46,8 +46,9 @@ def strangers(folder: Path) -> list[str]:
         return sorted(found) or ["no card.json"]
     except (ValueError, KeyError, TypeError):
         arrays = ARRAYS  # a damaged card; its data set may be made again
-    ours = {"card.json", SHEET, *(f"{name}.npy" for name in arrays)}
-    return sorted(name for name in found - ours if not name.startswith(f".{SHEET}."))
+    ours = {"card.json", CHECKED, SHEET, *(f"{name}.npy" for name in arrays)}
+    temporary = tuple(f".{name}." for name in (CHECKED, SHEET))
+    return sorted(name for name in found - ours if not name.startswith(temporary))
 
 
 @contextmanager
@@ -106,7 +107,7 @@ def put_in_place(work: Path, target: Path) -> None:
     with held(target.parent):
         check_target(target)
         if target.exists():
-            files = os.listdir(work)
+            files = [path.name for path in work.iterdir() if path.name != CHECKED]
             if len(filecmp.cmpfiles(work, target, files, shallow=False)[0]) == len(files):
                 return
             old = work.with_name(work.name.replace(".partial-", ".old-"))

@@ -1,10 +1,8 @@
 """Label subsets: which training images may be used with their labels, by patient, nested over fractions."""
 
-import functools
-
 import numpy as np
 
-from mocolayers.data.prepared import MedicalImages
+from mocolayers.data.prepared import MedicalImages, say_once
 from mocolayers.runtime import DatasetError
 
 POOL = 32  # patients among which the next one is chosen
@@ -43,14 +41,8 @@ def label_subset(data: MedicalImages, fraction: float, seed: int) -> np.ndarray:
     chosen = np.isin(member, order[: last + 1])
     if need_classes > need_images:
         taken = f"{chosen.sum()} images ({chosen.mean():.1%})"
-        _say_once(f"{data.name}: {fraction:.1%} of the labels would miss a class; taking {taken}")
+        say_once(f"{data.name}: {fraction:.1%} of the labels would miss a class; taking {taken}")
     return rows[chosen]
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    """Print a line that a sweep would otherwise repeat for every arm."""
-    print(text)
 
 
 def class_matrix(data: MedicalImages, rows: np.ndarray) -> np.ndarray:
