@@ -46,20 +46,26 @@ def run(main, parser: argparse.ArgumentParser) -> None:
     """Call `main(arguments)`; bad data, a full disk or Ctrl-C end in one line and exit code 1."""
     args = parser.parse_args()
     try:
-        if args.name is None:
-            args.name = getattr(args, "set", None)
-        if args.name is None:
-            raise DatasetError("give the data set a name: --name NAME")
-        check_name(args.name)
-        for option, given in vars(args).items():
-            if isinstance(given, Path) and option != "out":
-                check_apart(given, args.out / args.name)
-        check_target(args.out / args.name)
+        if "source" in args:
+            check_places(args)
         main(args)
     except (DatasetError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on where it was")
+
+
+def check_places(args: argparse.Namespace) -> None:
+    """Refuse a place for the data set where something of the reader's could be lost, before anything is read."""
+    if args.name is None:
+        args.name = getattr(args, "set", None)
+    if args.name is None:
+        raise DatasetError("give the data set a name: --name NAME")
+    check_name(args.name)
+    for option, given in vars(args).items():
+        if isinstance(given, Path) and option != "out":
+            check_apart(given, args.out / args.name)
+    check_target(args.out / args.name)
 
 
 def check_apart(source: Path, target: Path) -> None:

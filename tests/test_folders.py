@@ -108,12 +108,12 @@ def test_a_file_and_a_link_are_not_replaced_and_an_empty_folder_is(tmp_path):
 
 
 def test_phantoms_too_ask_before_they_draw(tmp_path):
-    (tmp_path / "chest_phantom").mkdir()
-    (tmp_path / "chest_phantom" / "mine.txt").write_text("mine")
+    (tmp_path / "retina_phantom").mkdir()
+    (tmp_path / "retina_phantom" / "mine.txt").write_text("mine")
     command = [sys.executable, str(SCRIPTS / "phantoms.py"), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "mine.txt" in done.stderr and done.stderr.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["chest_phantom"]
+    assert [path.name for path in tmp_path.iterdir()] == ["retina_phantom"]
 
 
 def test_a_damaged_data_set_can_be_made_again(make_data, tmp_path):
