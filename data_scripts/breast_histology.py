@@ -54,7 +54,7 @@ def to_square(image: Image.Image) -> tuple[Image.Image, str]:
 
 def main(args) -> None:
     pictures = find(open_source(args.source, "one folder per patient", args.out, KAGGLE))
-    images, kept, report = read_images(pictures, to_square, args)
+    images, kept, report = read_images(pictures, to_square, 3, args)
     labels = np.array([picture.label for picture in kept])
     patients = np.array([picture.patient for picture in kept])
     split = split_by_patient(patients, labels, args.seed, (0.6, 0.2, 0.2))

@@ -2,23 +2,23 @@
 
 import argparse
 import os
-import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
-from conversion import Converted, Picture, convert, pixel_hashes
+from conversion import Converted, Picture, convert, not_work, pixel_hashes
 
+from mocolayers.data.folders import SHEET, check_name, check_target, clear
 from mocolayers.data.labels import class_matrix
-from mocolayers.data.prepared import SPLITS, MedicalImages, data_folder, load, save_prepared
+from mocolayers.data.prepared import SPLITS, MedicalImages, Rows, data_folder, load, save_prepared
 from mocolayers.runtime import DatasetError, atomic_write
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
-SHEET = 10  # pictures of each kind on the contact sheet
+EACH = 10  # pictures of each kind on the contact sheet
 KINDS = 60  # lines of the contact sheet at most
 
 
-def arguments(description: str, name: str, side: int, examples: str) -> argparse.ArgumentParser:
+def arguments(description: str, name: str | None, side: int, examples: str) -> argparse.ArgumentParser:
     """A parser with the options that every script has."""
     parser = argparse.ArgumentParser(
         description=description,
@@ -29,7 +29,7 @@ def arguments(description: str, name: str, side: int, examples: str) -> argparse
         "--source", type=Path, help="folder or archive as the publisher gives it; else it is downloaded"
     )
     parser.add_argument("--out", type=Path, default=data_folder(), help="folder of prepared data sets (%(default)s)")
-    parser.add_argument("--name", default=name, help="name of the prepared data set (%(default)s)")
+    parser.add_argument("--name", default=name, help=f"name of the prepared data set{f' ({name})' * bool(name)}")
     parser.add_argument(
         "--side",
         type=int,
@@ -43,17 +43,41 @@ def arguments(description: str, name: str, side: int, examples: str) -> argparse
 
 
 def run(main, parser: argparse.ArgumentParser) -> None:
-    """Call `main(arguments)` and turn a `DatasetError` into one line and exit code 1."""
+    """Call `main(arguments)`; bad data, a full disk or Ctrl-C end in one line and exit code 1."""
+    args = parser.parse_args()
     try:
-        main(parser.parse_args())
-    except DatasetError as error:
+        if "source" in args:
+            check_places(args)
+        main(args)
+    except (DatasetError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on where it was")
 
 
-def read_images(pictures: list[Picture], prepare, args: argparse.Namespace) -> Converted:
+def check_places(args: argparse.Namespace) -> None:
+    """Refuse a place for the data set where something of the reader's could be lost, before anything is read."""
+    if args.name is None:
+        args.name = getattr(args, "set", None)
+    if args.name is None:
+        raise DatasetError("give the data set a name: --name NAME")
+    check_name(args.name)
+    for option, given in vars(args).items():
+        if isinstance(given, Path) and option != "out":
+            check_apart(given, args.out / args.name)
+    check_target(args.out / args.name)
+
+
+def check_apart(source: Path, target: Path) -> None:
+    """Refuse a source that holds the target or is held by it: one would be written over the other."""
+    for inner, outer in ((source.resolve(), target), (target.resolve(), source)):
+        if outer.exists() and any(part.exists() and part.samefile(outer) for part in (inner, *inner.parents)):
+            raise DatasetError(f"{source} and {target}, the new data set, hold one another; choose another --out")
+
+
+def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace) -> Converted:
     """`convert` with the options of the command line."""
-    work = args.out / f".{args.name}.work"
-    return convert(pictures, prepare, args.side, work, args.skip_bad, args.workers)
+    return convert(pictures, prepare, channels, args.side, args.out / args.name, args.skip_bad, args.workers)
 
 
 def split_by_patient(patients: np.ndarray, positive: np.ndarray, seed: int, fractions=FRACTIONS) -> np.ndarray:
@@ -77,6 +101,11 @@ def rows_without_copies(images: np.ndarray, split: np.ndarray) -> np.ndarray:
     return np.flatnonzero(split == highest[member])
 
 
+def chosen(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Some rows of all arrays; the images stay on disk."""
+    return {name: Rows(array, rows) if name == "images" else array[rows] for name, array in arrays.items()}
+
+
 def duplicates(images: np.ndarray, split: np.ndarray) -> dict[str, int]:
     """How many images equal an earlier one, and how many pictures stand in more than one split."""
     names, member = np.unique(pixel_hashes(images), return_inverse=True)
@@ -98,10 +127,9 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
         counted = one_hot[inside_split].sum(axis=0)
         report["classes"][name] = dict(zip(card["classes"], counted.tolist(), strict=True))
     place = save_prepared(args.out / args.name, arrays, card | {"report": report})
-    for work in args.out.glob(f".{args.name}.work-*"):
-        shutil.rmtree(work)
+    clear(place, "work", not_work)
     figure = contact_sheet(load(args.name, args.out))
-    atomic_write(place / "contact_sheet.png", lambda path: figure.savefig(path, format="png", dpi=110))
+    atomic_write(place / SHEET, lambda path: figure.savefig(path, format="png", dpi=110))
     print(f"{place}: {len(split)} images of {len(np.unique(arrays['patients']))} patients, {args.side} px")
     for name, counts in report["classes"].items():
         print(f"  {name}: {report['patients'][name]} patients, " + ", ".join(f"{k} {v}" for k, v in counts.items()))
@@ -126,6 +154,6 @@ def contact_sheet(data: MedicalImages):
         )
         for name, inside in kinds.items():
             if inside.any() and len(groups) < KINDS:
-                chosen = np.sort(rng.permutation(rows[inside])[:SHEET])
+                chosen = np.sort(rng.permutation(rows[inside])[:EACH])
                 groups[f"{split}: {name}"] = data.images[chosen]
-    return image_sheet(groups, f"{data.name}: {len(data.images)} images of {data.side} px")
+    return strips(groups, EACH, f"{data.name}: {len(data.images)} images of {data.side} px")

@@ -1,13 +1,14 @@
-"""Many image files to pixels of one size: in parallel, a part at a time on disk, so that a killed script goes on."""
+"""Many image files to pixels of one size: in parallel, into one array on disk, so that a killed script goes on."""
 
 import hashlib
 import json
 import multiprocessing
 import os
-import shutil
+import signal
 import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,9 +19,12 @@ from PIL import Image
 from sources import fingerprint
 from tqdm import tqdm
 
-from mocolayers.runtime import DatasetError, atomic_write
+from mocolayers.data.folders import clear, held
+from mocolayers.data.prepared import Rows
+from mocolayers.runtime import DatasetError
 
-PART_BYTES = 32 * 2**20  # pixels of a part, which is what a process holds in memory
+CHUNK = 64  # images of one job, which are read again after a kill
+PIXELS, JOURNAL = "images.npy", "done.jsonl"
 
 
 @dataclass
@@ -34,176 +38,143 @@ class Picture:
     grade: int | None = None
 
 
-class StoredImages:
-    """Converted images on disk, (N, side, side, C) uint8. Indexing chooses rows; `blocks` reads them.
-
-    Attributes:
-        hashes: (N,) one number per image; equal pixels have equal numbers.
-    """
-
-    dtype, ndim = np.dtype(np.uint8), 4
-
-    def __init__(self, files: list[Path], part: np.ndarray, place: np.ndarray, hashes: np.ndarray, picture) -> None:
-        self.files, self.part, self.place, self.hashes, self.picture = files, part, place, hashes, tuple(picture)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.part), *self.picture)
-
-    def __len__(self) -> int:
-        return len(self.part)
-
-    def __getitem__(self, rows: np.ndarray) -> "StoredImages":
-        return StoredImages(self.files, self.part[rows], self.place[rows], self.hashes[rows], self.picture)
-
-    def blocks(self):
-        """The images in order, (n, side, side, C) at a time; one part is in memory."""
-        ends = np.flatnonzero(np.diff(self.part)) + 1
-        for rows in np.split(np.arange(len(self)), ends):
-            if len(rows):
-                with np.load(self.files[self.part[rows[0]]]) as part:
-                    yield part["pixels"][self.place[rows]]
-
-
 class Converted(NamedTuple):
     """What `convert` returns.
 
     Attributes:
-        images: the readable ones.
+        images: (n, side, side, C) uint8, the readable ones, on disk.
         kept: the pictures they are of, in the same order.
         report: how often each note was made, and the files that were skipped and why.
     """
 
-    images: StoredImages
+    images: Rows
     kept: list[Picture]
     report: dict
 
 
-def convert(pictures: list[Picture], prepare, side: int, work: Path, skip_bad: bool, workers: int) -> Converted:
+def convert(
+    pictures: list[Picture], prepare, channels: int, side: int, target: Path, skip_bad: bool, workers: int
+) -> Converted:
     """Read, prepare and resize all pictures.
 
     Args:
         pictures: what to read.
         prepare: `image -> (image, note)` at source resolution; notes are counted in the report.
+        channels: of the prepared images, 1 or 3.
         side: of the result, pixels.
-        work: finished parts are kept in a folder of this name and a fingerprint of what is read, so that the same call
-            goes on with them; parts of another call under this name are removed. The caller removes it in the end.
+        target: the data set that it is for. Pixels and a journal of what is done are kept in a hidden folder beside it,
+            named with a fingerprint of what is read: the same call goes on, and work of other calls is removed.
         skip_bad: leave unreadable files out instead of stopping.
         workers: number of processes.
     Raises:
         DatasetError: an unreadable file without `skip_bad`, or no readable file at all.
     """
     paths = [picture.path for picture in pictures]
-    size = max(16, min(256, PART_BYTES // (3 * side * side)))
-    folder = _work_folder(work, paths, prepare, side)
-    jobs = [(folder / f"{n:06d}.npz", paths[i : i + size]) for n, i in enumerate(range(0, len(paths), size))]
-    waiting = [job for job in jobs if not job[0].is_file()]
-    known = len(paths) - sum(len(part) for _, part in waiting)
+    about = f"{prepare.__module__}.{prepare.__name__} {side}"
+    work = target.with_name(f".{target.name}.work-{fingerprint(paths, about)}")
+    work.mkdir(parents=True, exist_ok=True)
+    os.utime(work)
+    with held(work, wait=False) as mine:
+        if mine is False:
+            raise DatasetError(f"another process is reading these images for {target}; wait until it has ended")
+        clear(target, "work", not_work)
+        if not (work / JOURNAL).is_file():
+            shape = (len(paths), side, side, channels)
+            np.lib.format.open_memmap(work / PIXELS, "w+", np.uint8, shape)
+            (work / JOURNAL).touch()
+        chunks = _fill(work, paths, prepare, skip_bad, workers)
+    images = np.load(work / PIXELS, mmap_mode="r")
+    bad = {int(row): error for chunk in chunks for row, error in chunk["errors"].items()}
+    good = np.setdiff1d(np.arange(len(paths)), list(bad))
+    if not len(good):
+        raise DatasetError("no readable image was found in the source")
+    notes = sum((Counter(chunk["notes"]) for chunk in chunks), Counter())
+    report = {"notes": dict(notes), "skipped": list(bad.values())}
+    return Converted(Rows(images, good), [pictures[row] for row in good], report)
+
+
+def not_work(folder: Path) -> list[str]:
+    """Names in a folder that are no part of a conversion."""
+    return sorted(set(os.listdir(folder)) - {PIXELS, JOURNAL})
+
+
+def _fill(work: Path, paths: list[Path], prepare, skip_bad: bool, workers: int) -> list[dict]:
+    """Read all chunks that the journal lacks; returns its entries in the order of the files.
+
+    A chunk with errors counts as done only if they are to be skipped: else its files may have been mended.
+    """
+    done = {}
+    for line in (work / JOURNAL).read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):  # a kill may have cut a line short
+            chunk = json.loads(line)
+            if skip_bad or not chunk["errors"]:
+                done[chunk["first"]] = chunk
+    waiting = [first for first in range(0, len(paths), CHUNK) if first not in done]
+    known = len(paths) - sum(len(paths[first : first + CHUNK]) for first in waiting)
     if known:
         print(f"{known} of {len(paths)} images were converted before and are not read again")
+    read = partial(_read_chunk, work / PIXELS, prepare)
     with (
+        open(work / JOURNAL, "ab", buffering=0) as journal,
         tqdm(total=len(paths), unit="image", initial=known) as bar,
         ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool,
     ):
-        for errors, count in pool.map(partial(_convert_part, prepare, side, skip_bad), waiting):
-            bar.update(count)
-            if errors and not skip_bad:
-                pool.shutdown(cancel_futures=True)
-                raise _unreadable(errors)
-    return _gather([file for file, _ in jobs], pictures, size, skip_bad)
-
-
-def _unreadable(errors: list[str]) -> DatasetError:
-    return DatasetError(f"{errors[0]}. Pass --skip-bad to leave such files out and list them")
+        try:
+            for chunk in pool.map(read, waiting, [paths[first : first + CHUNK] for first in waiting]):
+                if chunk["errors"] and not skip_bad:
+                    advice = "Pass --skip-bad to leave such files out and list them"
+                    raise DatasetError(f"{next(iter(chunk['errors'].values()))}. {advice}")
+                done[chunk["first"]] = chunk
+                journal.write(b"\n" + json.dumps(chunk).encode())
+                bar.update(len(paths[chunk["first"] : chunk["first"] + CHUNK]))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return [done[first] for first in sorted(done)]
 
 
 def _end_with_parent() -> None:
-    """A reading process whose script was killed would wait for work for ever."""
+    """Without this a reading process whose script was killed waits for ever, and one that Ctrl-C reaches complains."""
 
     def wait() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _work_folder(work: Path, paths: list[Path], prepare, side: int) -> Path:
-    folder = work.with_name(f"{work.name}-{fingerprint(paths, f'{prepare.__module__}.{prepare.__name__} {side}')}")
-    for other in work.parent.glob(f"{work.name}-*"):
-        if other != folder:
-            shutil.rmtree(other)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def _read_chunk(pixels: Path, prepare, first: int, paths: list[Path]) -> dict:
+    """Write the pixels of some files to their rows, from `first` on; returns the entry for the journal."""
+    chunk, array = {"first": first, "notes": Counter(), "errors": {}}, np.load(pixels, mmap_mode="r")
+    # Not written through the map: on a full disk that ends in a signal instead of an error.
+    with open(pixels, "r+b") as file:
+        for row, path in enumerate(paths, first):
+            try:
+                image, note = _read_one(path, prepare, array.shape[1:])
+            except Exception as error:
+                chunk["errors"][row] = f"{path}: {error}"
+                continue
+            file.seek(array.offset + row * image.nbytes)
+            file.write(image.tobytes())
+            if note:
+                chunk["notes"][note] += 1
+    return chunk
 
 
-def _convert_part(prepare, side: int, skip_bad: bool, job: tuple[Path, list[Path]]) -> tuple[list[str], int]:
-    """Convert some files into one .npz; returns the errors and how many files there were.
-
-    A part with errors is kept only if they are to be skipped; else it is read again when they may have been mended.
-    """
-    target, paths = job
-    read = [_read_one(prepare, side, path) for path in paths]
-    pixels = [image for image, _, _ in read if image is not None]
-    about = {"notes": Counter(note for _, note, _ in read if note), "errors": [e for _, _, e in read if e]}
-    arrays = {
-        "pixels": np.stack(pixels) if pixels else np.zeros((0, side, side, 1), np.uint8),
-        "hashes": pixel_hashes(pixels),
-        "readable": np.array([image is not None for image, _, _ in read]),
-        "about": np.array(json.dumps(about)),
-    }
-
-    def save(path: Path) -> None:
-        with open(path, "wb") as file:
-            np.savez(file, **arrays)
-
-    if skip_bad or not about["errors"]:
-        atomic_write(target, save)
-    return about["errors"], len(paths)
-
-
-def _read_one(prepare, side: int, path: Path):
-    """(H, W, C) pixels at `side`, a note on what was odd, and an error text if it could not be read."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            image, note = prepare(image)
-    except Exception as error:
-        return None, "", f"{path}: {error}"
+def _read_one(path: Path, prepare, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
+    """(side, side, C) pixels and a note on what was odd."""
+    side = shape[0]
+    with Image.open(path) as image:
+        image.load()
+        image, note = prepare(image)
     if image.size != (side, side):
-        image = image.resize(
-            (side, side), Image.Resampling.BOX if min(image.size) >= side else Image.Resampling.BICUBIC
-        )
-    pixels = np.asarray(image, dtype=np.uint8)
-    return pixels.reshape(side, side, -1), note, ""
-
-
-def _gather(files: list[Path], pictures: list[Picture], size: int, skip_bad: bool) -> Converted:
-    """What the parts hold, without their pixels."""
-    part, place, hashes, kept, notes, bad, picture = [], [], [], [], Counter(), [], ()
-    for file in files:
-        with np.load(file) as found:
-            about, readable = json.loads(str(found["about"])), found["readable"]
-            hashes.append(found["hashes"])
-            if not kept and readable.any():
-                picture = found["pixels"].shape[1:]
-        first = int(file.stem) * size
-        kept += [pictures[first + row] for row in np.flatnonzero(readable)]
-        part.append(np.full(readable.sum(), len(part)))
-        place.append(np.arange(readable.sum()))
-        notes.update(about["notes"])
-        bad += about["errors"]
-    if bad and not skip_bad:
-        raise _unreadable(bad)
-    if not kept:
-        raise DatasetError("no readable image was found in the source")
-    images = StoredImages(files, *map(np.concatenate, (part, place, hashes)), picture)
-    return Converted(images, kept, {"notes": dict(notes), "skipped": bad})
+        smaller = min(image.size) >= side
+        image = image.resize((side, side), Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC)
+    return np.asarray(image, dtype=np.uint8).reshape(shape), note
 
 
 def pixel_hashes(images) -> np.ndarray:
     """(N,) one number per image; equal pixels give equal numbers."""
-    if isinstance(images, StoredImages):
-        return images.hashes
     digests = (hashlib.blake2b(x.tobytes(), digest_size=8).digest() for x in images)
     return np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
 

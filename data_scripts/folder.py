@@ -127,8 +127,6 @@ def warn(counts: dict[str, dict[str, int]]) -> None:
 def main(args) -> None:
     if args.csv and not args.label:
         raise DatasetError("--csv wants --label COLUMN as well, one or several")
-    if not args.name:
-        raise DatasetError("give the data set a name: --name NAME")
     if args.source is None:
         raise DatasetError("give --source PATH, the folder with your images")
     source = open_source(args.source, "your images", args.out, "")
@@ -138,7 +136,8 @@ def main(args) -> None:
         print("no patients are known: every image counts as a patient of its own, so check that no one has two")
         for picture in pictures:
             picture.patient = str(picture.path.relative_to(source))
-    images, kept, report = read_images(pictures, gray if args.gray else colour, args)
+    prepare, channels = (gray, 1) if args.gray else (colour, 3)
+    images, kept, report = read_images(pictures, prepare, channels, args)
     labels = np.array([picture.label for picture in kept], np.uint8 if task == "multilabel" else np.int64)
     patients = np.array([picture.patient for picture in kept])
     split = splits(kept, patients, labels, args.seed)
@@ -149,7 +148,7 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "", 28, EXAMPLES)
+    parser = arguments(__doc__, None, 28, EXAMPLES)
     parser.add_argument("--csv", type=Path, help="table with one line per image; else one folder per class")
     parser.add_argument("--file", default="file", help="its column of paths below --source (%(default)s)")
     parser.add_argument("--label", nargs="+", default=[], help="its column or columns of labels")

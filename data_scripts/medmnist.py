@@ -14,7 +14,7 @@ from medmnist import INFO  # noqa: E402
 sys.path.insert(0, HERE)
 
 import numpy as np  # noqa: E402
-from common import arguments, finish, rows_without_copies, run  # noqa: E402
+from common import arguments, chosen, finish, rows_without_copies, run  # noqa: E402
 from conversion import pixel_hashes  # noqa: E402
 
 from mocolayers.runtime import DatasetError  # noqa: E402
@@ -98,13 +98,11 @@ def without_copies(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray]
     """
     patients = np.unique(pixel_hashes(arrays["images"]), return_inverse=True)[1]
     keep = rows_without_copies(arrays["images"], arrays["split"])
-    kept = {name: array[keep] for name, array in (arrays | {"patients": patients}).items()}
-    return kept, len(patients) - len(keep)
+    return chosen(arrays | {"patients": patients}, keep), len(patients) - len(keep)
 
 
 def main(args) -> None:
     name, info = args.set, INFO[args.set]
-    args.name = args.name or name
     with tempfile.TemporaryDirectory() as folder:
         if args.source and not args.source.is_file():
             raise DatasetError(f"{args.source} does not exist; --source wants the .npz file of {name}")
@@ -129,7 +127,7 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "", 28, EXAMPLES)
+    parser = arguments(__doc__, None, 28, EXAMPLES)
     parser.add_argument("set", choices=sorted(MODALITY), help="which MedMNIST set")
     parser.add_argument("--allow-unverified", action="store_true", help="accept a --source whose md5 is not official")
     run(main, parser)

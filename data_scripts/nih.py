@@ -99,7 +99,7 @@ def main(args) -> None:
         picture.split = int(code)
     if args.unlabelled:
         pictures += unlabelled(open_source(args.unlabelled, "a second NIH tree", args.out, KAGGLE), pictures, split)
-    images, kept, report = read_images(pictures, gray, args)
+    images, kept, report = read_images(pictures, gray, 1, args)
     labels = np.array([picture.label for picture in kept], np.uint8)
     task = {"task": "multilabel", "classes": FINDINGS}
     if args.task == "finding":

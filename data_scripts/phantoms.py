@@ -5,57 +5,33 @@ be drawn with and without its finding, on the same anatomy, at any side and any 
 """
 
 import argparse
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from common import run
 from PIL import Image, ImageDraw
 from scipy import ndimage
 from scipy.interpolate import BSpline
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from mocolayers.data.prepared import TEST, TRAIN, VAL, data_folder, save_prepared  # noqa: E402
+from mocolayers.data.folders import check_target
+from mocolayers.data.prepared import TEST, TRAIN, VAL, data_folder, save_prepared
+from mocolayers.runtime import DatasetError
 
 EXAMPLES = """examples:
   python data_scripts/phantoms.py
   python data_scripts/phantoms.py --name retina_phantom --side 64 --difficulty 0.2
-  python data_scripts/phantoms.py --name chest_phantom --images 400 --out easy --difficulty 0 --preview sheet.png
+  python data_scripts/phantoms.py --name chest_phantom --images 400 --out easy --difficulty 0
 """
 IMAGES = 4400
+FINER = 2  # fields are drawn at this many times the side and averaged, outlines (`Ink`) four times finer still
 SHARES = {TRAIN: 15 / 22, VAL: 2 / 22, TEST: 5 / 22}
 # Random streams of one image: what the patient shares, what the exposure adds, what the finding adds. They are apart
 # so that drawing the finding, or making it harder to see, leaves every other pixel as it was.
 PATIENT, EXPOSURE, FINDING, PLAN = range(4)
-
-
-@dataclass(frozen=True)
-class Phantom:
-    """One kind of drawn image.
-
-    Attributes:
-        title, modality, classes: as the card has them.
-        plan: (rng) to the list of findings of one patient's images: 0 or 1, or a grade 0-4.
-        paint: (patient seed, exposure rng, finding rng, finding, image number, difficulty, side) to
-            (side, side, C) floats, 0 black to 1 white.
-    """
-
-    title: str
-    modality: str
-    classes: list[str]
-    plan: Callable
-    paint: Callable
-
-
-# ---------------------------------------------------------------------------------------------------- common tools
-
-
-def work_side(side: int) -> int:
-    """Side at which fields are drawn before areas are averaged; outlines (`Ink`) are drawn four times finer still."""
-    return 2 * side
 
 
 def reduce(image: np.ndarray, side: int) -> np.ndarray:
@@ -194,9 +170,6 @@ def ease(difficulty: float, low: float, high: float) -> float:
     return float(np.interp(difficulty, (0, 0.5, 1), (high, 1, low)))
 
 
-# ------------------------------------------------------------------------------------------------------------ chest
-
-
 def chest_plan(rng: np.random.Generator) -> list[int]:
     """One to four films; a patient who is ill on one is more often ill on the next."""
     ill = rng.random() < 0.5
@@ -205,7 +178,7 @@ def chest_plan(rng: np.random.Generator) -> list[int]:
 
 def paint_chest(patient, exposure, finding, positive, _image, difficulty, side) -> np.ndarray:
     """A frontal film (side, side, 1): soft tissue, two lungs, heart, ribs, clavicles, vessels and film noise."""
-    size = work_side(side)
+    size = FINER * side
     film, lungs, body = _chest_anatomy(patient, size)
     film = film + _chest_distractors(exposure, lungs, size)
     if positive:
@@ -304,14 +277,8 @@ def _lung_vessels(rng, middle, apex, base, size) -> np.ndarray:
 def _breasts(rng, u, y, base) -> np.ndarray:
     radius, low, strength = rng.uniform(0.13, 0.19), base + rng.uniform(-0.1, 0.02), rng.uniform(0.05, 0.11)
     fold = soft_step(y - low + 0.16, 0.2)
-    return (
-        strength
-        * fold
-        * sum(
-            _ellipse(u, y, sign * rng.uniform(0.19, 0.22), low - 0.06, radius, radius * 0.9, 0, 0.45)
-            for sign in (-1, 1)
-        )
-    )
+    sides = [sign * rng.uniform(0.19, 0.22) for sign in (-1, 1)]
+    return strength * fold * sum(_ellipse(u, y, side, low - 0.06, radius, radius * 0.9, 0, 0.45) for side in sides)
 
 
 def _place_in_lung(rng, lungs) -> tuple[float, float]:
@@ -360,9 +327,6 @@ def _expose_film(rng: np.random.Generator, film: np.ndarray) -> np.ndarray:
     return film + grain * np.sqrt(0.15 + film)
 
 
-# -------------------------------------------------------------------------------------------------------- histology
-
-
 def histology_plan(rng: np.random.Generator) -> list[int]:
     """Two to ten patches of one slide; slides differ in how much of them is tumour."""
     share = rng.beta(0.9, 1.2)
@@ -371,7 +335,7 @@ def histology_plan(rng: np.random.Generator) -> list[int]:
 
 def paint_histology(patient, exposure, finding, positive, _image, difficulty, side) -> np.ndarray:
     """A patch (side, side, 3) of stained tissue: light that passes eosin and haematoxylin (Beer-Lambert)."""
-    size = work_side(side)
+    size = FINER * side
     stain = _stain(np.random.default_rng(patient))
     eosin, holes, flow = _stroma(exposure, stain, size)
     ordinary = _ordinary_nuclei(exposure, flow, stain, size)
@@ -474,8 +438,6 @@ def _crowd(rng, positive, stain, difficulty, size) -> tuple[np.ndarray, np.ndarr
     return ink.array(), over.array()
 
 
-# ----------------------------------------------------------------------------------------------------------- retina
-
 REFERABLE = 2
 
 
@@ -487,7 +449,7 @@ def retina_plan(rng: np.random.Generator) -> list[int]:
 
 def paint_retina(patient, exposure, finding, grade, image, difficulty, side) -> np.ndarray:
     """A fundus photograph (side, side, 3): disc, macula, arcades, camera; image 0 is a right eye, 1 a left one."""
-    size, patient = work_side(side), np.random.default_rng(patient)
+    size, patient = FINER * side, np.random.default_rng(patient)
     eye, disc, macula = _fundus(patient, exposure, size)
     eye = _harmless_spots(exposure, eye, disc, size)
     if grade:
@@ -614,42 +576,46 @@ def _camera(patient, exposure, eye, side) -> np.ndarray:
     return np.clip(picture, 0, 1) ** exposure.uniform(0.85, 1.15) + noise * (0.2 + picture)
 
 
-# --------------------------------------------------------------------------------------------------------- data sets
+class Phantom(NamedTuple):
+    """One kind of drawn image.
+
+    Attributes:
+        classes: their names.
+        plan: (rng) to the list of findings of one patient's images: 0 or 1, or a grade 0-4.
+        paint: (patient seed, exposure rng, finding rng, finding, image number, difficulty, side) to
+            (side, side, C) floats, 0 black to 1 white.
+    """
+
+    classes: list[str]
+    plan: Callable
+    paint: Callable
+
 
 PHANTOMS = {
-    "chest_phantom": Phantom("Chest phantom (synthetic)", "chest", ["no opacity", "opacity"], chest_plan, paint_chest),
-    "histology_phantom": Phantom(
-        "Histology phantom (synthetic)", "histology", ["no tumour", "tumour"], histology_plan, paint_histology
-    ),
-    "retina_phantom": Phantom(
-        "Retina phantom (synthetic)", "retina", ["not referable", "referable"], retina_plan, paint_retina
-    ),
+    "chest_phantom": Phantom(["no opacity", "opacity"], chest_plan, paint_chest),
+    "histology_phantom": Phantom(["no tumour", "tumour"], histology_plan, paint_histology),
+    "retina_phantom": Phantom(["not referable", "referable"], retina_plan, paint_retina),
 }
 
 
 def draw(
     name: str, seed: int, patient: int, image: int, finding: int, side: int = 32, difficulty: float = 0.5
 ) -> np.ndarray:
-    """Draw one image; only the finding differs between two calls that differ in `finding` or `difficulty` alone.
+    """Draw one (side, side, C) uint8; only the finding differs between calls that differ in finding or difficulty.
 
     In the histology phantom the tumour changes two more things on purpose: it takes the place of the lymphocytes, and
     the stain of the stroma makes up for the stain of its nuclei.
 
     Args:
-        name: "chest_phantom", "histology_phantom" or "retina_phantom".
+        name: one of `PHANTOMS`.
         seed, patient, image: which anatomy and which exposure of it.
         finding: 0 or 1; for the retina a grade 0-4.
         side: pixels.
         difficulty: 0 (plain to see) to 1 (hardly visible).
-    Returns:
-        (side, side, C) uint8.
     """
-    streams = (
-        _seed(name, seed, patient, PATIENT),
-        _stream(name, seed, patient, EXPOSURE, image),
-        _stream(name, seed, patient, FINDING, image),
-    )
-    picture = PHANTOMS[name].paint(*streams, finding, image, difficulty, side)
+    exposure, lesion = _stream(name, seed, patient, EXPOSURE, image), _stream(name, seed, patient, FINDING, image)
+    anatomy = _seed(name, seed, patient, PATIENT)
+    picture = PHANTOMS[name].paint(anatomy, exposure, lesion, finding, image, difficulty, side)
     return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
@@ -664,40 +630,21 @@ def _seed(name: str, seed: int, *path: int) -> tuple[int, ...]:
 def make(
     name: str, images: int = IMAGES, seed: int = 0, side: int = 32, difficulty: float = 0.5
 ) -> tuple[dict[str, np.ndarray], dict]:
-    """Draw a whole synthetic data set, split by patient.
-
-    Args:
-        name: one of `PHANTOMS`.
-        images: how many in all; about 15/22 of them train, 2/22 validate, 5/22 test.
-        seed, side, difficulty: see `draw`.
-    Returns:
-        The arrays and the card that `save_prepared` takes.
-    """
-    phantom = PHANTOMS[name]
-    plan = _plan(name, images, seed)
-    findings = np.array([finding for _, _, finding in plan], np.int64)
-    rows = tqdm(plan, desc=name, unit="image")
-    patients = np.array([patient for patient, _, _ in plan])
+    """The arrays and the card of a whole data set, split by patient, as `save_prepared` takes them; see `draw`."""
+    plan, modality = _plan(name, images, seed), name.removesuffix("_phantom")
+    patients, _, findings = np.array(plan).T
     arrays = {
-        "images": np.stack([draw(name, seed, *row, side, difficulty) for row in rows]),
-        "labels": (findings >= (REFERABLE if phantom.modality == "retina" else 1)).astype(np.int64),
-        "patients": np.array([f"{phantom.modality}{patient:05d}" for patient in patients]),
+        "images": np.stack([draw(name, seed, *row, side, difficulty) for row in tqdm(plan, desc=name, unit="image")]),
+        "labels": (findings >= (REFERABLE if modality == "retina" else 1)).astype(np.int64),
+        "patients": np.array([f"{modality}{patient:05d}" for patient in patients]),
         "split": _split(patients),
     }
-    if phantom.modality == "retina":
+    if modality == "retina":
         arrays["grades"] = findings
     options = f"--name {name} --images {images} --side {side} --seed {seed} --difficulty {difficulty:g}"
-    card = {
-        "title": phantom.title,
-        "synthetic": True,
-        "modality": phantom.modality,
-        "task": "binary",
-        "classes": phantom.classes,
-        "source": f"data_scripts/phantoms.py {options}",
-        "licence": "MIT",
-        "citation": "",
-    }
-    return arrays, card
+    card = {"title": f"{modality.capitalize()} phantom (synthetic)", "synthetic": True, "modality": modality}
+    card |= {"task": "binary", "classes": PHANTOMS[name].classes, "licence": "MIT", "citation": ""}
+    return arrays, card | {"source": f"data_scripts/phantoms.py {options}"}
 
 
 def _plan(name: str, images: int, seed: int) -> list[tuple[int, int, int]]:
@@ -718,61 +665,27 @@ def _split(patients: np.ndarray) -> np.ndarray:
     return np.array(list(SHARES))[np.searchsorted(ends[:-1], share)].astype(np.int64)
 
 
-# ------------------------------------------------------------------------------------------------------ command line
-
-
-def contact_sheet(sets: dict[str, dict[str, np.ndarray]], target: Path, columns: int = 10) -> None:
-    """Save a figure with two rows per data set: the first test images without and with the finding."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2 * len(sets), columns, figsize=(1.5 * columns, 3.2 * len(sets)), squeeze=False)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[], frame_on=False)
-    for block, (name, arrays) in enumerate(sets.items()):
-        for label, title in enumerate(PHANTOMS[name].classes):
-            axes[2 * block + label, 0].set_ylabel(f"{name.split('_')[0]}\n{title}")
-            rows = np.flatnonzero((arrays["labels"] == label) & (arrays["split"] == TEST))[:columns]
-            for axis, row in zip(axes[2 * block + label], rows, strict=False):
-                axis.imshow(arrays["images"][row].squeeze(), cmap="gray", vmin=0, vmax=255)
-    figure.suptitle("Synthetic images: without the finding above, with it below")
-    figure.set_layout_engine("tight")
-    figure.savefig(target, dpi=100)
-    plt.close(figure)
-
-
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--name", choices=[*PHANTOMS, "all"], default="all", help="which data set (default: all)")
-    parser.add_argument("--out", type=Path, help="folder of prepared data sets (default: $MOCOLAYERS_DATA, else data/)")
-    parser.add_argument("--side", type=int, default=32, help="pixels (default: 32)")
-    parser.add_argument("--images", type=int, default=IMAGES, help=f"train + validation + test (default: {IMAGES})")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--difficulty", type=float, default=0.5, help="0 plain to see, 1 hardly visible (default: 0.5)")
-    parser.add_argument("--preview", type=Path, metavar="FILE.png", help="also save a contact sheet")
-    options = parser.parse_args(argv)
+def main(options: argparse.Namespace) -> None:
     if not 0 <= options.difficulty <= 1:
-        parser.error(f"--difficulty {options.difficulty}: give a number from 0 to 1, for example 0.5")
+        raise DatasetError(f"--difficulty {options.difficulty}: give a number from 0 to 1, for example 0.5")
     if options.side < 8 or options.images < 60 or options.seed < 0:
-        parser.error("--side must be at least 8, --images at least 60 and --seed at least 0")
-    return options
-
-
-def main(argv: list[str] | None = None) -> None:
-    options = _arguments(argv)
-    root = data_folder(options.out)
-    sets = {}
-    for name in PHANTOMS if options.name == "all" else [options.name]:
-        sets[name], card = make(name, options.images, options.seed, options.side, options.difficulty)
-        print(f"{card['title']}: {save_prepared(root / name, sets[name], card)}")
-    if options.preview:
-        contact_sheet(sets, options.preview)
-        print(f"contact sheet: {options.preview}")
+        raise DatasetError("--side must be at least 8, --images at least 60 and --seed at least 0")
+    names = list(PHANTOMS) if options.name == "all" else [options.name]
+    for name in names:
+        check_target(options.out / name)
+    for name in names:
+        arrays, card = make(name, options.images, options.seed, options.side, options.difficulty)
+        print(f"{card['title']}: {save_prepared(options.out / name, arrays, card)}")
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--name", choices=[*PHANTOMS, "all"], default="all", help="which data set (%(default)s)")
+    parser.add_argument("--out", type=Path, default=data_folder(), help="folder of prepared data sets (%(default)s)")
+    parser.add_argument("--side", type=int, default=32, help="pixels (%(default)s)")
+    parser.add_argument("--images", type=int, default=IMAGES, help="train + validation + test (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed is another data set (%(default)s)")
+    parser.add_argument("--difficulty", type=float, default=0.5, help="0 plain to see, 1 hardly visible (%(default)s)")
+    run(main, parser)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from common import arguments, finish, read_images, rows_without_copies, run, split_by_patient
+from common import arguments, chosen, finish, read_images, rows_without_copies, run, split_by_patient
 from conversion import Picture, to_rgb
 from PIL import Image
 from scipy import ndimage
@@ -89,7 +89,7 @@ def main(args) -> None:
     )
     idrid = (source / "train_labels.csv").is_file()
     pictures = find_idrid(source) if idrid else find_eyepacs(source)
-    images, kept, report = read_images(pictures, crop_to_disc, args)
+    images, kept, report = read_images(pictures, crop_to_disc, 3, args)
     patients = np.array([picture.patient for picture in kept])
     grades = np.array([picture.grade for picture in kept], np.uint8)
     fractions = (0.85, 0.15, 0.0) if idrid else (0.6, 0.15, 0.25)
@@ -102,7 +102,7 @@ def main(args) -> None:
     if args.task == "grade":
         labels, card = grades, card | {"task": "ordinal", "classes": [f"grade {g}" for g in range(5)]}
     arrays = {"images": images, "labels": labels, "patients": patients, "split": split, "grades": grades}
-    finish(args, {name: array[keep] for name, array in arrays.items()}, card, report)
+    finish(args, chosen(arrays, keep), card, report)
 
 
 if __name__ == "__main__":

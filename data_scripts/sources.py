@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
+from mocolayers.data.folders import held
 from mocolayers.runtime import DatasetError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
@@ -60,17 +61,23 @@ def unpack(archives: list[Path], out: Path) -> Path:
         return target
     partial = target.with_name(target.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
-    for archive in archives:
-        done = partial / f".{archive.name}.done"
-        if done.is_file():
-            continue
-        try:
-            _unpack_one(archive, partial)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-            raise DatasetError(f"{archive} cannot be unpacked: {error}") from None
-        done.touch()
-    partial.rename(target)
+    with held(partial):
+        if not target.is_dir():  # or another process was faster
+            for archive in archives:
+                _unpack_whole(archive, partial)
+            partial.rename(target)
     return target
+
+
+def _unpack_whole(archive: Path, partial: Path) -> None:
+    done = partial / f".{archive.name}.done"
+    if done.is_file():
+        return
+    try:
+        _unpack_one(archive, partial)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise DatasetError(f"{archive} cannot be unpacked: {error}") from None
+    done.touch()
 
 
 def _unpack_one(archive: Path, target: Path) -> None:

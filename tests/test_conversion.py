@@ -1,4 +1,4 @@
-"""Claims about reading many images: a part at a time, resumed after a kill, from folders and from archives."""
+"""Claims about reading many images: into one array on disk, resumed after a kill, from folders and from archives."""
 
 import signal
 import subprocess
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from test_data_scripts import noise, prepare, run_script, save
 
-from mocolayers.data.prepared import SCRIPTS, load
+from mocolayers.data.prepared import SCRIPTS
 
 sys.path.insert(0, str(SCRIPTS))
 import conversion  # noqa: E402
@@ -31,61 +31,95 @@ def patches(root, patients=30, each=20):
     return root
 
 
+def start(source, out):
+    """The script that reads the patches, started, with at least one chunk done."""
+    command = [sys.executable, str(SCRIPTS / "breast_histology.py"), "--source", str(source), "--out", str(out)]
+    running = subprocess.Popen(
+        [*command, "--side", "256", "--workers", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not any(p.stat().st_size for p in out.glob(".*.work-*/done.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return running
+
+
 def test_a_killed_conversion_goes_on_where_it_was_and_ends_byte_identical(tmp_path):
     source, out = patches(tmp_path / "patches"), tmp_path / "out"
-    command = [sys.executable, str(SCRIPTS / "breast_histology.py"), "--source", str(source), "--out", str(out)]
-    command += ["--side", "256", "--workers", "1"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not list(out.glob(".breast_histology.work-*/*.npz")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    running = start(source, out)
     readers = psutil.Process(running.pid).children()
     running.send_signal(signal.SIGKILL)
     running.communicate()
     assert readers and not psutil.wait_procs(readers, timeout=20)[1], "the processes that read end with the script"
-    parts = {path: path.stat().st_mtime_ns for path in out.glob(".breast_histology.work-*/[0-9]*.npz")}
-    assert parts and not (out / "breast_histology").exists()
-    read = subprocess.run([*command, "--seed", "0"], capture_output=True, text=True)
-    assert read.returncode == 0 and "were converted before and are not read again" in read.stdout
+    assert not (out / "breast_histology").exists()
+    (journal,) = out.glob(".breast_histology.work-*/done.jsonl")
+    done = journal.read_text().count("first")
+    with open(journal, "a") as file:
+        file.write('\n{"first": 576, "notes": {"cut off by the ki')
+    resumed, text = prepare("breast_histology", source, out, "--side", "256")
+    assert f"{done * conversion.CHUNK} of 600 images were converted before and are not read again" in text
     whole, _ = prepare("breast_histology", source, tmp_path / "other", "--side", "256")
-    resumed = load("breast_histology", out, verify=True)
-    assert resumed.card["sha256"] == whole.card["sha256"]
-    assert not list(out.glob(".*")), "the parts are gone when the data set stands"
+    assert resumed.card["sha256"] == whole.card["sha256"] and resumed.card["report"] == whole.card["report"]
+    assert not list(out.glob(".*")), "the work is gone when the data set stands"
 
 
-def test_finished_parts_are_not_read_again_and_other_images_are(tmp_path):
-    files = [save(tmp_path / f"{n}.png", noise()) for n in range(40)]
+def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
+    source, out = patches(tmp_path / "patches"), tmp_path / "out"
+    running = start(source, out)
+    for process in (*psutil.Process(running.pid).children(), psutil.Process(running.pid)):
+        process.send_signal(signal.SIGINT)
+    said = running.communicate(timeout=60)[1]
+    assert running.returncode == 1 and "Traceback" not in said
+    assert said.strip().splitlines()[-1] == "stopped; the same command goes on where it was"
+    assert "not read again" in prepare("breast_histology", source, out, "--side", "256")[1]
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    source, out = patches(tmp_path / "patches", 2), tmp_path / "out"
+    words = ["--source", source, "--out", out, "--side", "64", "--workers", "1"]
+    limited = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+    limited += f"sys.argv = {['breast_histology.py', *map(str, words)]!r}; sys.path.insert(0, {str(SCRIPTS)!r}); "
+    limited += f"runpy.run_path({str(SCRIPTS / 'breast_histology.py')!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("error: [Errno 27] File too large")
+
+
+def test_finished_images_are_not_read_again_and_other_images_are(tmp_path):
+    files = [save(tmp_path / f"{n}.png", noise()) for n in range(150)]
     pictures = [conversion.Picture(file, file.stem, 0) for file in files]
-    work = tmp_path / "work"
+    target = tmp_path / "out" / "own"
 
-    def convert(prepare, chosen=pictures):
-        return conversion.convert(chosen, prepare, 16, work, False, 1)
+    def convert():
+        return conversion.convert(pictures, counted, 3, 16, target, False, 1)
 
-    first = convert(counted)
-    (folder,) = tmp_path.glob("work-*")
-    parts = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    again = convert(counted)
-    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == parts
-    assert all(np.array_equal(a, b) for a, b in zip(first.images.blocks(), again.images.blocks(), strict=True))
+    first = convert()
+    assert first.report["notes"] == {"seen": 150}
+    (work,) = target.parent.glob(".own.work-*")
+    before = {path: path.stat().st_mtime_ns for path in work.iterdir()}
+    again = convert()
+    assert {path: path.stat().st_mtime_ns for path in work.iterdir()} == before
+    assert np.array_equal(first.images[:], again.images[:]) and again.report == first.report
     save(files[3], noise())
-    convert(counted)
-    assert not folder.exists() and len(list(tmp_path.glob("work-*"))) == 1, "a changed image is another work"
+    convert()
+    assert not work.exists() and len(list(target.parent.glob(".own.work-*"))) == 1, "a changed image is another work"
 
 
 def counted(image):
     return conversion.to_rgb(image), "seen"
 
 
-def test_rows_can_be_chosen_without_reading_pixels(tmp_path):
-    pixels = [noise(16, 16) for _ in range(600)]
+def test_pixels_stay_on_disk_and_unreadable_files_leave_no_gap(tmp_path):
+    pixels = [noise(16, 16) for _ in range(200)]
     files = [save(tmp_path / f"{n:03d}.png", image) for n, image in enumerate(pixels)]
+    for number in (0, 64, 130):
+        files[number].write_bytes(b"broken")
     pictures = [conversion.Picture(file, file.stem, 0) for file in files]
-    images, kept, report = conversion.convert(pictures, counted, 16, tmp_path / "work", False, 1)
-    assert report["notes"] == {"seen": 600} and len(images.files) == 3, "256 images to a part"
-    rows = np.arange(5, 600, 7)
-    assert images[rows].shape == (len(rows), 16, 16, 3)
-    assert np.array_equal(np.concatenate(list(images[rows].blocks())), np.stack(pixels)[rows])
-    assert np.array_equal(images[rows].hashes, conversion.pixel_hashes(np.stack(pixels)[rows]))
+    images, kept, report = conversion.convert(pictures, counted, 3, 16, tmp_path / "own", True, 2)
+    good = np.delete(np.arange(200), (0, 64, 130))
+    assert isinstance(images.array, np.memmap) and np.array_equal(images[:], np.stack(pixels)[good])
+    assert [picture.path for picture in kept] == [files[n] for n in good]
+    assert report["notes"] == {"seen": 197} and len(report["skipped"]) == 3
+    assert np.array_equal(conversion.pixel_hashes(images), conversion.pixel_hashes(np.stack(pixels)[good]))
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,8 @@ def without_source(name, out, tree):
         "--workers",
         "1",
     ]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(out)})
+    path = os.pathsep.join([str(out), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
 
 
 def test_without_a_source_the_publishers_files_are_downloaded(tmp_path):

@@ -1,14 +1,16 @@
-"""Claims about the prepared format, splits and label subsets."""
+"""Claims about the prepared format and its splits."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
 from conftest import make_arrays, make_card
 
 from mocolayers.data import prepared as datasets
-from mocolayers.data.labels import class_matrix, label_subset
-from mocolayers.data.prepared import load, save_prepared
+from mocolayers.data.labels import label_subset
+from mocolayers.data.prepared import data_folder, load, save_prepared
 from mocolayers.runtime import DatasetError
 
 TASKS = ["binary", "ordinal", "multiclass", "multilabel"]
@@ -21,55 +23,6 @@ def test_what_is_saved_is_what_is_loaded(make_data, task):
     assert np.array_equal(data.images, arrays["images"]) and isinstance(data.images, np.memmap)
     assert np.array_equal(data.labels, arrays["labels"])
     assert data.task == task and data.side == 16 and data.channels == 1
-
-
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_subsets_are_nested_whole_patients_and_hold_every_class(make_data, task, seed):
-    data = make_data(task=task, n=900)
-    subsets = [label_subset(data, fraction, seed) for fraction in (0.01, 0.1, 0.5, 1.0)]
-    train = data.rows("train")
-    assert np.array_equal(subsets[-1], train)
-    for small, large in zip(subsets, subsets[1:], strict=False):
-        assert set(small) < set(large)
-    for subset, fraction in zip(subsets, (0.01, 0.1, 0.5, 1.0), strict=True):
-        assert set(subset) <= set(train) and len(subset) >= fraction * len(train) - 1e-9
-        whole = train[np.isin(data.patients[train], data.patients[subset])]
-        assert np.array_equal(subset, whole)
-        assert class_matrix(data, subset).any(axis=0).all()
-
-
-def test_a_subset_that_is_large_enough_is_no_larger_than_asked_by_more_than_a_patient(make_data):
-    data = make_data(n=900)
-    train = len(data.rows("train"))
-    for fraction in (0.1, 0.3, 0.7):
-        assert len(label_subset(data, fraction, 0)) < fraction * train + 3
-
-
-def test_subsets_keep_the_class_mix(make_data):
-    data = make_data(n=3000)
-    share = class_matrix(data, data.rows("train")).mean(axis=0)
-    for seed in range(5):
-        assert class_matrix(data, label_subset(data, 0.1, seed)).mean(axis=0) == pytest.approx(share, abs=0.08)
-
-
-def test_subsets_follow_the_seed(make_data):
-    data = make_data(n=900)
-    assert np.array_equal(label_subset(data, 0.1, 4), label_subset(data, 0.1, 4))
-    assert not np.array_equal(label_subset(data, 0.1, 4), label_subset(data, 0.1, 5))
-
-
-def test_a_fraction_too_small_for_the_classes_is_enlarged_and_says_so(make_data, capsys):
-    data = make_data(task="ordinal")
-    rows = label_subset(data, 0.001, 0)
-    assert class_matrix(data, rows).any(axis=0).all()
-    assert "would miss a class" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("fraction", [0, -0.1, 1.5])
-def test_a_fraction_outside_its_range_says_what_to_give(make_data, fraction):
-    with pytest.raises(DatasetError, match="0.01 for 1%"):
-        label_subset(make_data(), fraction, 0)
 
 
 def test_a_training_split_of_one_class_is_an_error(tmp_path):
@@ -135,15 +88,59 @@ def test_a_damaged_folder_names_the_file_and_the_command(make_data, tmp_path, wh
     assert named in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_changed_pixel_is_found_when_asked(make_data, tmp_path):
-    make_data()
-    path = tmp_path / "data" / "tiny" / "images.npy"
+def change(path):
+    """Flip the last bit of a file, with the same size and, if the clock allows, the same time."""
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    load("tiny", tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["images", "labels", "patients", "split"])
+def test_an_array_changed_by_hand_is_noticed_and_is_another_data_set(tmp_path, capsys, name):
+    arrays = make_arrays(per_patient=1)
+    save_prepared(tmp_path / "tiny", arrays, make_card())
+    before = load("tiny", tmp_path)
+    assert "changed" not in capsys.readouterr().out
+    arrays[name] = np.roll(arrays[name], 1, axis=0)
+    np.save(tmp_path / "tiny" / f"{name}.npy", arrays[name])
+    after = load("tiny", tmp_path)
+    assert f"{name}.npy was changed" in capsys.readouterr().out
+    assert np.array_equal(getattr(after, name), arrays[name]) and after.fingerprint != before.fingerprint
+    assert load("tiny", tmp_path).fingerprint == after.fingerprint
+    with pytest.raises(DatasetError, match=f"{name}.npy: its sha256"):
+        load("tiny", tmp_path, verify=True)
+
+
+def test_images_are_read_again_only_if_their_size_or_time_differs_or_on_request(make_data, tmp_path):
+    first = make_data().fingerprint
+    path = tmp_path / "data" / "tiny" / "images.npy"
+    time = path.stat().st_mtime_ns
+    change(path)
+    os.utime(path, ns=(time, time))
+    assert load("tiny", tmp_path / "data").fingerprint == first
     with pytest.raises(DatasetError, match="sha256"):
         load("tiny", tmp_path / "data", verify=True)
+    os.utime(path, ns=(time - 10**9, time - 10**9))
+    assert load("tiny", tmp_path / "data").fingerprint != first
+
+
+def test_a_copied_data_set_has_the_same_fingerprint(make_data, tmp_path, capsys):
+    first = make_data().fingerprint
+    shutil.copytree(tmp_path / "data" / "tiny", tmp_path / "data" / "copy", copy_function=shutil.copyfile)
+    assert load("copy", tmp_path / "data").fingerprint == first
+    assert "changed" not in capsys.readouterr().out
+
+
+def test_without_test_no_test_row_is_left_and_no_image_is_copied(make_data):
+    data = make_data()
+    less = data.without_test()
+    kept = data.rows("train", "val")
+    assert not len(less.rows("test")) and isinstance(less.images.array, np.memmap)
+    assert less.images.shape == (len(kept), 16, 16, 1) and less.side == 16
+    rows = less.rows("val")
+    assert np.array_equal(less.images[rows], data.images[data.rows("val")])
+    assert np.array_equal(less.labels[rows], data.labels[data.rows("val")])
+    assert label_subset(less, 0.5, 0).tolist() == np.searchsorted(kept, label_subset(data, 0.5, 0)).tolist()
 
 
 def test_an_unknown_name_lists_what_there_is(make_data, tmp_path):
@@ -159,17 +156,39 @@ def test_a_phantom_is_made_on_demand(tmp_path, monkeypatch, capfd):
     assert len(data.images) == 60 and "synthetic" in data.card["title"]
 
 
-def test_auto_prefers_real_images_and_says_which(tmp_path, monkeypatch, capsys):
-    save_prepared(tmp_path / "nih", make_arrays(task="multilabel"), make_card("multilabel"))
+def prepare(root, *names):
+    for name in names:
+        save_prepared(root / name, make_arrays(), make_card())
+
+
+def test_auto_takes_the_only_real_data_set_also_a_readers_own(tmp_path, capsys):
+    prepare(tmp_path, "scans", "chest_phantom")
+    assert load("auto", tmp_path).name == "scans"
+    assert capsys.readouterr().out == 'load("auto"): scans, the only one prepared\n'
+
+
+def test_auto_takes_the_first_known_of_several_and_says_what_else_there_is(tmp_path, capsys):
+    prepare(tmp_path, "scans", "retina", "nih", "another")
     assert load("auto", tmp_path).name == "nih"
-    assert "nih" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nih, the first of those that are prepared" in said and "also another, retina, scans" in said
 
 
 def test_auto_without_real_images_or_a_network_takes_the_phantom(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(datasets.REBUILD, "pneumoniamnist", "medmnist.py pneumoniamnist --source no_such.npz")
     monkeypatch.setitem(datasets.REBUILD, "chest_phantom", "phantoms.py --name chest_phantom --images 60")
     assert load("auto", tmp_path).name == "chest_phantom"
-    assert "synthetic" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "synthetic" in said and "no_such.npz does not exist" in said, "the true reason"
+
+
+@pytest.mark.parametrize("name", ["chest_phantom", "auto"])
+def test_an_installed_package_says_where_the_scripts_are(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(datasets, "SCRIPTS", tmp_path / "no" / "data_scripts")
+    with pytest.raises(DatasetError, match="phantoms.py is not part of the installed package; get it from"):
+        load(name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert data_folder().resolve() == tmp_path / "data", "and not a folder among the installed packages"
 
 
 def test_the_fingerprint_changes_with_the_data(make_data):

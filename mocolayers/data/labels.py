@@ -1,20 +1,20 @@
-"""TODO mocolayers.data.labels."""
-
-import functools
+"""Label subsets: which training images may be used with their labels, by patient, nested over fractions."""
 
 import numpy as np
 
-from mocolayers.data.prepared import MedicalImages
+from mocolayers.data.prepared import MedicalImages, say_once
 from mocolayers.runtime import DatasetError
+
+POOL = 32  # patients among which the next one is chosen
+BEST = 1 / 4  # share of them that is good enough: always the best one would make all subsets alike
 
 
 def label_subset(data: MedicalImages, fraction: float, seed: int) -> np.ndarray:
-    """Training rows whose labels may be used: whole patients, stratified, nested over fractions.
+    """Training rows whose labels may be used: whole patients, near the class mix, nested over fractions.
 
-    Patients are put in one seeded order in which every prefix is close to the class mix of the whole; the subset is the
-    shortest prefix that holds `fraction` of the training images and every class that the training split holds. The
-    order does not depend on the fraction, so 1% lies inside 10% inside 100%; nor on the method, so every arm sees the
-    same labels. A subset that has to be larger than asked in order to hold every class says so in one line.
+    The subset is the shortest prefix of one seeded order of patients that holds `fraction` of the training images and
+    every class of the training split. 1% is part of 10%, 10% of 100%, and all arms get the same labels. A subset that
+    must be larger than asked in order to hold every class says so in one line.
 
     Args:
         fraction: share of training images, in (0, 1].
@@ -41,14 +41,8 @@ def label_subset(data: MedicalImages, fraction: float, seed: int) -> np.ndarray:
     chosen = np.isin(member, order[: last + 1])
     if need_classes > need_images:
         taken = f"{chosen.sum()} images ({chosen.mean():.1%})"
-        _say_once(f"{data.name}: {fraction:.1%} of the labels would miss a class; taking {taken}")
+        say_once(f"{data.name}: {fraction:.1%} of the labels would miss a class; taking {taken}")
     return rows[chosen]
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    """Print a line that a sweep would otherwise repeat for every arm."""
-    print(text)
 
 
 def class_matrix(data: MedicalImages, rows: np.ndarray) -> np.ndarray:
@@ -60,28 +54,41 @@ def class_matrix(data: MedicalImages, rows: np.ndarray) -> np.ndarray:
 
 
 def _patient_order(classes: np.ndarray, patients: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A seeded, stratified order of patients and, for each row, the number of its patient."""
-    names, member = np.unique(patients, return_inverse=True)
-    rng = np.random.default_rng(seed)
-    has = np.zeros((len(names), classes.shape[1]), bool)
-    np.logical_or.at(has, member, classes)
-    rarity = classes.sum(axis=0)
-    # A patient's stratum is the rarest class it shows; patients that show none form a stratum of their own.
-    by_rarity = np.argsort(rarity, kind="stable")
-    stratum = np.where(has.any(axis=1), has[:, by_rarity].argmax(axis=1), classes.shape[1])
-    position = np.empty(len(names))
-    for code in np.unique(stratum):
-        inside = np.flatnonzero(stratum == code)
-        position[rng.permutation(inside)] = (np.arange(len(inside)) + rng.random()) / len(inside)
-    order = np.argsort(position, kind="stable")
-    # One patient of every class goes to the front, so that the smallest subset never misses a class for long.
-    front: list[int] = []
-    for label in by_rarity:
-        if has[front, label].any() or not has[:, label].any():
-            continue
-        front.append(int(order[has[order, label]][0]))
-    front = sorted(front, key=lambda patient: position[patient])
-    return np.concatenate([np.array(front, int), order[~np.isin(order, front)]]), member
+    """A seeded order of patients whose every prefix is close to the class mix; for each row the number of its patient.
+
+    Of `POOL` patients drawn at random, next comes one of the `BEST` that bring the images so far nearest to the mix.
+    Images per patient count like one more class: else patients with few images would come first.
+    """
+    names, member, sizes = np.unique(patients, return_inverse=True, return_counts=True)
+    shown = np.zeros((len(names), classes.shape[1]))
+    np.add.at(shown, member, classes)
+    excess = np.column_stack([shown - sizes[:, None] * classes.mean(axis=0), sizes - sizes.mean()])
+    excess /= np.maximum(excess.std(axis=0), 1e-9)
+    squares = np.square(excess).sum(axis=1)
+    rng, order, balance = np.random.default_rng(seed), [], np.zeros(excess.shape[1])
+
+    def take(pool: np.ndarray) -> int:
+        # |balance + excess|^2 without |balance|^2, which is the same for all.
+        distance = squares[pool] + 2 * excess[pool] @ balance
+        few = max(1, round(BEST * len(pool)))
+        place = np.argpartition(distance, few - 1)[rng.integers(few)]
+        order.append(pool[place])
+        balance[:] += excess[pool[place]]
+        return place
+
+    waiting = rng.permutation(len(names))
+    # One patient of every class first, the rarest class before the others: small subsets shall hold all classes.
+    for label in np.argsort(classes.sum(axis=0), kind="stable"):
+        pool = waiting[shown[waiting, label] > 0][:POOL]
+        if len(pool) and not shown[order, label].any():
+            take(pool)
+    waiting = waiting[~np.isin(waiting, order)]
+    pool = waiting[:POOL].copy()
+    for following in waiting[POOL:]:
+        pool[take(pool)] = following
+    while len(pool):
+        pool = np.delete(pool, take(pool))
+    return np.array(order), member
 
 
 def subset_seed(seed: int, subset: int) -> int:

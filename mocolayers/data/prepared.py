@@ -4,48 +4,49 @@ A prepared data set is a folder `NAME/` with `images.npy` (N, H, W, C) uint8, `l
 `patients.npy` (N,), `split.npy` (N,) and `card.json`. Arrays named in the card under "extras" may stand beside them.
 """
 
+import functools
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from mocolayers.runtime import DatasetError
+from mocolayers.data.folders import ARRAYS, CHECKED, check_target, held, put_in_place, restore
+from mocolayers.runtime import DatasetError, atomic_write
 
 TRAIN, VAL, TEST, UNLABELLED = 0, 1, 2, 3
-
-
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST, "unlabelled": UNLABELLED}
-
-
 TASKS = ("binary", "multilabel", "ordinal", "multiclass")
-
-
-ARRAYS = ("images", "labels", "patients", "split")
-
-
 SCRIPTS = Path(__file__).resolve().parents[2] / "data_scripts"
-
-
 PHANTOMS = ("chest_phantom", "histology_phantom", "retina_phantom")
-
-
 MEDMNIST = ("pneumoniamnist", "retinamnist", "breastmnist", "chestmnist", "pathmnist")
-
-
 AUTO_ORDER = ("pneumoniamnist", "nih", "retina", "breast_histology", "chestmnist", "retinamnist")
-
-
 REBUILD = (
     {name: f"phantoms.py --name {name}" for name in PHANTOMS}
     | {name: f"medmnist.py {name}" for name in MEDMNIST}
     | {name: f"{name}.py --source PATH" for name in ("nih", "breast_histology", "retina")}
 )
+
+
+class Rows:
+    """Some rows of an array, looked up when they are read: a memory-mapped array stays on disk."""
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
+        self.array, self.rows = array, rows
+        self.dtype, self.ndim, self.shape = array.dtype, array.ndim, (len(rows), *array.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index) -> np.ndarray:
+        return self.array[self.rows[index]]
 
 
 @dataclass(frozen=True)
@@ -102,73 +103,89 @@ class MedicalImages:
         """Rows a pretraining may look at: train and unlabelled images, never validation or test."""
         return self.rows("train", "unlabelled")
 
+    def without_test(self) -> "MedicalImages":
+        """The same data without its test rows, which get other numbers; no image is copied."""
+        kept = np.flatnonzero(self.split != TEST)
+        small = {name: getattr(self, name)[kept] for name in ("labels", "patients", "split")}
+        return replace(self, images=Rows(self.images, kept), **small)
+
 
 def data_folder(folder: str | Path | None = None) -> Path:
-    """The folder of prepared data sets: the argument, else $MOCOLAYERS_DATA, else `data/` of this checkout."""
-    return Path(folder or os.environ.get("MOCOLAYERS_DATA") or SCRIPTS.parent / "data")
+    """The argument, else $MOCOLAYERS_DATA, else `data/` of this checkout, or where we are if this is none."""
+    home = SCRIPTS.parent if SCRIPTS.is_dir() else Path()
+    return Path(folder or os.environ.get("MOCOLAYERS_DATA") or home / "data")
+
+
+def script(name: str) -> Path:
+    """The file of a data script, e.g. "folder.py"; a `DatasetError` where only the package is installed."""
+    if not (SCRIPTS / name).is_file():
+        raise DatasetError(f"data_scripts/{name} is not part of the installed package; get it from the repository")
+    return SCRIPTS / name
 
 
 def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Path:
     """Write a prepared data set so that a killed script never leaves half of one under its final name.
 
     Args:
-        target: the folder to make, e.g. `data/nih`; an older one of that name is replaced at the very end.
-        arrays: "images", "labels", "patients", "split", and any extra (N, ...) array such as "grades". One that does
-            not fit into memory has shape, dtype, ndim, len and `blocks()`, which yields it a few rows at a time.
+        target: the folder to make, e.g. `data/nih`; an older data set of that name is replaced at the very end.
+        arrays: "images" (perhaps `Rows` on disk), "labels", "patients", "split", and any extra (N, ...) array such as
+            "grades".
         card: title, modality (chest, histology, retina), task, classes, source, licence, citation; image side,
             counts and sha256 are filled in here.
     Returns:
         The target folder.
     Raises:
-        DatasetError: when the arrays do not fit the card, or a patient stands in two splits.
+        DatasetError: when the arrays do not fit the card, a patient stands in two splits, or the target is a folder
+            that no data script made.
     """
     target = Path(target)
+    restore(target)
+    check_target(target)
     _check_arrays(target.name, arrays, card)
-    work = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    shutil.rmtree(work, ignore_errors=True)
+    work = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
     work.mkdir(parents=True)
     try:
-        for name, array in arrays.items():
-            _save_array(work / f"{name}.npy", array)
-        split = arrays["split"]
-        full = card | {
-            "name": target.name,
-            "side": int(arrays["images"].shape[1]),
-            "extras": sorted(set(arrays) - set(ARRAYS)),
-            "counts": {name: int((split == code).sum()) for name, code in SPLITS.items()},
-            "sha256": {name: _sha256(work / f"{name}.npy") for name in arrays},
-        }
-        (work / "card.json").write_text(json.dumps(full, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        old = target.with_name(f".{target.name}.old-{os.getpid()}")
-        if target.exists():
-            target.rename(old)
-        work.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        with held(work):
+            # Names what will be written: a folder that a killed process leaves can be told from someone else's.
+            _write_card(work, {"sha256": dict.fromkeys(arrays)})
+            for name, array in arrays.items():
+                (_save_images if name == "images" else np.save)(work / f"{name}.npy", array)
+            full = card | {
+                "name": target.name,
+                "side": int(arrays["images"].shape[1]),
+                "extras": sorted(set(arrays) - set(ARRAYS)),
+                "counts": _counts(arrays["split"]),
+                "sha256": {name: _sha256(work / f"{name}.npy") for name in arrays},
+            }
+            _write_card(work, full)
+            put_in_place(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
 
 
-def _save_array(path: Path, array) -> None:
-    """`np.save`, of an array in memory or of one that comes in blocks."""
-    if not hasattr(array, "blocks"):
-        np.save(path, array)
-        return
+def _write_card(folder: Path, card: dict) -> None:
+    (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _save_images(path: Path, images: np.ndarray | Rows) -> None:
+    """`np.save`, some rows at a time."""
     with open(path, "wb") as file:
-        form = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+        form = {"descr": np.lib.format.dtype_to_descr(images.dtype), "fortran_order": False, "shape": images.shape}
         np.lib.format.write_array_header_1_0(file, form)
-        for block in array.blocks():
-            file.write(np.ascontiguousarray(block, array.dtype).data)
+        for first in range(0, len(images), 64):
+            file.write(images[first : first + 64].tobytes())
 
 
 def load(name: str = "auto", folder: str | Path | None = None, verify: bool = False) -> MedicalImages:
     """Load a prepared data set; phantoms and MedMNIST sets are made or downloaded on first use.
 
     Args:
-        name: a folder name under the data folder, or "auto": the first real set that is prepared, else a download of
-            PneumoniaMNIST, else the synthetic chest phantom.
+        name: a folder name under the data folder, or "auto": the real set that is prepared, or the first of several,
+            else a download of PneumoniaMNIST, else the synthetic chest phantom.
         folder: where prepared data sets stand (see `data_folder`).
-        verify: also compare the sha256 of every array with the card (reads every byte).
+        verify: read every byte, and refuse an array whose sha256 is not the card's. Otherwise one that was changed by
+            hand is taken as it is, with a line that says so and another fingerprint.
     Raises:
         DatasetError: unknown name, missing or damaged files; the message names the command that rebuilds them.
     """
@@ -176,36 +193,41 @@ def load(name: str = "auto", folder: str | Path | None = None, verify: bool = Fa
     if name == "auto":
         name = _choose(root)
     place = root / name
+    restore(place)
     if not place.is_dir():
         _make(name, root)
     return _read(place, verify)
 
 
 def _choose(root: Path) -> str:
-    for name in AUTO_ORDER:
-        if (root / name / "card.json").is_file():
-            print(f'load("auto"): {name}, the first real data set that is prepared')
-            return name
+    prepared = [name for name in _prepared(root) if name not in PHANTOMS]
+    if prepared:
+        name = next((known for known in AUTO_ORDER if known in prepared), prepared[0])
+        others = ", ".join(other for other in prepared if other != name)
+        why = f"the first of those that are prepared; there are also {others}" if others else "the only one prepared"
+        print(f'load("auto"): {name}, {why}')
+        return name
     try:
         _make("pneumoniamnist", root)
         print('load("auto"): pneumoniamnist, downloaded because no real data set was prepared')
         return "pneumoniamnist"
-    except DatasetError:
-        print(
-            'load("auto"): chest_phantom (synthetic), because no real data set is prepared and none can be downloaded'
-        )
+    except DatasetError as error:
+        print(f'load("auto"): chest_phantom (synthetic), because no real data set is prepared and {error}')
         return "chest_phantom"
+
+
+def _prepared(root: Path) -> list[str]:
+    return sorted(path.parent.name for path in root.glob("*/card.json") if not path.parent.name.startswith("."))
 
 
 def _make(name: str, root: Path) -> None:
     if name not in PHANTOMS + MEDMNIST:
-        have = sorted(p.parent.name for p in root.glob("*/card.json"))
         raise DatasetError(
-            f"no prepared data set {name!r} in {root}. Prepared there: {', '.join(have) or 'none'}. Made on demand: "
-            f"{', '.join(PHANTOMS + MEDMNIST)}. Build another with: {_remedy(name)}"
+            f"no prepared data set {name!r} in {root}. Prepared there: {', '.join(_prepared(root)) or 'none'}. "
+            f"Made on demand: {', '.join(PHANTOMS + MEDMNIST)}. Build another with: {_remedy(name)}"
         )
-    script, *arguments = REBUILD[name].split()
-    command = [sys.executable, str(SCRIPTS / script), *arguments, "--out", str(root)]
+    file, *arguments = REBUILD[name].split()
+    command = [sys.executable, str(script(file)), *arguments, "--out", str(root)]
     done = subprocess.run(command, text=True, capture_output=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -213,28 +235,38 @@ def _make(name: str, root: Path) -> None:
 
 
 def _read(place: Path, verify: bool) -> MedicalImages:
+    path, rebuild = place / "card.json", f"Rebuild it with: {_remedy(place.name)}"
     try:
-        card = json.loads((place / "card.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{place / 'card.json'}: {error}. Rebuild it with: {_remedy(place.name)}") from None
-    arrays = {}
-    for name in ARRAYS:
-        path = place / f"{name}.npy"
-        try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        prepared, arrays, found = card["sha256"], {}, {}
+        for name in ARRAYS:
+            path = place / f"{name}.npy"
             arrays[name] = np.load(path, mmap_mode="r" if name == "images" else None)
-        except (OSError, ValueError, EOFError) as error:
-            raise DatasetError(f"{path}: {error}. Rebuild it with: {_remedy(place.name)}") from None
-        if verify and _sha256(path) != card["sha256"][name]:
-            raise DatasetError(f"{path}: its sha256 is not the card's. Rebuild it with: {_remedy(place.name)}")
+            found[name] = _sha256(path, verify)
+    except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
+        raise DatasetError(f"{path}: {error}. {rebuild}") from None
+    for name in (name for name in ARRAYS if found[name] != prepared.get(name)):
+        if verify:
+            raise DatasetError(f"{place / name}.npy: its sha256 is not the card's. {rebuild}")
+        say_once(f"{place / name}.npy was changed after it was prepared: what is made from it is kept apart. {rebuild}")
     _check_arrays(place.name, arrays, card)
-    split = arrays["split"]
-    counts = {name: int((split == code).sum()) for name, code in SPLITS.items()}
+    counts = _counts(arrays["split"])
     if counts != card.get("counts") or arrays["images"].shape[1] != card.get("side"):
         raise DatasetError(
             f"{place}: the arrays hold {counts} at side {arrays['images'].shape[1]}, the card says "
-            f"{card.get('counts')} at side {card.get('side')}. Rebuild it with: {_remedy(place.name)}"
+            f"{card.get('counts')} at side {card.get('side')}. {rebuild}"
         )
-    return MedicalImages(place.name, card, **arrays)
+    return MedicalImages(place.name, card | {"sha256": prepared | found}, **arrays)
+
+
+def _counts(split: np.ndarray) -> dict[str, int]:
+    return {name: int((split == code).sum()) for name, code in SPLITS.items()}
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a line that a sweep would otherwise repeat for every arm."""
+    print(text)
 
 
 def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict) -> None:
@@ -244,40 +276,49 @@ def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict) -> None:
     missing = {"title", "modality", "task", "classes", "source", "licence"} - set(card)
     if missing:
         fail(f"card.json lacks {', '.join(sorted(missing))}")
-    if card["task"] not in TASKS:
-        fail(f"card.json: task {card['task']!r} is not one of {', '.join(TASKS)}")
-    images, labels = arrays["images"], arrays["labels"]
-    if (
-        images.dtype != np.uint8
-        or images.ndim != 4
-        or images.shape[3] not in (1, 3)
-        or images.shape[1] != images.shape[2]
-    ):
+    task, images, labels = card["task"], arrays["images"], arrays["labels"]
+    if task not in TASKS:
+        fail(f"card.json: task {task!r} is not one of {', '.join(TASKS)}")
+    height, width, channels = images.shape[1:] if images.ndim == 4 else (0, 1, 0)
+    if images.dtype != np.uint8 or height != width or channels not in (1, 3):
         fail(f"images.npy is {images.dtype} {images.shape}, expected uint8 (N, side, side, 1 or 3)")
     lengths = {key: len(array) for key, array in arrays.items()}
     if len(set(lengths.values())) != 1:
         fail(f"the arrays differ in length: {lengths}")
-    wanted = (len(images), len(card["classes"])) if card["task"] == "multilabel" else (len(images),)
+    several = task == "multilabel"
+    wanted = (len(images), len(card["classes"])) if several else (len(images),)
     if labels.shape != wanted or labels.dtype.kind not in "iub":
-        fail(f"labels.npy is {labels.dtype} {labels.shape}, expected integers {wanted} for a {card['task']} task")
-    top = 2 if card["task"] == "multilabel" else len(card["classes"])
-    if labels.size and not (labels.min() >= 0 and labels.max() < top):
-        fail(f"labels.npy holds {labels.min()}..{labels.max()}, expected 0..{top - 1}")
+        fail(f"labels.npy is {labels.dtype} {labels.shape}, expected integers {wanted} for a {task} task")
+    top = 1 if several else len(card["classes"]) - 1
+    if labels.size and not (labels.min() >= 0 and labels.max() <= top):
+        fail(f"labels.npy holds {labels.min()}..{labels.max()}, expected 0..{top}")
     if not np.isin(arrays["split"], list(SPLITS.values())).all():
         fail("split.npy holds values other than 0 train, 1 val, 2 test, 3 unlabelled")
-    pairs = np.unique(np.stack([np.unique(arrays["patients"], return_inverse=True)[1], arrays["split"]]), axis=1)
-    patient, sides = np.unique(pairs[0, pairs[1] != UNLABELLED], return_counts=True)
-    held_out = pairs[0, np.isin(pairs[1], (VAL, TEST))]
-    leaked = np.union1d(patient[sides > 1], np.intersect1d(held_out, pairs[0, pairs[1] == UNLABELLED]))
-    if len(leaked):
-        example = np.unique(arrays["patients"])[leaked[0]]
-        fail(f"{len(leaked)} patients stand on two sides of the split, for example {example!r}")
+    names, patients = np.unique(arrays["patients"], return_inverse=True)
+    present = np.zeros((len(names), len(SPLITS)), bool)
+    present[patients, arrays["split"]] = True
+    # Unlabelled images are pretrained on, so they go with the training images.
+    sides = np.column_stack([present[:, TRAIN] | present[:, UNLABELLED], present[:, VAL], present[:, TEST]])
+    if (leaked := sides.sum(axis=1) > 1).any():
+        fail(f"{leaked.sum()} patients are on two sides of the split, for example {names[leaked][0]!r}")
 
 
 def _remedy(name: str) -> str:
     return "python data_scripts/" + REBUILD.get(name, f"SCRIPT.py --source PATH --name {name}")
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, again: bool = False) -> str:
+    """The sha256 of a file; that of images, which takes long, is noted beside them with their file's size and time."""
+    state, note = path.stat(), path.with_name(CHECKED)
+    now = [str(state.st_size), str(state.st_mtime_ns)]
+    if path.name == "images.npy" and not again:
+        with suppress(OSError, ValueError):
+            *then, digest = note.read_text().split()
+            if then == now:
+                return digest
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if path.name == "images.npy":
+        with suppress(OSError):  # a folder that may only be read
+            atomic_write(note, lambda file: file.write_text(" ".join([*now, digest])))
+    return digest

@@ -1,0 +1,120 @@
+"""Folders that are replaced as a whole: only what we made ourselves, and nothing that another process works in."""
+
+import filecmp
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mocolayers.runtime import DatasetError
+
+ARRAYS = ("images", "labels", "patients", "split")
+CHECKED, SHEET = "images.checked", "contact_sheet.png"
+CLUTTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # file managers put these into any folder
+
+DAY = 24 * 3600  # seconds
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that could mean another folder than one directly in the data folder."""
+    if not name or name != name.strip() or name.startswith(".") or re.search(r'[\x00-\x1f/\\:*?"<>|\[\]]', name):
+        raise DatasetError(f"{name!r} is no plain name for a data set; use letters, digits, - and _, for example scans")
+
+
+def check_target(target: Path) -> None:
+    """Refuse a folder that may not be replaced: it holds something that no script of ours wrote."""
+    check_name(target.name)
+    if target.is_symlink() or target.is_file():
+        raise DatasetError(f"{target} is a file or a link, and is not replaced; choose another name")
+    if target.is_dir() and any(target.iterdir()) and (others := strangers(target)):
+        raise DatasetError(
+            f"{target} is there already and holds {others[0]!r}, which no data script wrote; it is left as it is. "
+            "Choose another name, or move it away"
+        )
+
+
+def strangers(folder: Path) -> list[str]:
+    """What is in a folder and not part of a prepared data set: everything where there is no card."""
+    found = {path.name for path in folder.iterdir()} - CLUTTER
+    try:
+        arrays = list(json.loads((folder / "card.json").read_text(encoding="utf-8"))["sha256"])
+    except OSError:
+        return sorted(found) or ["no card.json"]
+    except (ValueError, KeyError, TypeError):
+        arrays = ARRAYS  # a damaged card; its data set may be made again
+    ours = {"card.json", CHECKED, SHEET, *(f"{name}.npy" for name in arrays)}
+    temporary = tuple(f".{name}." for name in (CHECKED, SHEET))
+    return sorted(name for name in found - ours if not name.startswith(temporary))
+
+
+@contextmanager
+def held(folder: Path, wait: bool = True):
+    """Lock a folder against other processes; yields False where one of them has it and we do not wait.
+
+    The lock of a killed process ends with it. Windows and some network disks lock no folders: there it yields None.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield None
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        mine = True
+    except BlockingIOError:
+        mine = False
+    except OSError:
+        mine = None
+    try:
+        yield mine
+    finally:
+        os.close(handle)
+
+
+def hidden(target: Path, kind: str) -> list[Path]:
+    """The hidden folders beside a data set that are named for it: kind is "partial", "old" or "work"."""
+    name = re.compile(rf"\.{re.escape(target.name)}\.{kind}-[0-9a-f]+")
+    beside = target.parent.iterdir() if target.parent.is_dir() else ()
+    return [path for path in beside if name.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
+
+
+def clear(target: Path, kind: str, strangers: Callable[[Path], list[str]] = strangers) -> None:
+    """Remove what killed processes left beside a data set: no folder in use, and none that holds a stranger's file."""
+    for folder in hidden(target, kind):
+        with suppress(FileNotFoundError), held(folder, wait=False) as mine:  # its owner may remove it meanwhile
+            abandoned = time.time() - folder.stat().st_mtime > DAY if mine is None else mine
+            if abandoned and not strangers(folder):
+                shutil.rmtree(folder)
+
+
+def restore(target: Path) -> None:
+    """Give a data set its name back if a process was killed just after it had moved it away to replace it."""
+    if target.exists() or not hidden(target, "old"):
+        return
+    with held(target.parent):
+        moved = [folder for folder in hidden(target, "old") if not strangers(folder)]
+        if moved and not target.exists():
+            max(moved, key=lambda folder: folder.stat().st_mtime).rename(target)
+
+
+def put_in_place(work: Path, target: Path) -> None:
+    """Rename the finished folder `work` to `target`; an equal one that another process put there meanwhile stays."""
+    with held(target.parent):
+        check_target(target)
+        if target.exists():
+            files = [path.name for path in work.iterdir() if path.name != CHECKED]
+            if len(filecmp.cmpfiles(work, target, files, shallow=False)[0]) == len(files):
+                return
+            old = work.with_name(work.name.replace(".partial-", ".old-"))
+            target.rename(old)
+            work.rename(target)
+            shutil.rmtree(old)
+        else:
+            work.rename(target)
+        for kind in ("partial", "old"):
+            clear(target, kind)

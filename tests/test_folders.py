@@ -1,0 +1,234 @@
+"""Claims about what a data script may replace or remove: only what it made itself, whoever else is at work."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import make_arrays, make_card
+from test_data_scripts import nih_tree, noise, run_script, save
+
+from mocolayers.data.folders import check_name, held
+from mocolayers.data.prepared import SCRIPTS, load, save_prepared
+from mocolayers.runtime import DatasetError
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Class folders with a reader's notes beside them."""
+    for number in range(24):
+        save(tmp_path / "scans" / "ab"[number % 2] / f"{number}.png", noise())
+    (tmp_path / "scans" / "notes.txt").write_text("years of work")
+    return tmp_path / "scans"
+
+
+def refuses(name, before, *words):
+    """The script ends with one line before it reads an image, and no file is changed."""
+    kept = contents(before)
+    done = run_script(name, "--side", 16, *words)
+    assert done.returncode == 1 and "image/s" not in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert contents(before) == kept
+    return done.stderr
+
+
+@pytest.mark.parametrize("source, out", [("scans", "."), ("scans/a", "."), ("scans", "scans"), (".", "data")])
+def test_a_source_and_a_target_that_hold_one_another_are_refused(scans, source, out):
+    root = scans.parent
+    said = refuses("folder", root, "--source", root / source, "--out", root / out, "--name", "scans")
+    assert "hold one another" in said
+
+
+def test_a_link_to_the_source_does_not_hide_it(scans):
+    (scans.parent / "link").symlink_to(scans)
+    said = refuses("folder", scans.parent, "--source", scans.parent / "link", "--out", scans.parent, "--name", "scans")
+    assert "hold one another" in said
+
+
+def test_raw_nih_images_where_the_data_set_goes_are_kept(tmp_path):
+    nih_tree(tmp_path / "data" / "nih", range(1, 7))
+    assert "hold one another" in refuses("nih", tmp_path, "--source", tmp_path / "data/nih", "--out", tmp_path / "data")
+
+
+def test_a_folder_that_no_script_made_is_not_replaced(scans):
+    other = scans.parent / "out" / "thesis"
+    save(other / "figure.png", noise())
+    said = refuses("folder", scans.parent, "--source", scans, "--out", other.parent, "--name", "thesis")
+    assert "figure.png" in said and "Choose another name" in said
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../thesis", "a/b", "*", ".hidden", "a\\b", "a\n", " ", "C:"])
+def test_only_a_plain_name_is_a_name(name):
+    with pytest.raises(DatasetError, match="no plain name"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("name", ["", "../thesis"])
+@pytest.mark.parametrize("script", ["folder", "nih", "breast_histology", "retina", "medmnist"])
+def test_every_script_asks_for_a_plain_name_before_it_reads(scans, script, name):
+    words = ["pneumoniamnist"] if script == "medmnist" else []
+    said = refuses(script, scans.parent, *words, "--source", scans, "--out", scans.parent / "out", "--name", name)
+    assert "no plain name" in said
+
+
+def test_names_that_people_use_are_accepted(tmp_path):
+    for name in ("scans", "nih_28", "Köpfe 2024", "a.b-c (2)"):
+        assert load(save_prepared(tmp_path / name, make_arrays(), make_card()).name, tmp_path).name == name
+
+
+@pytest.mark.parametrize("extra", ["thesis.txt", "raw.npy", "sub/scan.png", ".notes"])
+def test_a_data_set_with_a_strangers_file_inside_is_not_replaced(make_data, tmp_path, extra):
+    make_data()
+    target = tmp_path / "data" / "tiny"
+    (target / extra).parent.mkdir(exist_ok=True)
+    (target / extra).write_text("mine")
+    kept = contents(target)
+    with pytest.raises(DatasetError, match="no data script wrote"):
+        save_prepared(target, make_arrays(seed=1), make_card())
+    assert contents(target) == kept and [p.name for p in target.parent.iterdir()] == ["tiny"]
+
+
+def test_a_file_and_a_link_are_not_replaced_and_an_empty_folder_is(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    for name in ("file", "link"):
+        with pytest.raises(DatasetError, match="is not replaced"):
+            save_prepared(tmp_path / name, make_arrays(), make_card())
+    save_prepared(tmp_path / "empty", make_arrays(), make_card())
+    assert len(load("empty", tmp_path).images) == 240
+
+
+def test_phantoms_too_ask_before_they_draw(tmp_path):
+    (tmp_path / "retina_phantom").mkdir()
+    (tmp_path / "retina_phantom" / "mine.txt").write_text("mine")
+    command = [sys.executable, str(SCRIPTS / "phantoms.py"), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "mine.txt" in done.stderr and done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["retina_phantom"]
+
+
+def test_a_damaged_data_set_can_be_made_again(make_data, tmp_path):
+    make_data()
+    target = tmp_path / "data" / "tiny"
+    for name, content in (("card.json", b"{not json"), ("images.npy", b"half")):
+        (target / name).write_bytes(content)
+        save_prepared(target, make_arrays(), make_card())
+        load("tiny", target.parent, verify=True)
+
+
+KILLED = """
+import os, pathlib, sys
+sys.path.insert(0, {tests!r})
+from conftest import make_arrays, make_card
+from mocolayers.data.prepared import save_prepared
+first = pathlib.Path.rename
+def rename(self, to):
+    if {before}:
+        os.kill(os.getpid(), 9)
+    first(self, to)
+    if {after}:
+        os.kill(os.getpid(), 9)
+pathlib.Path.rename = rename
+save_prepared(pathlib.Path({target!r}), make_arrays(seed=1), make_card())
+"""
+
+
+def killed_while_saving(target, before="False", after="False"):
+    tests = os.path.dirname(__file__)
+    code = KILLED.format(tests=tests, target=str(target), before=before, after=after)
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(make_data, tmp_path):
+    old = make_data().fingerprint
+    target = tmp_path / "data" / "tiny"
+    killed_while_saving(target, after="'.old-' in str(to)")
+    assert not target.exists() and len(list(target.parent.iterdir())) == 2
+    assert load("tiny", target.parent).fingerprint == old
+    killed_while_saving(target, after="'.old-' in str(to)")
+    save_prepared(target, make_arrays(seed=2), make_card())
+    assert [path.name for path in target.parent.iterdir()] == ["tiny"], "nothing hidden is left"
+
+
+def test_what_a_killed_process_left_is_removed_and_what_looks_like_it_is_not(tmp_path):
+    target = tmp_path / "tiny"
+    killed_while_saving(target, before="'.partial-' in str(self)")
+    (left,) = tmp_path.iterdir()
+    for name in (".tiny.partial-0123", ".tiny.old-4567", ".tiny.work-89ab", ".tiny.partial-mine", ".tiny2.partial-01"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("mine")
+    kept = contents(tmp_path).keys() - contents(left).keys()
+    save_prepared(target, make_arrays(), make_card())
+    assert not left.exists() and kept <= contents(tmp_path).keys()
+
+
+def test_another_processs_unfinished_folder_is_left_alone(make_data, tmp_path):
+    target = tmp_path / "data" / "tiny"
+    other = target.with_name(".tiny.partial-0123abcd")
+    other.mkdir(parents=True)
+    (other / "card.json").write_text(json.dumps({"sha256": {"images": None}}))
+    with held(other):
+        make_data()
+    assert other.is_dir()
+    save_prepared(target, make_arrays(seed=1), make_card())
+    assert not other.exists()
+
+
+def save_and_load(root, start, said):
+    start.wait()
+    try:
+        save_prepared(root / "tiny", make_arrays(n=60), make_card())
+        said.put(load("tiny", root).fingerprint)
+    except Exception as error:
+        said.put(repr(error))
+
+
+def test_processes_that_prepare_one_set_at_once_all_end_well(tmp_path):
+    context = multiprocessing.get_context("fork")
+    for number in range(10):
+        root, start, said = tmp_path / str(number), context.Barrier(8), context.Queue()
+        processes = [context.Process(target=save_and_load, args=(root, start, said)) for _ in range(8)]
+        for process in processes:
+            process.start()
+        results = {said.get(timeout=60) for _ in processes}
+        for process in processes:
+            process.join()
+        assert results == {load("tiny", root, verify=True).fingerprint}
+        assert [path.name for path in root.iterdir()] == ["tiny"]
+
+
+def test_an_equal_data_set_stays_as_it_is_and_a_new_card_replaces_it(make_data, tmp_path):
+    make_data()
+    path = tmp_path / "data" / "tiny" / "images.npy"
+    first = path.stat().st_ino
+    make_data()
+    assert path.stat().st_ino == first
+    save_prepared(path.parent, make_arrays(), make_card() | {"title": "another"})
+    assert path.stat().st_ino != first and load("tiny", tmp_path / "data").card["title"] == "another"
+
+
+def test_two_scripts_at_once_do_not_read_into_one_folder(scans, tmp_path):
+    words = ["--source", scans, "--out", tmp_path / "out", "--name", "own", "--side", "16"]
+    command = [sys.executable, str(SCRIPTS / "folder.py"), *map(str, words), "--workers", "1"]
+    assert run_script("folder", *words).returncode == 0
+    save(scans / "a" / "slow.png", noise(4000, 4000))
+    slow = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob(".own.work-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (work,) = (tmp_path / "out").glob(".own.work-*")
+    slow.send_signal(signal.SIGSTOP)
+    second = run_script("folder", *words)
+    slow.send_signal(signal.SIGCONT)
+    assert second.returncode == 1 and "another process" in second.stderr
+    assert slow.wait() == 0 and not work.exists()
+    assert len(np.load(tmp_path / "out/own/images.npy")) == 25
