@@ -156,4 +156,4 @@ def contact_sheet(data: MedicalImages):
             if inside.any() and len(groups) < KINDS:
                 chosen = np.sort(rng.permutation(rows[inside])[:EACH])
                 groups[f"{split}: {name}"] = data.images[chosen]
-    return strips(groups, EACH, f"{data.name}: {len(data.images)} images of {data.side} px")
+    return image_sheet(groups, f"{data.name}: {len(data.images)} images of {data.side} px")

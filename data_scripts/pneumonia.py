@@ -70,7 +70,7 @@ def splits(pictures: list[Picture], patients: np.ndarray, labels: np.ndarray, ar
 
 def main(args) -> None:
     source = open_source(args.source, "chest_xray/train and test", args.out, KAGGLE)
-    images, kept, report = read_images(find(source, args.task), gray, args)
+    images, kept, report = read_images(find(source, args.task), gray, 1, args)
     labels = np.array([picture.label for picture in kept], np.uint8)
     patients = np.array([picture.patient for picture in kept])
     split = splits(kept, patients, labels, args)
