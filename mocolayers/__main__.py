@@ -8,6 +8,7 @@ from typing import Literal
 
 import tyro
 
+from mocolayers.notebook.series import run_series
 from mocolayers.recipe import EVALUATIONS, preset
 from mocolayers.runtime import DatasetError, RunError, load_plugin
 
@@ -96,49 +97,19 @@ def finetune(
             _say(f"{protocol} {share:g} ({row['labels']} labels): AUC {row['auc']:.3f}, {interval}")
 
 
-def series(
-    dataset: tuple[str, ...] = ("chest_phantom",),
-    preset: tuple[Literal["smoke", "lesson", "paper", "paper-sound"], ...] = ("lesson",),
-    seed: tuple[int, ...] = (0,),
-    notebook: tuple[str, ...] = (),
-    runs_dir: Path = Path("runs"),
-    out: Path = Path("executed"),
-    device: str = "auto",
-    force: bool = False,
-) -> int:
-    """Execute the notebooks with papermill, as pages under executed/index.html; what is done is skipped.
-
-    examples:
-      python -m mocolayers series --preset smoke
-      python -m mocolayers series --dataset pneumoniamnist nih --seed 0 1 2
-      python -m mocolayers series --notebook 03 04 --dataset breast_histology
-
-    Args:
-        dataset: Prepared data sets.
-        preset: Sizes of the runs.
-        seed: Seeds.
-        notebook: Beginnings of names, such as 02 03; default: all.
-        runs_dir: Folder that keeps runs.
-        out: Folder of the executed notebooks.
-        device: auto, cpu, cuda or mps.
-        force: Execute even what is up to date.
-    """
-    from mocolayers.notebook.series import run_series
-
-    return run_series(dataset, preset, seed, notebook, runs_dir, out, device, force)
-
-
 def main(words: list[str] | None = None) -> int:
-    """Run one command; an error that a person can mend is one line and exit code 1."""
-    commands = {"pretrain": pretrain, "finetune": finetune, "series": series}
-    config = (tyro.conf.FlagCreatePairsOff,)
+    """Run one command of `python -m mocolayers`; returns its exit code."""
+    commands = {"pretrain": pretrain, "finetune": finetune, "series": run_series}
+    return run_command(commands, "python -m mocolayers", __doc__, words)
+
+
+def run_command(commands: dict, prog: str, description: str, words: list[str] | None = None) -> int:
+    """Run one of some functions as a command; an error that a person can mend is one line and exit code 1."""
+    about = {"prog": prog, "description": description, "config": (tyro.conf.FlagCreatePairsOff,)}
     try:
-        done = tyro.extras.subcommand_cli_from_dict(
-            commands, prog="python -m mocolayers", description=__doc__, args=words, config=config
-        )
-        return done or 0
+        return tyro.extras.subcommand_cli_from_dict(commands, args=words, **about) or 0
     except (DatasetError, RunError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", error, *getattr(error, "__notes__", ()), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)

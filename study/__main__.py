@@ -16,7 +16,7 @@ from typing import Literal
 
 import tyro
 
-from mocolayers.runtime import DatasetError, RunError
+from mocolayers.__main__ import run_command
 from study import protocol
 
 
@@ -134,18 +134,9 @@ def as_released(part: Options) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one command; an error that a person can mend is one line and exit code 1."""
+    """Run one command of `python -m study`; returns its exit code."""
     commands = {"tune": tune, "run": run, "report": report, "again": again, "status": status}
-    commands["as-released"] = as_released
-    try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="python -m study", description=__doc__, args=words)
-    except (DatasetError, RunError, ValueError, OSError) as error:
-        print("error:", error, *getattr(error, "__notes__", ()), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return run_command(commands | {"as-released": as_released}, "python -m study", __doc__, words)
 
 
 if __name__ == "__main__":

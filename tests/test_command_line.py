@@ -1,12 +1,16 @@
 """Claims about the command line, as a user types it."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from mocolayers.__main__ import main
+from mocolayers.__main__ import main, parse_changes
+
+HOME = Path(__file__).resolve().parents[1]
 
 
 def command(*words, data):
@@ -43,10 +47,10 @@ def test_an_unknown_data_set_is_one_line_and_exit_code_1(tmp_path):
     assert done.stderr.count("\n") == 1 and "nonsense" in done.stderr and "python data_scripts/" in done.stderr
 
 
-def test_an_unknown_arm_lists_the_arms(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["pretrain", "--arm", "simclr"])
-    assert caught.value.code == 2
+def test_an_unknown_arm_lists_the_arms(make_data, tmp_path, monkeypatch, capsys):
+    make_data()
+    monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
+    assert main(["pretrain", "--dataset", "tiny", "--arm", "simclr"]) == 1
     assert "barlow-conditioned" in capsys.readouterr().err
 
 
@@ -64,3 +68,40 @@ def test_an_arm_without_pretraining_is_not_tried(make_data, tmp_path, monkeypatc
     monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
     assert main(["pretrain", "--dataset", "tiny", "--arm", "random", "--preset", "smoke", "--dry-run"]) == 1
     assert "not pretrained" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"), [("seed=3", "--seed 3"), ("dataset=x", "--dataset x"), ("side=64", "prepare")]
+)
+def test_what_has_an_option_of_its_own_is_not_set(word, said):
+    """`--set dataset=x` would put the rows of one data set under the name of another."""
+    with pytest.raises(ValueError, match=said):
+        parse_changes((word,))
+
+
+def test_values_are_read_as_python_writes_them():
+    words = ("lr=0.03", "standardized=True", "stage_weights=(0.1,0,0,0)", "layout=resnet18")
+    found = {"lr": 0.03, "standardized": True, "stage_weights": (0.1, 0, 0, 0), "layout": "resnet18"}
+    assert parse_changes(words) == found
+
+
+def test_the_loss_of_the_contributing_page_trains_and_is_judged(make_data, tmp_path):
+    """It is one class and one arm in a file, and nothing in the package knows of it."""
+    make_data()
+    page = (HOME / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    plugin = tmp_path / "my_loss.py"
+    plugin.write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], encoding="utf-8")
+    about = ["--plugin", plugin, "--arm", "cosine", "--dataset", "tiny", "--preset", "smoke"]
+    about += ["--runs-dir", tmp_path / "runs", "--set", "steps=3"]
+    trained = command("pretrain", *about, data=tmp_path / "data")
+    assert trained.returncode == 0, trained.stderr
+    (history,) = (tmp_path / "runs").glob("*/history.csv")
+    assert "stage4" in history.read_text().splitlines()[0]
+    judged = command("finetune", *about, "--protocol", "linear", "--fraction", 0.1, data=tmp_path / "data")
+    assert judged.returncode == 0, judged.stderr
+    assert len(list((tmp_path / "runs").glob("*/encoder.safetensors"))) == 1
+
+
+def test_a_plugin_that_is_not_there_is_one_line(tmp_path, capsys):
+    assert main(["pretrain", "--plugin", str(tmp_path / "no.py")]) == 1
+    assert "CONTRIBUTING.md" in capsys.readouterr().err

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "evaluation": {"training", "method", "data", "runtime", "recipe"},
     "notebook": {"evaluation", "training", "method", "data", "runtime", "recipe"},
     "labs": {"notebook", "evaluation", "training", "method", "data", "runtime", "recipe"},
-    "study": {"notebook", "evaluation", "training", "method", "data", "runtime", "recipe"},
+    "study": {"__main__", "notebook", "evaluation", "training", "method", "data", "runtime", "recipe"},
 }
 # Lines at most, blank ones and docstrings included.
 BUDGETS = {

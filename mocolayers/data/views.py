@@ -156,7 +156,8 @@ def _jitter(views: Views, channels: int, u: Tensor) -> dict[str, Tensor]:
     """
     u = torch.where(u[4] < views.jitter, 2 * u - 1, 0.0).view(5, -1, 1, 1)
     brightness, contrast, saturation = (
-        1 + strength * each for strength, each in zip((views.brightness, views.contrast, views.saturation), u, strict=False)
+        1 + strength * each
+        for strength, each in zip((views.brightness, views.contrast, views.saturation), u, strict=False)
     )
     mixing = _mixing(saturation, views.hue * u[3]) if channels == 3 else torch.ones_like(saturation)
     return {"gain": brightness * contrast * mixing, "lift": brightness * (1 - contrast)}

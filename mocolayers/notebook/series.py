@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mocolayers.data.prepared import data_folder
+from mocolayers.recipe import PRESETS
 from mocolayers.runtime import RunError, atomic_write
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -39,9 +40,14 @@ def run_series(
 ) -> int:
     """Execute the notebooks for every data set, preset and seed, and print what failed; returns a command's exit code.
 
+    examples:
+      python -m mocolayers series --preset smoke
+      python -m mocolayers series --dataset pneumoniamnist nih --seed 0 1 2
+      python -m mocolayers series --notebook 03 04 --dataset breast_histology
+
     Args:
         dataset: prepared data sets.
-        preset: sizes of the runs.
+        preset: sizes of the runs: smoke, lesson, paper, paper-sound.
         seed: seeds.
         notebook: beginnings of names, such as 02 03; none means all.
         runs_dir: where pretrainings are kept and found again.
@@ -49,7 +55,7 @@ def run_series(
         device: passed to the notebooks.
         force: execute even what is up to date.
     Raises:
-        RunError: there is no such notebook.
+        RunError: there is no such notebook or preset.
     """
     rows = list(executed(dataset, preset, seed, notebook, runs_dir, out, device, force))
     failed = [row for row in rows if row["status"] == "failed"]
@@ -67,6 +73,8 @@ def executed(dataset, preset, seed, notebook=(), runs_dir="runs", out="executed"
     for name, size, number in itertools.product(dataset, preset, seed):
         if Path(name).name != name:
             raise RunError(f"{name!r} is not the name of a data set")
+        if size not in PRESETS:
+            raise RunError(f"preset {size!r} is unknown; choose one of {', '.join(PRESETS)}")
         values = {"DATASET": name, "PRESET": size, "SEED": number, "DEVICE": device}
         values["RUNS_DIR"] = str(Path(runs_dir).resolve())
         for path in paths:

@@ -17,7 +17,10 @@ def try_steps(recipe: Recipe, data: MedicalImages, device: str = "auto", init=No
 
     Raises:
         RunError: out of memory.
+        ValueError: an arm without pretraining.
     """
+    if not recipe.steps:
+        raise ValueError(f"the arm {recipe.arm!r} is not pretrained: there is nothing to try")
     place, seconds, used = resolve_device(device), [], []
 
     def memory() -> int:
