@@ -6,7 +6,7 @@ import numpy as np
 from common import arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, to_rgb
 from PIL import Image
-from sources import open_source
+from sources import open_source, visible
 
 from mocolayers.runtime import DatasetError
 
@@ -31,7 +31,7 @@ def find(source) -> list[Picture]:
     """Every patch as PATIENT/0|1/PATIENT_idx5_xX_yY_classC.png; folder and file name must agree."""
     pictures = []
     # The full archive holds a second copy of everything in a folder of the archive's own name.
-    for path in sorted(source.glob("*/[01]/*.png")):
+    for path in visible(source, "*/[01]/*.png"):
         match = FILE.search(path.name)
         if not match or match["label"] != path.parent.name or match["patient"] != path.parent.parent.name:
             raise DatasetError(f"{path}: name and folder disagree; expected PATIENT/C/PATIENT_idx5_xX_yY_classC.png")

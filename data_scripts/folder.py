@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 from common import arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, colour, gray
-from sources import ENDINGS, inside, open_source, read_table
+from sources import inside, open_source, pictures_in, read_table, visible
 
-from mocolayers.data.prepared import SPLITS, TASKS, TEST, TRAIN, VAL
+from mocolayers.data.prepared import SPLITS, TASKS, TEST, TRAIN, UNLABELLED, VAL
 from mocolayers.runtime import DatasetError
 
+SPLIT_NAMES = SPLITS | {"training": TRAIN, "valid": VAL, "validation": VAL, "testing": TEST, "unlabeled": UNLABELLED}
 MODALITIES = ("chest", "histology", "retina", "other")
 EXAMPLES = """  python data_scripts/folder.py --source ~/scans --name scans --modality chest --gray
       where ~/scans/CLASS/*.png, or ~/scans/train|val|test/CLASS/*.png
@@ -22,23 +23,34 @@ EXAMPLES = """  python data_scripts/folder.py --source ~/scans --name scans --mo
 
 
 def from_classes(source: Path, pattern: str | None) -> tuple[list[Picture], list[str]]:
-    """One folder per class, perhaps inside train/, val/, test/ and unlabelled/; labels are places in the class list."""
-    places = {name: source / name for name in SPLITS if (source / name).is_dir()} or {None: source}
-    names = {f.name for split, root in places.items() if split != "unlabelled" for f in root.iterdir() if f.is_dir()}
-    classes = sorted(name for name in names if not name.startswith("."))
+    """One folder per class, perhaps inside folders named as splits; labels are places in the class list."""
+    folders = _folders(source)
+    while len(folders) == 1 and folders[0].name.lower() not in SPLIT_NAMES and _folders(folders[0]):
+        source = folders[0]  # an archive often has one folder on top
+        folders = _folders(source)
+    places = {folder: SPLIT_NAMES.get(folder.name.lower()) for folder in folders}
+    if set(places.values()) <= {None}:
+        places = {source: None}
+    elif unknown := [folder for folder, code in places.items() if code is None]:
+        raise DatasetError(f"{unknown[0]} is beside folders of splits; name it one of {', '.join(SPLIT_NAMES)}")
+    judged = [place for place, code in places.items() if code != UNLABELLED]
+    classes = sorted({folder.name for place in judged for folder in visible(place) if folder.is_dir()})
     pictures = []
-    for split, root in places.items():
-        for path in sorted(root.rglob("*")):
-            if path.suffix.lower() not in ENDINGS:
-                continue
-            parent = path.relative_to(root).parts[0]
-            if split != "unlabelled" and parent not in classes:
-                raise DatasetError(f"{path} is in no class folder; expected {root}/CLASS/{path.name}")
+    for place, code in places.items():
+        for path in pictures_in(place):
+            parent = path.relative_to(place).parts[0]
+            if place in judged and parent not in classes:
+                raise DatasetError(f"{path} is in no class folder; expected {place}/CLASS/{path.name}")
             label = classes.index(parent) if parent in classes else 0
-            pictures.append(Picture(path, _patient(path.name, pattern), label, SPLITS.get(split)))
+            pictures.append(Picture(path, _patient(path.name, pattern), label, code))
     if not pictures:
         raise DatasetError(f"{source} holds no CLASS/*.png (or .jpg, .tif, ...); give --csv FILE for a table")
     return pictures, classes
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Its folders in which there are images."""
+    return [path for path in visible(folder) if path.is_dir() and pictures_in(path)]
 
 
 def _patient(name: str, pattern: str | None) -> str | None:
@@ -69,7 +81,9 @@ def from_table(source: Path, args) -> tuple[list[Picture], list[str]]:
 
 
 def _labels(table: pd.DataFrame, args) -> tuple[list, list[str]]:
-    unlabelled = table[args.split].str.lower() == "unlabelled" if args.split else np.zeros(len(table), bool)
+    unlabelled = (
+        table[args.split].str.lower().isin(["unlabelled", "unlabeled"]) if args.split else np.zeros(len(table), bool)
+    )
     told = table.loc[~unlabelled, args.label]
     if (empty := (told == "").any(axis=1)).any():
         row = told.index[empty][0]
@@ -88,9 +102,9 @@ def _labels(table: pd.DataFrame, args) -> tuple[list, list[str]]:
 
 
 def _split(name: str, csv: Path) -> int:
-    if name.lower() not in SPLITS:
+    if name.lower() not in SPLIT_NAMES:
         raise DatasetError(f"{csv}: {name!r} is no split; write {', '.join(SPLITS)}")
-    return SPLITS[name.lower()]
+    return SPLIT_NAMES[name.lower()]
 
 
 def task_of(args, classes: list[str]) -> str:
@@ -105,11 +119,12 @@ def task_of(args, classes: list[str]) -> str:
 def splits(kept: list[Picture], patients: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
     """The split codes given; if an image has none, seeded ones by patient for all."""
     given = np.array([-1 if picture.split is None else picture.split for picture in kept])
-    if (given >= 0).all():
-        split = given.astype(np.uint8)
-    else:
-        positive = labels.any(axis=1) if labels.ndim == 2 else labels > 0
-        split = split_by_patient(patients, positive, seed)
+    positive = labels.any(axis=1) if labels.ndim == 2 else labels > 0
+    split = given.astype(np.uint8) if (given >= 0).all() else split_by_patient(patients, positive, seed)
+    if not (split == VAL).any():
+        print("no validation split is given: an eighth of the training patients is taken for it")
+        train = np.flatnonzero(split == TRAIN)
+        split[train] = split_by_patient(patients[train], positive[train], seed, (0.875, 0.125, 0.0))
     for code, name in ((TRAIN, "train"), (VAL, "val"), (TEST, "test")):
         if not (split == code).any():
             raise DatasetError(f"no image is in the {name} split; give more patients, or a split for every image")
@@ -141,6 +156,8 @@ def main(args) -> None:
     labels = np.array([picture.label for picture in kept], np.uint8 if task == "multilabel" else np.int64)
     patients = np.array([picture.patient for picture in kept])
     split = splits(kept, patients, labels, args.seed)
+    if task != "multilabel" and (empty := set(range(len(classes))) - set(labels[split != UNLABELLED].tolist())):
+        raise DatasetError(f"no readable image shows {classes[min(empty)]!r}; mend or remove it")
     card = {"title": args.title or args.name, "modality": args.modality, "task": task, "classes": classes}
     card |= {"source": str(args.source.name), "licence": "your own", "citation": ""}
     arrays = {"images": images, "labels": labels, "patients": patients, "split": split}

@@ -1,10 +1,12 @@
 """Where the images come from: an unpacked folder, an archive that is unpacked once, or the publisher by kagglehub."""
 
 import hashlib
+import re
 import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import pandas as pd
@@ -39,7 +41,7 @@ def open_source(source: Path | None, what: str, out: Path, kaggle: str) -> Path:
             raise DatasetError(f"{source} is neither a folder nor one of {', '.join(ARCHIVES)}; it should hold {what}")
         return unpack([source], out)
     archives = sorted(p for p in source.iterdir() if p.name.endswith((*ARCHIVES, ".zip.001")))
-    if not archives or any(path.suffix.lower() in ENDINGS for path in source.rglob("*")):
+    if not archives or pictures_in(source):
         return source  # unpacked by its owner, whatever archives stand beside
     # Publishers give the images as archives beside the tables.
     target = unpack(archives, out)
@@ -75,7 +77,7 @@ def _unpack_whole(archive: Path, partial: Path) -> None:
         return
     try:
         _unpack_one(archive, partial)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise DatasetError(f"{archive} cannot be unpacked: {error}") from None
     done.touch()
 
@@ -105,6 +107,12 @@ def _untar(archive: Path, target: Path) -> None:
         for member in tqdm(file, desc=f"unpacking {archive.name}", unit="file"):
             # Python's "data" filter refuses paths and links that leave the target, and devices.
             file.extract(member, target, filter="data")
+        # tarfile takes a damaged header for the end; the true end is zeros. Reading on compares checksums.
+        file.fileobj.seek(file.offset)
+        if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("it is damaged or cut short")
+        while file.fileobj.read(2**20):
+            pass
 
 
 def _download(kaggle: str, what: str) -> Path:
@@ -130,6 +138,18 @@ def fingerprint(files: list[Path], about: str = "") -> str:
         state = path.stat()
         seen.update(f"\n{path} {state.st_size} {state.st_mtime_ns}".encode())
     return seen.hexdigest()[:12]
+
+
+def visible(root: Path, pattern: str = "*") -> list[Path]:
+    """What matches below a folder, sorted, without what systems put there: `._x`, `__MACOSX`, `.ipynb_checkpoints`."""
+    hidden = re.compile(r"\..*|__MACOSX|@eaDir|Thumbs\.db")
+    found = sorted(root.glob(pattern))
+    return [path for path in found if not any(map(hidden.fullmatch, path.relative_to(root).parts))]
+
+
+def pictures_in(root: Path, pattern: str = "**/*") -> list[Path]:
+    """The image files among what is visible."""
+    return [path for path in visible(root, pattern) if path.suffix.lower() in ENDINGS]
 
 
 def inside(root: Path, name: str, source: object = "the table") -> Path:

@@ -1,5 +1,6 @@
 """Claims about reading many images: into one array on disk, resumed after a kill, from folders and from archives."""
 
+import gzip
 import signal
 import subprocess
 import sys
@@ -194,6 +195,29 @@ def test_an_archive_that_writes_outside_its_folder_is_refused(tmp_path, form):
     with pytest.raises(DatasetError, match="escaped"):
         sources.open_source(archive, "anything", tmp_path / "deep" / "out", "")
     assert not list(tmp_path.rglob("escaped")) and not list((tmp_path / "deep" / "out").glob("*.unpacked"))
+
+
+@pytest.mark.parametrize("form", ["tar", "tar.gz"])
+@pytest.mark.parametrize("damage", ["a header", "a byte", "cut at a member"])
+def test_a_damaged_tar_archive_never_counts_as_whole(tmp_path, form, damage):
+    source, archive = patches(tmp_path / "patches", 12, 4), tmp_path / f"archive.{form}"
+    with tarfile.open(archive, "w:gz" if form == "tar.gz" else "w") as file:
+        file.add(source, ".")
+    with tarfile.open(archive) as file:
+        third = file.getmembers()[-12].offset
+    whole = gzip.decompress(archive.read_bytes()) if form == "tar.gz" else archive.read_bytes()
+    if damage == "cut at a member":
+        whole = whole[:third]
+    elif damage == "a header" or form == "tar":
+        whole = whole[:third] + bytes(x ^ 0x5A for x in whole[third : third + 64]) + whole[third + 64 :]
+    content = gzip.compress(whole) if form == "tar.gz" else whole
+    if damage == "a byte" and form == "tar.gz":
+        middle = len(content) * 2 // 3
+        content = content[:middle] + bytes([content[middle] ^ 0x5A]) + content[middle + 1 :]
+    archive.write_bytes(content)
+    with pytest.raises(DatasetError, match="cannot be unpacked"):
+        sources.open_source(archive, "anything", tmp_path / "out", "")
+    assert not list((tmp_path / "out").glob("*.unpacked"))
 
 
 def test_a_damaged_archive_and_a_file_that_is_none_are_clear_errors(tmp_path):

@@ -1,5 +1,7 @@
 """Claims about a reader's own images: class folders or a CSV, as anyone may have them."""
 
+import shutil
+
 import numpy as np
 import pytest
 from test_data_scripts import assert_split_by_patient, noise, run_script, save
@@ -79,6 +81,62 @@ def test_class_folders_inside_split_folders(tmp_path):
     data, _ = prepared(root, csv=False)
     assert [len(data.rows(s)) for s in ("train", "val", "test", "unlabelled")] == [12, 4, 6, 1]
     assert data.task == "binary" and data.labels[data.rows("test")].tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def class_folders(root, *classes, count=24):
+    for number in range(count):
+        save(root / classes[number % len(classes)] / f"{number}.png", noise())
+    return root
+
+
+@pytest.mark.parametrize(
+    "names", [("Training", "Validation", "Testing"), ("TRAIN", "valid", "Test"), ("train", "val", "test")]
+)
+def test_split_folders_have_many_names(tmp_path, names):
+    root = tmp_path / "scans"
+    for name in names:
+        class_folders(root / name, "glioma", "notumor", count=8)
+    data, _ = prepared(root, csv=False)
+    assert data.classes == ["glioma", "notumor"]
+    assert [len(data.rows(s)) for s in ("train", "val", "test")] == [8, 8, 8]
+
+
+def test_without_validation_folders_an_eighth_of_training_is_taken(tmp_path):
+    root = tmp_path / "mri"
+    class_folders(root / "Training", "glioma", "notumor", count=48)
+    class_folders(root / "Testing", "glioma", "notumor", count=10)
+    data, text = prepared(root, csv=False)
+    assert [len(data.rows(s)) for s in ("train", "val", "test")] == [42, 6, 10]
+    assert "an eighth of the training patients" in text
+
+
+def test_a_folder_of_images_beside_split_folders_is_named(tmp_path):
+    for name in ("train", "val", "test", "extra"):
+        class_folders(tmp_path / "scans" / name, "no", "yes", count=8)
+    assert "extra is beside folders of splits" in refused(tmp_path / "scans", csv=False)
+
+
+def test_hidden_files_and_a_folder_on_top_change_nothing(tmp_path):
+    plain = class_folders(tmp_path / "plain" / "scans", "no", "yes")
+    data, _ = prepared(plain, csv=False)
+    root = tmp_path / "archive"
+    shutil.copytree(plain, root / "scans" / "pictures")
+    for path in list(plain.glob("*/*.png")):
+        for hidden in ("__MACOSX/scans/pictures/{}/._{}", "scans/pictures/{}/._{}", "scans/@eaDir/{}/{}"):
+            target = root / hidden.format(path.parent.name, path.name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(b"\0\5\26\7")
+        copy = root / "scans" / "pictures" / path.parent.name / ".ipynb_checkpoints" / path.name
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(path, copy)
+    again, _ = prepared(root, csv=False)
+    assert again.card["sha256"]["images"] == data.card["sha256"]["images"] and again.classes == ["no", "yes"]
+
+
+def test_a_class_without_a_readable_image_is_an_error(tmp_path):
+    root = class_folders(tmp_path / "scans", "no", "yes")
+    save(root / "maybe" / "1.png", noise()).write_bytes(b"broken")
+    assert "no readable image shows 'maybe'" in refused(root, "--skip-bad", csv=False)
 
 
 @pytest.mark.parametrize(
