@@ -1,8 +1,8 @@
 """The losses: InfoNCE on embeddings, and two ways to bring the stages of two views together.
 
 A stage loss is a module built as `Class(channels, **options)`. Its attribute `pool` names the side to which `MoCo`
-pools each stage, and `forward(query, key)` returns one unweighted loss per stage from the pooled maps (B, C_l, side, side),
-which are fp32; the key's have no gradient.
+pools each stage, and `forward(query, key)` returns one unweighted loss per stage from the pooled maps
+(B, C_l, side, side), which are fp32; the key's have no gradient.
 """
 
 import functools

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import conversion
 import evaluation
-import kept
 import labs
 import limit
 import pandas as pd
@@ -61,7 +60,6 @@ SECTIONS = {
         4 * args.repeats, 2
     ),
     "Cost of what a step does besides the encoder": lambda args: parts.part_table(args.repeats),
-    f"Memory returned to the system after a step, or kept for the next, {USED}": lambda args: kept.table(args.repeats),
     "Linear evaluation of a pretrained encoder, 1,500 chest phantoms": lambda args: evaluation.linear_table(),
     "Distances between models": lambda args: evaluation.distance_table(),
     "Start-up": lambda args: startup.table(args.repeats),
