@@ -233,6 +233,40 @@ def test_idrid_parts_keep_their_split_and_a_picture_in_both_stays_in_test(tmp_pa
 
 
 @pytest.fixture
+def children(tmp_path):
+    """Kermany's layout: a number is used for bacteria and for virus alike, and in both parts."""
+    root = tmp_path / "chest_xray"
+    for part, numbers in (("train", range(1, 31)), ("test", range(1, 9))):
+        for number in numbers:
+            for kind in ("bacteria", "virus"):
+                save(root / part / "PNEUMONIA" / f"person{number}_{kind}_{7 * number}.jpeg", noise(channels=1))
+            save(root / part / "NORMAL" / f"IM-{number:04d}-0001.jpeg", noise(channels=1))
+    return tmp_path
+
+
+def test_kermany_normal_images_are_for_pretraining_and_the_publishers_test_part_is_kept(children, tmp_path):
+    data, _ = prepare("pneumonia", children, tmp_path / "out")
+    assert_split_by_patient(data)
+    assert data.classes == ["virus", "bacteria"] and len(data.rows("unlabelled")) == 38
+    assert set(data.patients[data.rows("test")]) == {f"test/person{number}" for number in range(1, 9)}
+    assert data.labels[data.rows("test")].mean() == 0.5, "bacteria and virus of a number are on one side"
+
+
+def test_kermany_can_be_split_anew_and_be_asked_for_pneumonia(children, tmp_path):
+    data, _ = prepare("pneumonia", children, tmp_path / "out", "--split", "seeded", "--seed", "3")
+    assert_split_by_patient(data)
+    assert {name.split("/")[0] for name in data.patients[data.rows("test")]} == {"train", "test"}
+    easy, _ = prepare("pneumonia", children, tmp_path / "easy", "--task", "pneumonia")
+    assert easy.classes == ["normal", "pneumonia"] and not len(easy.rows("unlabelled"))
+    assert easy.labels.mean() == pytest.approx(2 / 3)
+
+
+def test_kermany_a_name_without_its_kind_is_named(children, tmp_path):
+    save(children / "chest_xray" / "train" / "PNEUMONIA" / "person99.jpeg", noise(channels=1))
+    assert "person99.jpeg" in fails("pneumonia", children, tmp_path / "out")
+
+
+@pytest.fixture
 def npz(tmp_path):
     arrays = {}
     for split, count in (("train", 40), ("val", 10), ("test", 12)):
@@ -324,7 +358,7 @@ def test_nih_a_picture_that_two_patients_share_is_reported(tmp_path):
     assert "equal pixels: 15 images, 1 pictures in several splits" in text
 
 
-@pytest.mark.parametrize("name", ["breast_histology", "nih", "retina", "medmnist", "phantoms", "folder"])
+@pytest.mark.parametrize("name", ["breast_histology", "nih", "retina", "medmnist", "phantoms", "folder", "pneumonia"])
 def test_help_has_examples(name):
     done = subprocess.run([sys.executable, str(SCRIPTS / f"{name}.py"), "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and f"python data_scripts/{name}.py" in done.stdout
