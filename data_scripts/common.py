@@ -72,7 +72,7 @@ def check_apart(source: Path, target: Path) -> None:
     """Refuse a source that holds the target or is held by it: one would be written over the other."""
     for inner, outer in ((source.resolve(), target), (target.resolve(), source)):
         if outer.exists() and any(part.exists() and part.samefile(outer) for part in (inner, *inner.parents)):
-            raise DatasetError(f"{source} and {target}, the new data set, hold one another; choose another --out")
+            raise DatasetError(f"{source} and the new data set {target}: one is inside the other; choose another --out")
 
 
 def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace) -> Converted:

@@ -235,13 +235,13 @@ def test_idrid_parts_keep_their_split_and_a_picture_in_both_stays_in_test(tmp_pa
 @pytest.fixture
 def children(tmp_path):
     """Kermany's layout: a number is used for bacteria and for virus alike, and in both parts."""
-    root = tmp_path / "chest_xray"
+    root = tmp_path / "kermany" / "chest_xray"
     for part, numbers in (("train", range(1, 31)), ("test", range(1, 9))):
         for number in numbers:
             for kind in ("bacteria", "virus"):
                 save(root / part / "PNEUMONIA" / f"person{number}_{kind}_{7 * number}.jpeg", noise(channels=1))
             save(root / part / "NORMAL" / f"IM-{number:04d}-0001.jpeg", noise(channels=1))
-    return tmp_path
+    return tmp_path / "kermany"
 
 
 def test_kermany_normal_images_are_for_pretraining_and_the_publishers_test_part_is_kept(children, tmp_path):
