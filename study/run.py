@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from mocolayers.data.labels import label_subset, subset_seed
-from mocolayers.data.prepared import TEST, MedicalImages, data_folder, load
+from mocolayers.data.prepared import MedicalImages, data_folder, load
 from mocolayers.evaluation.distributions import output_distances
 from mocolayers.evaluation.features import STAGES, stage_features
 from mocolayers.evaluation.judge import judge_all
@@ -26,8 +26,6 @@ from mocolayers.runtime import atomic_write, load_plugin
 from mocolayers.training.pretrain import pretrain
 from mocolayers.training.runs import Run
 from study import protocol
-
-HELD_BACK = 255  # a code of no split
 
 
 @dataclass(frozen=True)
@@ -166,8 +164,7 @@ def trials(arm: str) -> list[dict]:
 
 def try_out(cell: Cell, trial: int) -> dict:
     """Pretrain a trial and judge it on validation: mean AUC of linear evaluation at the smallest label fraction."""
-    data = load(cell.dataset)
-    data = replace(data, split=np.where(data.split == TEST, HELD_BACK, data.split))  # no row is a test row
+    data = load(cell.dataset).without_test()
     run = pretrain(cell.recipe(data), data, cell.runs_dir, progress=False)
     encoder = run.load_encoder()
     # Not `run_features`: what that keeps on disk has the test split, too.

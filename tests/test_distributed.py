@@ -30,7 +30,7 @@ from mocolayers.training.pretrain import Trainer, build_moco, pretrain
 CPU = torch.device("cpu")
 # Two groups of batch-norm: one in each of two processes.
 SMALL = {"batch": 32, "queue": 80, "steps": 6, "monitor_every": 3, "log_every": 3, "bn_splits": 2, "precision": "fp32"}
-PLAN = Evaluation(subsets=1, steps=4, batch=16, check_every=2, most_validation_rows=40, resamples=20)
+PLAN = Evaluation(subsets=1, least_steps=4, batch=16, checks=2, most_validation_rows=40, resamples=20)
 
 
 def small(data, arm):

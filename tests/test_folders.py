@@ -55,7 +55,8 @@ def test_a_link_to_the_source_does_not_hide_it(scans):
 
 def test_raw_nih_images_where_the_data_set_goes_are_kept(tmp_path):
     nih_tree(tmp_path / "data" / "nih", range(1, 7))
-    assert "one is inside the other" in refuses("nih", tmp_path, "--source", tmp_path / "data/nih", "--out", tmp_path / "data")
+    said = refuses("nih", tmp_path, "--source", tmp_path / "data/nih", "--out", tmp_path / "data")
+    assert "one is inside the other" in said
 
 
 def test_a_folder_that_no_script_made_is_not_replaced(scans):
