@@ -13,16 +13,15 @@ from mocolayers.recipe import Views
 
 # Luma weights of ITU-R BT.601, as PIL and torchvision use them to drop colour.
 LUMA = (0.299, 0.587, 0.114)
-
-
+TRIES = 10  # of a crop, before the whole image is taken
+# Random numbers of one view of one image. All are drawn even if not used, so switching one augmentation off leaves the
+# others as they were.
+SAMPLE = {"area": TRIES, "aspect": TRIES, "place": 2, "angle": 1, "mirror": 2, "jitter": 5, "gray": 1, "blur": 2}
 CACHED = 2**19  # numbers, two megabytes: a dozen passes over more than that wait for memory, several times as long
 
 
 class TwoViews:
     """Make two independent random views of every image of a batch.
-
-    All randomness comes from the generator passed in, so a step can be repeated exactly. Crop, rotation and mirror are
-    one bilinear resampling; what falls outside the image is black.
 
     Args:
         views: which augmentations, and how strong.
@@ -34,17 +33,14 @@ class TwoViews:
     def __call__(
         self, images: Tensor, generator: torch.Generator, whole: int | None = None, part: slice = slice(None)
     ) -> tuple[Tensor, Tensor]:
-        """Two views of a batch.
+        """Two views of a batch, x_q and x_k, (B, C, H, W) float32 in [0, 1] each.
 
         Args:
             images: (B, H, W, C) uint8.
-            generator: a CPU generator.
-        Returns:
-            x_q and x_k, (B, C, H, W) float32 in [0, 1] each.
+            generator, whole, part: see `random_view`.
         """
-        x, count = to_float(images), len(images)
-        drawn = draw(self.views, x.shape[1], Draws(generator, whole or count, 2, part))
-        return transform(x, _rows(drawn, 0, count)), transform(x, _rows(drawn, count, 2 * count))
+        x = to_float(images)
+        return tuple(random_view(x, self.views, generator, whole, part) for _ in range(2))
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -61,70 +57,136 @@ def batches(data: MedicalImages, rows: np.ndarray, device: torch.device, size: i
 def random_view(
     x: Tensor, views: Views, generator: torch.Generator, whole: int | None = None, part: slice = slice(None)
 ) -> Tensor:
-    """One random view of each image of a batch.
+    """One random view of each image of a batch; the generator decides everything, so it can be repeated exactly.
+
+    Crop, rotation and mirror are one bilinear resampling; what a rotation brings in from outside the image is black.
 
     Args:
         x: (B, C, H, W) in [0, 1].
         views: which augmentations, and how strong.
         generator: a CPU generator.
+        whole, part: x is the rows `part` of a batch of `whole` images; a view does not depend on how it is shared.
     """
-    return transform(x, draw(views, x.shape[1], Draws(generator, whole or len(x), 1, part)))
-
-
-class Draws:
-    """Random numbers, one per image.
-
-    In distributed training they are drawn for the whole batch and a process keeps those of its part, so that the views
-    of an image do not depend on how many processes there are.
-    """
-
-    def __init__(self, generator: torch.Generator, whole: int, copies: int, part: slice) -> None:
-        self.generator, self.copies, self.whole, self.part = generator, copies, whole, part
-
-    def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """(count,) numbers between two."""
-        drawn = torch.rand(self.copies * self.whole, generator=self.generator) * (high - low) + low
-        return drawn.view(self.copies, self.whole)[:, self.part].flatten()
-
-
-def draw(views: Views, channels: int, draws: Draws) -> dict[str, Tensor]:
-    """What `transform` does to each of B images: tensors with B rows; an augmentation that is off has none."""
-    drawn = {"geometry": _geometry(views, draws)}
-    if views.jitter:
-        drawn |= _jitter(views, channels, draws)
-    if views.gray and channels == 3:
-        drawn["gray"] = (draws.uniform() < views.gray).float()
-    if views.blur:
-        happens, sigma = draws.uniform() < views.blur, draws.uniform(*views.sigma)
-        drawn["kernel"] = gaussian_kernel(torch.where(happens, sigma, 0.0), views.sigma[1])
-    return drawn
-
-
-def transform(x: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-    """Change images (B, C, H, W) as drawn for each; on a processor a few at a time, as many as its cache holds."""
+    sample = torch.rand(whole or len(x), sum(SAMPLE.values()), generator=generator)
+    choices = {name: values[part] for name, values in choose(views, x.shape[1:], sample).items()}
+    # On a processor a few images at a time, as many as its cache holds.
     count = max(1, CACHED // x[0].numel()) if x.device.type == "cpu" else len(x)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     for start in range(0, len(x), count):
-        end = min(start + count, len(x))
-        out[start:end] = _transform(x[start:end], _rows(drawn, start, end))
+        some = slice(start, start + count)
+        out[some] = transform(x[some], views, {name: values[some] for name, values in choices.items()})
     return out
 
 
-def _transform(x: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-    blurred = _is_blurred(drawn["kernel"]) if "kernel" in drawn else []
-    drawn = {name: values.to(x.device) for name, values in drawn.items()}
-    x = _resample(x, drawn["geometry"])
-    if "gain" in drawn:
-        x = _change_colours(x, drawn["gain"], drawn["lift"]).clamp_(0, 1)
-    if "gray" in drawn:
-        x.lerp_(luma(x), drawn["gray"].view(-1, 1, 1, 1))
+def choose(views: Views, shape: tuple[int, int, int], sample: Tensor) -> dict[str, Tensor]:
+    """What `transform` does to each image, from its random numbers (B, 33) in [0, 1); nothing for what is off.
+
+    Args:
+        shape: channels, height and width of the images.
+    """
+    u = dict(zip(SAMPLE, sample.split(list(SAMPLE.values()), dim=1), strict=True))
+    chosen = {"matrix": _geometry(views, *shape[1:], u)}
+    if views.jitter:
+        chosen |= _jitter(views, shape[0], u["jitter"].T)
+    if views.gray and shape[0] == 3:
+        chosen["gray"] = (u["gray"] < views.gray).float()
+    if views.blur:
+        happens, sigma = u["blur"].T
+        sigma = views.sigma[0] + (views.sigma[1] - views.sigma[0]) * sigma
+        chosen["kernel"] = gaussian_kernel(torch.where(happens < views.blur, sigma, 0.0), views.sigma[1])
+    return chosen
+
+
+def transform(x: Tensor, views: Views, chosen: dict[str, Tensor]) -> Tensor:
+    """Change images (B, C, H, W) as chosen for each."""
+    if views.released_order:
+        return _resample(_recolour(x, chosen), chosen["matrix"], "nearest" if views.rotation else "bilinear")
+    return _recolour(_resample(x, chosen["matrix"], "bilinear"), chosen)
+
+
+def _geometry(views: Views, height: int, width: int, u: dict[str, Tensor]) -> Tensor:
+    """(B, 2, 3) affine maps from the view's coordinates to the image's, both in [-1, 1]."""
+    w, h = _crop_sides(views, height, width, u["area"], u["aspect"])
+    left, top = (u["place"].T * torch.stack([width - w + 1, height - h + 1])).floor()
+    centre_x, centre_y = (2 * left + w) / width - 1, (2 * top + h) / height - 1
+    angle = views.rotation * (2 * u["angle"].squeeze(1) - 1) * math.pi / 180
+    flip_x, flip_y = 1 - 2 * (u["mirror"] < torch.tensor([views.hflip, views.vflip])).float().T
+    across, down = w / width * flip_x, h / height * flip_y
+    x = torch.stack([angle.cos() * across, -angle.sin() * down, centre_x], dim=1)
+    y = torch.stack([angle.sin() * across, angle.cos() * down, centre_y], dim=1)
+    return torch.stack([x, y], dim=1)
+
+
+def _crop_sides(views: Views, height: int, width: int, area: Tensor, aspect: Tensor) -> tuple[Tensor, Tensor]:
+    """Width and height in pixels, (B,) each, of torchvision's RandomResizedCrop of square images.
+
+    The first of ten tries that fits into the image is taken, or the whole image if none fits.
+    """
+    area = height * width * (views.crop + (1 - views.crop) * area)  # (B, TRIES)
+    aspect = (math.log(views.ratio) * (2 * aspect - 1)).exp()
+    w, h = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
+    fits = (w <= width) & (h <= height) & (w > 0) & (h > 0) & (views.crop < 1)
+    first = F.pad(fits, (0, 1), value=True).int().argmax(dim=1, keepdim=True)
+    w, h = F.pad(w, (0, 1), value=width), F.pad(h, (0, 1), value=height)
+    return w.gather(1, first).squeeze(1), h.gather(1, first).squeeze(1)
+
+
+def _resample(x: Tensor, matrix: Tensor, mode: str) -> Tensor:
+    unmoved = (matrix == torch.eye(2, 3)).flatten(1).all(dim=1).nonzero().squeeze(1)
+    turned = matrix[:, 0, 1].any()
+    h, w = x.shape[2:]
+    column, row = ((2 * torch.arange(n, device=x.device) + 1) / n - 1 for n in (w, h))
+    matrix = matrix.to(x.device)
+    across = matrix[:, :, :1] * column  # (B, 2, W)
+    down = matrix[:, :, 1:2] * row + matrix[:, :, 2:]  # (B, 2, H)
+    grid = down.unsqueeze(3) + across.unsqueeze(2)  # (B, 2, H, W); torch's affine_grid takes ten times as long
+    y = F.grid_sample(x, grid.permute(0, 2, 3, 1), mode=mode, padding_mode="border", align_corners=False)
+    if turned:  # grid_sample's own zeros would darken the border inside the image
+        y *= torch.maximum(*grid.abs_().split(1, dim=1)).le_(1)
+    y[unmoved] = x[unmoved]  # without rounding
+    return y
+
+
+def _jitter(views: Views, channels: int, u: Tensor) -> dict[str, Tensor]:
+    """Brightness, contrast, saturation and hue, in this order, as one change of colour; see `_recolour`.
+
+    An image that is left alone, with the same probability for the four together, gets a change that changes nothing.
+
+    Args:
+        u: (5, B) random numbers.
+    """
+    u = torch.where(u[4] < views.jitter, 2 * u - 1, 0.0).view(5, -1, 1, 1)
+    brightness, contrast = 1 + views.brightness * u[0], 1 + views.contrast * u[1]
+    saturation = 1 + views.saturation * u[2]
+    mixing = _mixing(saturation, views.hue * u[3]) if channels == 3 else torch.ones_like(saturation)
+    return {"gain": brightness * contrast * mixing, "lift": brightness * (1 - contrast)}
+
+
+def _mixing(saturation: Tensor, hue: Tensor) -> Tensor:
+    """(B, 3, 3) matrices that change saturation by a factor and hue by a share of the full circle, (B, 1, 1) each.
+
+    The hue turns about the gray axis of the RGB cube and keeps r + g + b. torchvision goes through HSV; at its 0.1 the
+    colours of noise change there with 1.5 times the variance, those of stained tissue with 1.7, of a fundus with 1.3.
+    """
+    one, angle = torch.eye(3), 2 * math.pi * hue
+    third = one.roll(1, dims=0)  # a third of the circle
+    turn = angle.cos() * one + (1 - angle.cos()) / 3 + angle.sin() / math.sqrt(3) * (third - third.T)
+    return turn @ (saturation * one + (1 - saturation) * torch.tensor(LUMA))
+
+
+def _recolour(x: Tensor, chosen: dict[str, Tensor]) -> Tensor:
+    """Colour change, dropped colour and blur. A colour becomes gain (C, C) times it, plus lift times the mean gray."""
+    b, c, h, w = x.shape
+    blurred = (chosen["kernel"].amax(dim=1) < 1).nonzero().squeeze(1) if "kernel" in chosen else []
+    chosen = {name: values.to(x.device) for name, values in chosen.items()}
+    if "gain" in chosen:
+        lift = chosen["lift"].unsqueeze(3) * luma(x.mean(dim=(2, 3), keepdim=True))
+        x = (chosen["gain"] @ x.reshape(b, c, h * w)).view(b, c, h, w).add_(lift).clamp_(0, 1)
+    if "gray" in chosen:
+        x = x.lerp(luma(x), chosen["gray"].view(-1, 1, 1, 1))
     if len(blurred):
-        x[blurred] = blur(x[blurred], drawn["kernel"][blurred])
+        x = x.index_copy(0, blurred.to(x.device), blur(x[blurred], chosen["kernel"][blurred]))
     return x
-
-
-def _rows(drawn: dict[str, Tensor], start: int, end: int) -> dict[str, Tensor]:
-    return {name: values[start:end] for name, values in drawn.items()}
 
 
 def luma(x: Tensor) -> Tensor:
@@ -153,11 +215,6 @@ def blur(x: Tensor, kernel: Tensor) -> Tensor:
     return _correlate(_correlate(padded, kernel, dim=2), kernel, dim=3)
 
 
-def _is_blurred(kernel: Tensor) -> Tensor:
-    """Numbers of the rows of (B, K) whose kernel is not 1 in the middle."""
-    return (kernel[:, kernel.shape[1] // 2] < 1).nonzero().squeeze(1)
-
-
 def _correlate(x: Tensor, kernel: Tensor, dim: int) -> Tensor:
     """Correlate each image (B, C, H, W) with its own kernel (B, K) along H or W, which becomes shorter by K - 1."""
     weights = kernel.T.reshape(-1, len(x), 1, 1, 1)  # (K, B, 1, 1, 1)
@@ -166,75 +223,3 @@ def _correlate(x: Tensor, kernel: Tensor, dim: int) -> Tensor:
     for place, weight in enumerate(weights[1:], start=1):
         y.addcmul_(weight, x.narrow(dim, place, length))
     return y
-
-
-def _geometry(views: Views, draws: Draws) -> Tensor:
-    """(B, 2, 3) affine maps from the view's coordinates to the image's, both in [-1, 1]."""
-    uniform, area = draws.uniform, draws.uniform(views.crop, 1.0)
-    ratio = math.log(views.ratio)
-    aspect = torch.exp(uniform(-ratio, ratio)) if views.crop < 1 else torch.ones_like(area)
-    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
-    centre_x, centre_y = uniform(-1, 1) * (1 - width), uniform(-1, 1) * (1 - height)
-    angle = uniform(-views.rotation, views.rotation) * math.pi / 180
-    flip_x = 1 - 2 * (uniform(0, 1) < views.hflip).float()
-    flip_y = 1 - 2 * (uniform(0, 1) < views.vflip).float()
-    cos, sin = angle.cos(), angle.sin()
-    top = torch.stack([cos * width * flip_x, -sin * height * flip_y, centre_x], dim=1)
-    bottom = torch.stack([sin * width * flip_x, cos * height * flip_y, centre_y], dim=1)
-    return torch.stack([top, bottom], dim=1)
-
-
-def _resample(x: Tensor, geometry: Tensor) -> Tensor:
-    h, w = x.shape[2:]
-    column, row = ((2 * torch.arange(n, device=x.device) + 1) / n - 1 for n in (w, h))
-    across = geometry[:, :, :1] * column  # (B, 2, W)
-    down = geometry[:, :, 1:2] * row + geometry[:, :, 2:]  # (B, 2, H)
-    grid = down.unsqueeze(3) + across.unsqueeze(2)  # (B, 2, H, W); torch's affine_grid takes ten times as long
-    return F.grid_sample(x, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="zeros", align_corners=False)
-
-
-def _jitter(views: Views, channels: int, draws: Draws) -> dict[str, Tensor]:
-    """Brightness, contrast, saturation and hue, in this order, as one change of colour; see `_change_colours`.
-
-    An image that is left alone, with the same probability for the four together, gets a change that changes nothing.
-    """
-    brightness = draws.uniform(1 - views.brightness, 1 + views.brightness)
-    contrast = draws.uniform(1 - views.contrast, 1 + views.contrast)
-    mixing = torch.eye(channels).expand(len(contrast), -1, -1)
-    if channels == 3 and (views.saturation or views.hue):
-        saturation = draws.uniform(1 - views.saturation, 1 + views.saturation)
-        mixing = _mixing(saturation.view(-1, 1, 1, 1), draws.uniform(-views.hue, views.hue).view(-1, 1, 1, 1))
-    happens = (draws.uniform() < views.jitter).view(-1, 1, 1)
-    brightness, contrast = (torch.where(happens, each.view(-1, 1, 1), 1.0) for each in (brightness, contrast))
-    gain = brightness * contrast * torch.where(happens, mixing, torch.eye(channels))
-    return {"gain": gain, "lift": brightness * (1 - contrast)}
-
-
-def _change_colours(x: Tensor, gain: Tensor, lift: Tensor) -> Tensor:
-    """gain (B, C, C) times each colour of x (B, C, H, W), plus lift (B, 1, 1) times the image's mean gray."""
-    b, c, h, w = x.shape
-    lift = lift * luma(x.mean(dim=(2, 3), keepdim=True)).view(b, 1, 1)
-    if c == 1:
-        return torch.addcmul(lift.unsqueeze(3), gain.unsqueeze(3), x)
-    return torch.baddbmm(lift.expand(b, c, 1), gain, x.flatten(2)).view_as(x)
-
-
-def _mixing(saturation: Tensor, turn: Tensor) -> Tensor:
-    """(B, 3, 3) matrices that change the saturation and the hue of a colour, by (B, 1, 1, 1).
-
-    Both are linear and leave gray alone, so it is enough to change the three primary colours.
-    """
-    primary = torch.eye(3).view(1, 3, 3, 1)  # an image of three pixels
-    gray = luma(primary)
-    return _turn_hue(gray + (primary - gray) * saturation, turn).squeeze(3)
-
-
-def _turn_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn colours about the gray axis by a share of the full circle, (B, 1, 1, 1), keeping r + g + b.
-
-    A rotation of the RGB cube, three multiplications a pixel, where torchvision goes through HSV.
-    """
-    angle = 2 * math.pi * turn
-    cos, sin = angle.cos(), angle.sin() / math.sqrt(3)
-    mean = x.mean(dim=1, keepdim=True)
-    return mean + cos * (x - mean) + sin * (x.roll(1, dims=1) - x.roll(-1, dims=1))

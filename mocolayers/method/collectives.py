@@ -1,4 +1,4 @@
-"""TODO mocolayers.method.collectives."""
+"""Tensors over the processes that train together; with one process every function returns its input."""
 
 import torch
 from torch import Tensor, distributed
@@ -10,7 +10,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """The number of this process, from 0; process 0 writes and speaks for all."""
+    """The number of this process, from 0."""
     return distributed.get_rank() if world_size() > 1 else 0
 
 

@@ -1,6 +1,8 @@
-"""The three losses: InfoNCE on embeddings, and two ways to bring the stages of two views together.
+"""The losses: InfoNCE on embeddings, and two ways to bring the stages of two views together.
 
-Plain functions and modules on tensors; nothing here knows about queues, optimisers or training.
+A stage loss is a module built as `Class(channels, **options)`. `MoCo` pools each stage to the sides in its attribute
+`pool`, and `forward(query, key)` returns one unweighted loss per stage from these fp32 maps (B, C_l, side, side); the
+key's have no gradient. It runs under the caller's autocast, which rounds matrix products only.
 """
 
 import functools
@@ -27,54 +29,38 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[T
     """
     q = q / temperature  # far fewer numbers than logits
     positive = (q * k).sum(dim=1, keepdim=True)  # (B, 1)
-    negative = q @ queue.T  # (B, K)
+    with torch.autocast(q.device.type, enabled=False):
+        negative = q @ queue.T  # (B, K)
     logits = torch.cat([positive, negative], dim=1)  # (B, 1 + K)
     target = torch.zeros(len(q), dtype=torch.long, device=q.device)
     return F.cross_entropy(logits, target), logits
 
 
 def pool_stage(stage: Tensor, side: int) -> Tensor:
-    """Average-pool a feature map (B, C, H, W) to (B, C, side, side), as `adaptive_avg_pool2d` does.
+    """Average-pool a feature map (B, C, H, W) to (B, C, side, side) in fp32, as `adaptive_avg_pool2d` does.
 
-    The gradients of torch's pooling, and of a mean over H and W, are in another order of memory than channels-last
-    maps: on a processor they cost several times as much as the pooling.
+    Two matrix products, because on a processor the gradient of torch's own pooling makes a step 9% slower: it is in
+    another order of memory than channels-last maps.
+
+    Raises:
+        ValueError: the side is larger than the map.
     """
-    if stage.shape[2:] == (side, side):
-        return stage
-    if side == 1:
-        return stage.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)[..., None, None]
-    return _Pool.apply(stage, side)
-
-
-class _Pool(torch.autograd.Function):
-    """torch's pooling with a gradient in channels-last order: two matrix products, one for each direction."""
-
-    @staticmethod
-    def forward(ctx, stage: Tensor, side: int) -> Tensor:
-        ctx.shape, ctx.side = stage.shape, side
-        return F.adaptive_avg_pool2d(stage, side)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        (b, c, h, w), side = ctx.shape, ctx.side
-        down, across, area = windows(h, w, side, gradient.dtype, gradient.device)
-        g = gradient.permute(0, 2, 3, 1) / area  # (B, side, side, C)
-        g = across.T @ g.reshape(b * side, side, c)
-        g = down.T @ g.view(b, side, w * c)
-        return g.view(b, h, w, c).permute(0, 3, 1, 2), None
+    b, c, h, w = stage.shape
+    if side > min(h, w):
+        raise ValueError(f"a stage of {h} x {w} cannot be pooled to {side} x {side}: make its pool smaller")
+    x = stage.float().permute(0, 2, 3, 1).reshape(b, h, w * c)
+    with torch.autocast(x.device.type, enabled=False):
+        x = pooling(h, side).to(x.device) @ x  # (B, side, W * C)
+        x = pooling(w, side).to(x.device) @ x.view(b * side, w, c)
+    return x.view(b, side, side, c).permute(0, 3, 1, 2)
 
 
 @functools.cache
-def windows(h: int, w: int, side: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (side, H) and columns (side, W) in a window of adaptive pooling; pixels in each, (side, side, 1)."""
-    across = [_windows(length, side).to(device, dtype) for length in (h, w)]
-    return *across, torch.outer(*(each.sum(1) for each in across)).unsqueeze(2)
-
-
-def _windows(length: int, count: int) -> Tensor:
-    """(count, length) ones where a pixel of a line is in a window, else 0; windows may overlap."""
-    start, pixel = torch.arange(count).unsqueeze(1) * length, torch.arange(length)
-    return ((pixel >= start // count) & (pixel < -(-(start + length) // count))).float()
+def pooling(length: int, side: int) -> Tensor:
+    """(side, length) weights that average a line into `side` windows, which overlap where it does not divide."""
+    start, pixel = torch.arange(side).unsqueeze(1) * length, torch.arange(length)
+    inside = (pixel >= start // side) & (pixel < -(-(start + length) // side))
+    return inside / inside.sum(dim=1, keepdim=True)
 
 
 def stage_distance(u: Tensor, v: Tensor, scale_free: bool = False, standardized: bool = False) -> Tensor:
@@ -99,10 +85,10 @@ def stage_distance(u: Tensor, v: Tensor, scale_free: bool = False, standardized:
 
 
 class StageMSE(nn.Module):
-    """Weighted sum over stages of the distance between the pooled stages of two views.
+    """The distance between the pooled stages of two views.
 
     Args:
-        weights: one lambda per stage.
+        channels: channels of each stage; not used.
         pool: side of the average-pooled map per stage.
         scale_free, standardized: see `stage_distance`; the released loss is neither.
 
@@ -110,75 +96,50 @@ class StageMSE(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: Sequence[int],
-        pool: Sequence[int],
-        scale_free: bool = False,
-        standardized: bool = False,
+        self, channels: Sequence[int], pool: Sequence[int], scale_free: bool = False, standardized: bool = False
     ) -> None:
         super().__init__()
-        self.pool = tuple(pool)
-        self.scale_free, self.standardized = scale_free, standardized
+        self.pool, self.scale_free, self.standardized = tuple(pool), scale_free, standardized
 
-    def forward(self, query_stages: Sequence[Tensor], key_stages: Sequence[Tensor]) -> list[Tensor]:
-        """The weighted loss of each stage; add them up for the loss. The key's stages are targets: no gradient."""
-        return [
-            self.distance(u, v.detach()) for u, v in zip(query_stages, key_stages, strict=True)
-        ]
+    def forward(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
+        """The unweighted loss of each stage."""
+        pairs = zip(query, key, strict=True)
+        return [stage_distance(u, v, self.scale_free, self.standardized) for u, v in pairs]
 
-    def distance(self, u: Tensor, v: Tensor) -> Tensor:
-        """`stage_distance` of one pooled stage, as this loss measures it."""
-        return stage_distance(u, v, self.scale_free, self.standardized)
+
+def standardise(z: Tensor, eps: float = 1e-5, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Mean 0 and variance 1 of every feature (B, D) over the batch of all processes; then gain and bias (D), if any."""
+    if world_size() == 1:
+        return F.batch_norm(z, None, None, gain, bias, training=True, eps=eps)
+    centred = z - mean_over_processes(z.mean(dim=0))
+    z = centred / (mean_over_processes(centred.square().mean(dim=0)) + eps).sqrt()
+    return z if gain is None else z * gain + bias
 
 
 def cross_correlation(z_u: Tensor, z_v: Tensor, eps: float = 1e-5) -> Tensor:
-    """(D, D) correlations over the batch between the features of two views, (B, D) each.
+    """(D, D) correlations over the batch between the features of two views, (B, D) each, in fp32.
 
     Source: Zbontar et al. 2021, equation 2 (2103.03230), with batch-norm's biased variance and epsilon.
     """
-    return correlate(standardise(z_u, eps).T, standardise(z_v, eps).T)
-
-
-def correlate(z_u: Tensor, z_v: Tensor) -> Tensor:
-    """The same for features that are standardised and stand in rows: (..., D, B) each to (..., D, D)."""
-    return mean_over_processes(z_u @ (z_v / z_v.shape[-1]).mT)
-
-
-def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:
-    """Mean 0 and variance 1 of every feature (B, D) over the batch, that of all processes together."""
-    if world_size() == 1:
-        return F.batch_norm(z, None, None, training=True, eps=eps)
-    return standardise_rows(z.T, eps=eps).T
-
-
-def standardise_rows(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """The same for features that stand in rows, (..., B); then times a gain and plus a bias (...), if there are any."""
-    if world_size() == 1:  # a row is to batch-norm a channel of one image
-        rows = x.reshape(1, -1, x.shape[-1])
-        return F.batch_norm(rows, None, None, gain, bias, training=True, eps=eps).view(x.shape)
-    centred = x - mean_over_processes(x.mean(dim=-1, keepdim=True))
-    x = centred / (mean_over_processes(centred.square().mean(dim=-1, keepdim=True)) + eps).sqrt()
-    return x if gain is None else x * gain.view(x.shape[:-1]).unsqueeze(-1) + bias.view(x.shape[:-1]).unsqueeze(-1)
+    z_u, z_v = standardise(z_u.float(), eps), standardise(z_v.float(), eps)
+    with torch.autocast(z_u.device.type, enabled=False):
+        return mean_over_processes(z_u.T @ (z_v / len(z_v)))
 
 
 def barlow_terms(correlation: Tensor) -> tuple[Tensor, Tensor]:
-    """The diagonal part, sum_i (C_ii - 1)^2, and the off-diagonal part, sum_{i != j} C_ij^2, of each (..., D, D)."""
-    diagonal = correlation.diagonal(dim1=-2, dim2=-1)
-    on = (diagonal - 1).square().sum(dim=-1)
-    off = correlation.square().sum(dim=(-2, -1)) - diagonal.square().sum(dim=-1)
-    return on, off
+    """The diagonal part, sum_i (C_ii - 1)^2, and the off-diagonal part, sum_{i != j} C_ij^2, of a (D, D) matrix."""
+    diagonal = correlation.diagonal()
+    return (diagonal - 1).square().sum(), correlation.square().sum() - diagonal.square().sum()
 
 
 class StageBarlow(nn.Module):
-    """Weighted sum over stages of the distance from identity of the cross-correlation of projected stages.
+    """The distance from identity of the cross-correlation of projected stages.
 
-    Each stage is averaged over its map, projected by its own multilayer perceptron, standardised over the batch and
-    correlated with the other view's. The projector learns from both views; the key encoder from neither.
+    The projector learns from both views. It keeps the caller's precision; the correlations are fp32.
 
     Args:
         channels: channels of each stage.
-        weights: one lambda per stage.
-        width: width of the projector, and so the side D of the cross-correlation matrix. The matrix has rank at
+        projector: width of the projector, and so the side D of the cross-correlation matrix. The matrix has rank at
             most B - 1: with D far above the batch size B even identical views pay D^2/(B-1) - D off the diagonal.
         off_diagonal: weight w of the off-diagonal part; 1 as released, 0.0051 in Barlow Twins.
         scale: the factor s in front of both parts; 1/32 as released.
@@ -187,55 +148,45 @@ class StageBarlow(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: Sequence[int],
-        projector: int,
-        off_diagonal: float = 1.0,
-        scale: float = 1 / 32,
+        self, channels: Sequence[int], projector: int, off_diagonal: float = 1.0, scale: float = 1 / 32
     ) -> None:
         super().__init__()
-        self.pool, self.off_diagonal, self.scale = (1,) * 4, off_diagonal, scale
-        self.projectors = Projectors(channels, projector)
+        self.pool, self.off_diagonal, self.scale = (1,) * len(channels), off_diagonal, scale
+        self.projectors = nn.ModuleList(build_projector(count, projector) for count in channels)
 
-    def forward(self, query_stages: Sequence[Tensor], key_stages: Sequence[Tensor]) -> list[Tensor]:
-        """The weighted loss of each stage; add them up for the loss."""
-        return self.compare(*self.project(query_stages, [v.detach() for v in key_stages]))
-
-    def project(self, *views: Sequence[Tensor]) -> Sequence[Tensor]:
-        """For each view the projected averages of its S stages, standardised over the batch: (S, D, B)."""
-        return standardise_rows(self.projectors(*views)).unbind(dim=2)
-
-    def compare(self, z_query: Tensor, z_key: Tensor) -> list[Tensor]:
-        """The weighted loss of each stage from the projections of two views."""
-        on, off = barlow_terms(correlate(z_query, z_key))  # (S,) each
-        return list(self.scale * (on + self.off_diagonal * off))
+    def forward(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
+        """The unweighted loss of each stage."""
+        losses = []
+        for project, u, v in zip(self.projectors, query, key, strict=True):
+            z = project(torch.stack([u.flatten(1), v.flatten(1)], dim=1))  # (B, 2, D): half as many calls
+            on, off = barlow_terms(cross_correlation(*z.unbind(dim=1)))
+            losses.append(self.scale * (on + self.off_diagonal * off))
+        return losses
 
 
-class Projectors(nn.Module):
-    """A perceptron for each stage: three linear layers without bias, batch-norm and ReLU between them.
+def build_projector(channels: int, width: int) -> nn.Sequential:
+    """A perceptron of three linear layers without bias, with batch-norm and ReLU between them."""
+    return nn.Sequential(
+        nn.Linear(channels, width, bias=False),
+        ViewNorm(width),
+        nn.ReLU(),
+        nn.Linear(width, width, bias=False),
+        ViewNorm(width),
+        nn.ReLU(),
+        nn.Linear(width, width, bias=False),
+    )
 
-    Channels -> width -> width -> width. All stages and views go through at once, as dozens of small products would
-    spend their time on being called; only batch-norm looks at each view by itself, and at the batch of all processes.
-    """
 
-    def __init__(self, channels: Sequence[int], width: int) -> None:
-        super().__init__()
-        stages = [[nn.Linear(count, width, bias=False).weight for count in (c, width, width)] for c in channels]
-        first, *later = zip(*stages, strict=True)
-        self.first = nn.ParameterList(first)  # (D, C_l) each
-        self.later = nn.ParameterList(torch.stack(layer).detach() for layer in later)  # (S, D, D) each
-        self.gain = nn.Parameter(torch.ones(len(later), len(channels), width, 1))
-        self.bias = nn.Parameter(torch.zeros(len(later), len(channels), width, 1))
+class ViewNorm(nn.BatchNorm1d):
+    """Batch-norm of (B, D), or of each of V views in (B, V, D), over all processes and without running statistics."""
 
-    def forward(self, *views: Sequence[Tensor]) -> Tensor:
-        """Projections (S, D, V, B) of the averages of maps (B, C_l, H, W): V views of S stages."""
-        stages = [torch.cat([pool_stage(view, 1).flatten(1) for view in maps]) for maps in zip(*views, strict=True)]
-        x = torch.stack([weight @ z.T for weight, z in zip(self.first, stages, strict=True)])  # (S, D, V * B)
-        for weight, gain, bias in zip(self.later, self.gain, self.bias, strict=True):
-            affine = (each.expand(-1, -1, len(views)).flatten() for each in (gain, bias))
-            x = F.relu(standardise_rows(x.unflatten(2, (len(views), -1)), *affine)).flatten(2)
-            x = weight @ x
-        return x.unflatten(2, (len(views), -1))
+    def __init__(self, features: int) -> None:
+        super().__init__(features, track_running_stats=False)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The normalised features, in the shape of z."""
+        views = z[0].numel() // self.num_features
+        return standardise(z.flatten(1), self.eps, self.weight.repeat(views), self.bias.repeat(views)).view(z.shape)
 
 
 STAGE_LOSSES = {"mse": StageMSE, "barlow": StageBarlow}

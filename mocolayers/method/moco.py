@@ -1,6 +1,6 @@
 """`MoCo`: a query encoder, its slowly moving key encoder and a queue of keys, with an optional loss on the stages."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from mocolayers.method.collectives import gather, own_part, world_size
 from mocolayers.method.encoder import Encoded, StagedResNet
 from mocolayers.method.losses import info_nce, pool_stage
 
-POOLED = (1,) * 4  # sides that the stages are pooled to where no stage loss asks for more
+AVERAGED = (1,) * 4  # sides that the stages are pooled to where no stage loss asks for more
 
 
 class MoCoOutput(NamedTuple):
@@ -22,8 +22,8 @@ class MoCoOutput(NamedTuple):
         terms: "info_nce", and "stage1" ... "stage4" where a stage loss is on; weighted scalars.
         logits: (B, 1 + K), the positive in column 0.
         q, k: (B, D) unit-length queries and keys.
-        query_stages, key_stages: four feature maps each, pooled as the stage loss pools them or else averaged,
-            (B, C_l, side_l, side_l); rows in the order of the batch. An empty list if nobody was to look.
+        query_stages, key_stages: four fp32 feature maps each, pooled as the stage loss asks or else averaged,
+            (B, C_l, side_l, side_l); rows in the order of the batch. Empty lists if not asked for.
     """
 
     loss: Tensor
@@ -46,32 +46,40 @@ class MoCo(nn.Module):
     Any batch size goes with any queue length; a batch longer than the queue leaves its last keys there.
 
     Args:
-        recipe: architecture, queue, momentum, temperature, bn_splits and the stage loss.
+        base_encoder: makes an encoder; called twice, for queries and keys.
+        stage_loss: makes the loss on the stages from their channels, see `losses`; None is plain MoCo.
+        stage_weights: lambda of each stage.
+        head: "linear" (as released) or "mlp" (MoCo v2) from the embedding to `dim` numbers.
+        dim, queue: length of a key, and how many keys are kept.
+        momentum: share of the key encoder that stays in every step.
+        temperature: divides the similarities, see `info_nce`.
+        bn_splits: groups into which a batch is cut for batch-norm, against the leak between query and key.
 
     Source: He et al. 2020 (1911.05722) and Chen et al. 2020 (2003.04297); stage losses Kaku et al. 2021 (2110.14805).
     """
 
     def __init__(
         self,
-        base_encoder,
-        stage_loss=None,
-        stage_weights=(0.0,) * 4,
-        head="mlp",
-        dim=128,
-        queue=1024,
-        momentum=0.996,
-        temperature=0.1,
-        bn_splits=2,
+        base_encoder: Callable[[], StagedResNet],
+        stage_loss: Callable[[list[int]], nn.Module] | None = None,
+        stage_weights: Sequence[float] = (0.0,) * 4,
+        head: str = "mlp",
+        dim: int = 128,
+        queue: int = 1024,
+        momentum: float = 0.996,
+        temperature: float = 0.1,
+        bn_splits: int = 2,
     ) -> None:
         super().__init__()
-        self.temperature, self.momentum, self.bn_splits = temperature, momentum, bn_splits
-        self.stage_weights = tuple(stage_weights)
+        self.stage_weights, self.momentum, self.temperature = tuple(stage_weights), momentum, temperature
+        self.bn_splits = bn_splits
+        # The stage loss comes last, so that every arm starts from the same weights with the same seed.
         self.encoder_q, self.encoder_k = base_encoder(), base_encoder()
         self.head_q, self.head_k = (build_head(head, self.encoder_q.dim, dim) for _ in range(2))
         self.encoder_k.load_state_dict(self.encoder_q.state_dict())
         self.head_k.load_state_dict(self.head_q.state_dict())
-        for parameter in [*self.encoder_k.parameters(), *self.head_k.parameters()]:
-            parameter.requires_grad_(False)
+        self.encoder_k.requires_grad_(False)
+        self.head_k.requires_grad_(False)
         self.stage_loss = stage_loss(self.encoder_q.stage_channels) if stage_loss else None
         self.register_buffer("queue", torch.zeros(queue, dim))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
@@ -92,26 +100,26 @@ class MoCo(nn.Module):
                 the batch. The output is of the same rows; the queue takes the keys of all.
             generator: for the shuffle of the keys; only needed when bn_splits > 1, or in distributed training.
             stage_share: part of the stage losses' weights, below 1 while they warm up.
-            return_stages: the output has the stages even if no loss looks at them.
+            return_stages: return the stages even when no loss uses them.
+        Raises:
+            ValueError: a batch-norm group of fewer than two images, or a stage smaller than the loss pools it to.
         """
-        sides = getattr(self.stage_loss, "pool", POOLED) if return_stages or self.stage_loss else ()
+        sides = self.stage_loss.pool if self.stage_loss is not None else AVERAGED if return_stages else ()
         query = self._encode(self.encoder_q, x_q, sides)
         q = F.normalize(self.head_q(query.embedding).float(), dim=1)  # (B, D)
         with torch.no_grad():
             self.momentum_update()
-            key_stages, embedding = self._encode_shuffled(x_k, generator, sides)
-            keys = F.normalize(self.head_k(embedding).float(), dim=1)  # (B of all processes, D)
-            k = keys[own_part(len(keys))]  # (B, D)
-        with torch.autocast(x_q.device.type, enabled=False):
-            loss, logits = info_nce(q, k, self.queue[: int(self.filled)], self.temperature)
-            terms = {"info_nce": loss}
-            if self.stage_loss is not None:
-                stages = ([stage.float() for stage in maps] for maps in (query.stages, key_stages))
-                losses = zip(self.stage_loss(*stages), self.stage_weights, strict=True)
-                for number, (term, weight) in enumerate(losses, start=1):
-                    terms[f"stage{number}"] = stage_share * weight * term
+            key = self._encode_shuffled(x_k, generator, sides)
+            keys = F.normalize(self.head_k(key.embedding).float(), dim=1)  # (B of all processes, D)
+        k = keys[own_part(len(keys))]  # (B, D)
+        loss, logits = info_nce(q, k, self.queue[: int(self.filled)], self.temperature)
+        terms = {"info_nce": loss}
+        if self.stage_loss is not None:
+            losses = self.stage_loss(query.stages, key.stages)
+            for number, (weight, term) in enumerate(zip(self.stage_weights, losses, strict=True), start=1):
+                terms[f"stage{number}"] = stage_share * weight * term
         self.enqueue(keys)
-        return MoCoOutput(sum(terms.values()), terms, logits, q, k, query.stages, key_stages)
+        return MoCoOutput(sum(terms.values()), terms, logits, q, k, query.stages, key.stages)
 
     @torch.no_grad()
     def momentum_update(self) -> None:
@@ -127,27 +135,32 @@ class MoCo(nn.Module):
         The queue is replaced, not changed in place: this step's logits still need the old one for their gradient.
         """
         length = len(self.queue)
-        keys = keys[-length:] if length else keys[:0]
-        if not len(keys):
-            return
+        keys = keys[max(0, len(keys) - length) :]
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % length
-        queue = self.queue.clone()
-        queue[places] = keys.to(queue.dtype)
-        self.queue = queue
+        self.queue = self.queue.index_copy(0, places, keys)
         self.pointer.copy_((self.pointer + len(keys)) % length)
         self.filled.copy_((self.filled + len(keys)).clamp(max=length))
 
-    def _encode(self, encoder: StagedResNet, x: Tensor, sides: Sequence[int] = POOLED) -> Encoded:
+    def _encode(self, encoder: StagedResNet, x: Tensor, sides: Sequence[int]) -> Encoded:
         """Encode in groups, each with batch-norm statistics of its own: bn_splits in all, at least one a process.
 
-        The stages come pooled to these sides, or not at all if there are none: whole maps are slow to put together and
-        in order, and nothing looks at them.
+        Only the pooled stages are kept, none if `sides` is empty: whole maps are slow to join and to reorder.
         """
-        groups = [_pooled(encoder(group), sides) for group in x.chunk(max(1, self.bn_splits // world_size()))]
-        stages = [torch.cat(maps) for maps in zip(*(group.stages for group in groups), strict=True)]
-        return Encoded(stages, torch.cat([group.embedding for group in groups]))
+        count = max(1, self.bn_splits // world_size())
+        if len(x) < 2 * count:
+            raise ValueError(
+                f"a batch of {len(x)} in {count} batch-norm groups leaves groups of fewer than two images; "
+                "take a larger batch or fewer bn_splits"
+            )
+        groups = []
+        for group in x.tensor_split(count):  # sizes differ by one at most
+            stages, embedding = encoder(group)
+            pooled = [pool_stage(stage, side) for stage, side in zip(stages, sides, strict=False)]
+            groups.append((embedding, *pooled))
+        embedding, *stages = (torch.cat(parts) for parts in zip(*groups, strict=True))
+        return Encoded(stages, embedding)
 
-    def _encode_shuffled(self, x: Tensor, generator: torch.Generator | None, sides: Sequence[int] = POOLED) -> Encoded:
+    def _encode_shuffled(self, x: Tensor, generator: torch.Generator | None, sides: Sequence[int]) -> Encoded:
         """Encode keys in another grouping than the queries, so that batch statistics do not give the pairs away.
 
         Embedding *and* stages are put back in order; with only the embedding in order the stage losses would compare
@@ -162,21 +175,15 @@ class MoCo(nn.Module):
         return Encoded([gather(stage)[back[mine]] for stage in key.stages], gather(key.embedding)[back])
 
 
-def _pooled(encoded: Encoded, sides: Sequence[int]) -> Encoded:
-    for stage, side in zip(encoded.stages, sides, strict=False):
-        if side > stage.shape[2]:
-            raise ValueError(f"a stage of side {stage.shape[2]} cannot be pooled to {side}")
-    stages = [pool_stage(s, side) for s, side in zip(encoded.stages, sides, strict=False)]
-    return Encoded(stages, encoded.embedding)
-
-
 def follow(key: list[Tensor], query: list[Tensor], momentum: float) -> None:
     """key <- m * key + (1 - m) * query, in place."""
     torch._foreach_lerp_(key, query, 1 - momentum)
 
 
-def build_head(head: str, dim: int, out: int) -> nn.Module:
-    """The map from the embedding (B, dim) to the space where queries and keys are compared (B, out)."""
-    if head == "linear":
-        return nn.Linear(dim, out)
-    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, out))
+def build_head(kind: str, channels: int, dim: int) -> nn.Module:
+    """The map from the embedding (B, channels) to the space where queries and keys are compared (B, dim)."""
+    if kind == "linear":
+        return nn.Linear(channels, dim)
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, dim))
+    raise ValueError(f"head {kind!r}: choose 'linear' or 'mlp'")
