@@ -65,7 +65,8 @@ def watched():
 
     class Watched:
         def __init__(self, images):
-            self.images, self.asked, self.shape = images, [], images.shape
+            self.images, self.asked = images, []
+            self.shape, self.dtype, self.ndim = images.shape, images.dtype, images.ndim
 
         def __getitem__(self, rows):
             self.asked.append(rows)

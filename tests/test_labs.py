@@ -368,7 +368,7 @@ def test_stopping_removes_the_run_and_a_failure_is_shown(small, tmp_path):
     panel_.run.checkpoint_file.write_bytes(b"not a checkpoint")
     panel_.start()
     panel_.work.join()
-    assert panel_.state.value == "failed" and "checkpoint.pt cannot be read" in panel_.view.value
+    assert panel_.state.value == "failed" and "checkpoint.pt is damaged" in panel_.view.value
 
 
 def test_stopping_leaves_what_training_did_not_write(small, tmp_path):

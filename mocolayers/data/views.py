@@ -72,8 +72,8 @@ def random_view(
     # On a processor a few images at a time, as many as its cache holds.
     count = max(1, CACHED // x[0].numel()) if x.device.type == "cpu" else len(x)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for rows in torch.arange(len(x)).split(count):
-        some = slice(int(rows[0]), int(rows[-1]) + 1)
+    for start in range(0, len(x), count):
+        some = slice(start, start + count)
         out[some] = transform(x[some], views, {name: values[some] for name, values in choices.items()})
     return out
 
@@ -132,7 +132,8 @@ def _crop_sides(views: Views, height: int, width: int, area: Tensor, aspect: Ten
 
 
 def _resample(x: Tensor, matrix: Tensor, mode: str) -> Tensor:
-    unmoved, turned = (matrix == torch.eye(2, 3)).flatten(1).all(dim=1).nonzero().squeeze(1), matrix[:, 0, 1].any()
+    unmoved = (matrix == torch.eye(2, 3)).flatten(1).all(dim=1).nonzero().squeeze(1)
+    turned = matrix[:, 0, 1].any()
     h, w = x.shape[2:]
     column, row = ((2 * torch.arange(n, device=x.device) + 1) / n - 1 for n in (w, h))
     matrix = matrix.to(x.device)
@@ -155,10 +156,8 @@ def _jitter(views: Views, channels: int, u: Tensor) -> dict[str, Tensor]:
         u: (5, B) random numbers.
     """
     u = torch.where(u[4] < views.jitter, 2 * u - 1, 0.0).view(5, -1, 1, 1)
-    brightness, contrast, saturation = (
-        1 + strength * each
-        for strength, each in zip((views.brightness, views.contrast, views.saturation), u, strict=False)
-    )
+    brightness, contrast = 1 + views.brightness * u[0], 1 + views.contrast * u[1]
+    saturation = 1 + views.saturation * u[2]
     mixing = _mixing(saturation, views.hue * u[3]) if channels == 3 else torch.ones_like(saturation)
     return {"gain": brightness * contrast * mixing, "lift": brightness * (1 - contrast)}
 
@@ -166,8 +165,8 @@ def _jitter(views: Views, channels: int, u: Tensor) -> dict[str, Tensor]:
 def _mixing(saturation: Tensor, hue: Tensor) -> Tensor:
     """(B, 3, 3) matrices that change saturation by a factor and hue by a share of the full circle, (B, 1, 1) each.
 
-    The hue turns about the gray axis of the RGB cube and keeps r + g + b. torchvision goes through HSV; at the same
-    range the colours move less here: the mean squared change is about two thirds of torchvision's.
+    The hue turns about the gray axis of the RGB cube and keeps r + g + b. torchvision goes through HSV; at its 0.1 the
+    colours of noise change there with 1.5 times the variance, those of stained tissue with 1.7, of a fundus with 1.3.
     """
     one, angle = torch.eye(3), 2 * math.pi * hue
     third = one.roll(1, dims=0)  # a third of the circle
@@ -181,8 +180,8 @@ def _recolour(x: Tensor, chosen: dict[str, Tensor]) -> Tensor:
     blurred = (chosen["kernel"].amax(dim=1) < 1).nonzero().squeeze(1) if "kernel" in chosen else []
     chosen = {name: values.to(x.device) for name, values in chosen.items()}
     if "gain" in chosen:
-        lift = chosen["lift"] * luma(x.mean(dim=3, keepdim=True).mean(dim=2, keepdim=True)).view(b, 1, 1)
-        x = torch.baddbmm(lift.expand(b, c, 1), chosen["gain"], x.reshape(b, c, h * w)).view(b, c, h, w).clamp_(0, 1)
+        lift = chosen["lift"].unsqueeze(3) * luma(x.mean(dim=(2, 3), keepdim=True))
+        x = (chosen["gain"] @ x.reshape(b, c, h * w)).view(b, c, h, w).add_(lift).clamp_(0, 1)
     if "gray" in chosen:
         x = x.lerp(luma(x), chosen["gray"].view(-1, 1, 1, 1))
     if len(blurred):

@@ -1,8 +1,8 @@
 """The losses: InfoNCE on embeddings, and two ways to bring the stages of two views together.
 
-A stage loss is a module built as `Class(channels, **options)`. Its attribute `pool` names the side to which `MoCo`
-pools each stage, and `forward(query, key)` returns one unweighted loss per stage from the pooled maps
-(B, C_l, side, side), which are fp32; the key's have no gradient.
+A stage loss is a module built as `Class(channels, **options)`. `MoCo` pools each stage to the sides in its attribute
+`pool`, and `forward(query, key)` returns one unweighted loss per stage from these fp32 maps (B, C_l, side, side); the
+key's have no gradient. It runs under the caller's autocast, which rounds matrix products only.
 """
 
 import functools
@@ -107,21 +107,23 @@ class StageMSE(nn.Module):
         return [stage_distance(u, v, self.scale_free, self.standardized) for u, v in pairs]
 
 
-def standardise(z: Tensor, eps: float = 1e-5) -> Tensor:
-    """Mean 0 and variance 1 of every feature (B, D) over the batch of all processes; batch-norm without affine."""
+def standardise(z: Tensor, eps: float = 1e-5, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """Mean 0 and variance 1 of every feature (B, D) over the batch of all processes; then gain and bias (D), if any."""
     if world_size() == 1:
-        return F.batch_norm(z, None, None, training=True, eps=eps)
+        return F.batch_norm(z, None, None, gain, bias, training=True, eps=eps)
     centred = z - mean_over_processes(z.mean(dim=0))
-    return centred / (mean_over_processes(centred.square().mean(dim=0)) + eps).sqrt()
+    z = centred / (mean_over_processes(centred.square().mean(dim=0)) + eps).sqrt()
+    return z if gain is None else z * gain + bias
 
 
 def cross_correlation(z_u: Tensor, z_v: Tensor, eps: float = 1e-5) -> Tensor:
-    """(D, D) correlations over the batch between the features of two views, (B, D) each.
+    """(D, D) correlations over the batch between the features of two views, (B, D) each, in fp32.
 
     Source: Zbontar et al. 2021, equation 2 (2103.03230), with batch-norm's biased variance and epsilon.
     """
+    z_u, z_v = standardise(z_u.float(), eps), standardise(z_v.float(), eps)
     with torch.autocast(z_u.device.type, enabled=False):
-        return mean_over_processes(standardise(z_u.float(), eps).T @ standardise(z_v.float(), eps) / len(z_u))
+        return mean_over_processes(z_u.T @ (z_v / len(z_v)))
 
 
 def barlow_terms(correlation: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,8 +135,7 @@ def barlow_terms(correlation: Tensor) -> tuple[Tensor, Tensor]:
 class StageBarlow(nn.Module):
     """The distance from identity of the cross-correlation of projected stages.
 
-    Each stage is averaged over its map, projected by its own multilayer perceptron, standardised over the batch and
-    correlated with the other view's. The projector learns from both views; the key encoder from neither.
+    The projector learns from both views. It keeps the caller's precision; the correlations are fp32.
 
     Args:
         channels: channels of each stage.
@@ -157,33 +158,35 @@ class StageBarlow(nn.Module):
         """The unweighted loss of each stage."""
         losses = []
         for project, u, v in zip(self.projectors, query, key, strict=True):
-            on, off = barlow_terms(cross_correlation(project(u.flatten(1)), project(v.flatten(1))))
+            z = project(torch.stack([u.flatten(1), v.flatten(1)], dim=1))  # (B, 2, D): half as many calls
+            on, off = barlow_terms(cross_correlation(*z.unbind(dim=1)))
             losses.append(self.scale * (on + self.off_diagonal * off))
         return losses
 
 
 def build_projector(channels: int, width: int) -> nn.Sequential:
-    """Three linear layers without bias, (B, channels) to (B, width), with batch-norm and ReLU between them."""
+    """A perceptron of three linear layers without bias, with batch-norm and ReLU between them."""
     return nn.Sequential(
         nn.Linear(channels, width, bias=False),
-        BatchNorm(width),
+        ViewNorm(width),
         nn.ReLU(),
         nn.Linear(width, width, bias=False),
-        BatchNorm(width),
+        ViewNorm(width),
         nn.ReLU(),
         nn.Linear(width, width, bias=False),
     )
 
 
-class BatchNorm(nn.BatchNorm1d):
-    """Batch-norm over the batch of all processes, (B, D) to (B, D); it keeps no running statistics."""
+class ViewNorm(nn.BatchNorm1d):
+    """Batch-norm of (B, D), or of each of V views in (B, V, D), over all processes and without running statistics."""
 
     def __init__(self, features: int) -> None:
         super().__init__(features, track_running_stats=False)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Standardise, then gain and bias."""
-        return standardise(z, self.eps) * self.weight + self.bias
+        """The normalised features, in the shape of z."""
+        views = z[0].numel() // self.num_features
+        return standardise(z.flatten(1), self.eps, self.weight.repeat(views), self.bias.repeat(views)).view(z.shape)
 
 
 STAGE_LOSSES = {"mse": StageMSE, "barlow": StageBarlow}
