@@ -29,4 +29,4 @@ def released(moved: pd.DataFrame, unit: str = "AUC") -> Figure:
     shown = {(code, quantity) for code, (_, _, quantity, measured) in CONTROLS.items() if measured == unit}
     table = moved[[key in shown for key in zip(moved["code"], moved["quantity"], strict=True)]]
     table = table.assign(name=table["code"] + ": " + table["property"], panel=table["judged_on"])
-    return forest(table, "What a property of the released code does", f"{unit}, as released minus soundly")
+    return forest(table, f"What a property of the released code does: {unit}", "released minus sound")
