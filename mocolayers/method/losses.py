@@ -39,8 +39,8 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[T
 def pool_stage(stage: Tensor, side: int) -> Tensor:
     """Average-pool a feature map (B, C, H, W) to (B, C, side, side) in fp32, as `adaptive_avg_pool2d` does.
 
-    Two matrix products, because on a processor the gradient of torch's own pooling makes a step 9% slower: it is in
-    another order of memory than channels-last maps.
+    Two matrix products: the gradient of torch's own pooling is not in channels-last order, and on a processor makes a
+    step up to 9% slower.
 
     Raises:
         ValueError: the side is larger than the map.
@@ -68,11 +68,10 @@ def stage_distance(u: Tensor, v: Tensor, scale_free: bool = False, standardized:
 
     Args:
         u, v: (B, ...) pooled features of the two views.
-        scale_free: compare directions only: every row is brought to unit length, and the squared distance of two
-            rows, 2 - 2 cos, is averaged over the batch. Multiplying u and v by any gain then changes nothing.
-        standardized: compare what varies from image to image only: every feature is brought to mean 0 and variance 1
-            over the batch, and the mean of (u - v)^2 is then 2 - 2 times the mean correlation of a feature with itself
-            in the other view. A feature that is alike in all images gains nothing.
+        scale_free: the mean over the batch of the squared distance of rows of unit length, 2 - 2 cos; any gain on u
+            and v changes nothing.
+        standardized: the same mean of (u - v)^2 of features of mean 0 and variance 1 over the batch, 2 - 2 times their
+            mean correlation; a feature that is alike in all images gains nothing.
     Returns:
         The mean of (u - v)^2 over all elements, or the scale-free or standardized distance, in [0, 4].
     """

@@ -15,35 +15,27 @@ AVERAGED = (1,) * 4  # sides that the stages are pooled to where no stage loss a
 
 
 class MoCoOutput(NamedTuple):
-    """What one forward pass returns for a batch of B pairs and a queue that holds K keys.
+    """What one forward pass returns for a batch of B pairs and a queue that holds K keys."""
 
-    Attributes:
-        loss: the scalar to minimise, the sum of `terms`.
-        terms: "info_nce", and "stage1" ... "stage4" where a stage loss is on; weighted scalars.
-        logits: (B, 1 + K), the positive in column 0.
-        q, k: (B, D) unit-length queries and keys.
-        query_stages, key_stages: four fp32 feature maps each, pooled as the stage loss asks or else averaged,
-            (B, C_l, side_l, side_l); rows in the order of the batch. Empty lists if not asked for.
-    """
-
-    loss: Tensor
-    terms: dict[str, Tensor]
-    logits: Tensor
-    q: Tensor
-    k: Tensor
-    query_stages: list[Tensor]
-    key_stages: list[Tensor]
+    loss: Tensor  # the sum of `terms`
+    terms: dict[str, Tensor]  # "info_nce", and with a stage loss "stage1" ... "stage4"; weighted scalars
+    logits: Tensor  # (B, 1 + K), the positive in column 0
+    q: Tensor  # (B, D), of unit length
+    k: Tensor  # (B, D), of unit length
+    query_stages: list[
+        Tensor
+    ]  # (B, C_l, side_l, side_l) fp32, pooled as the stage loss asks or else averaged, or empty
+    key_stages: list[Tensor]  # the same, row by row of the same images
 
 
 class MoCo(nn.Module):
     """Momentum contrast with intermediate-layer losses.
 
-    The key encoder is a moving average of the query encoder's *parameters*. Its batch-norm buffers (running means and
-    variances) are its own: they follow the keys it really saw, because a running mean averaged over old and
-    new weights would fit neither. They are never used while training.
+    The key encoder is a moving average of the query encoder's *parameters*. Its batch-norm buffers follow the keys it
+    saw: means averaged over old and new weights would fit neither. They are not used while training.
 
-    The queue starts empty and only what was put there is used, so early losses are not made easy by random negatives.
-    Any batch size goes with any queue length; a batch longer than the queue leaves its last keys there.
+    The queue starts empty, so early losses are not made easy by random negatives. Any batch size goes with any queue
+    length; a batch longer than the queue leaves its last keys there.
 
     Args:
         base_encoder: makes an encoder; called twice, for queries and keys.
@@ -126,7 +118,7 @@ class MoCo(nn.Module):
         """key <- m * key + (1 - m) * query, parameters only."""
         key = [*self.encoder_k.parameters(), *self.head_k.parameters()]
         query = [*self.encoder_q.parameters(), *self.head_q.parameters()]
-        follow(key, query, self.momentum)
+        torch._foreach_lerp_(key, query, 1 - self.momentum)
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
@@ -160,11 +152,13 @@ class MoCo(nn.Module):
         embedding, *stages = (torch.cat(parts) for parts in zip(*groups, strict=True))
         return Encoded(stages, embedding)
 
-    def _encode_shuffled(self, x: Tensor, generator: torch.Generator | None, sides: Sequence[int]) -> Encoded:
-        """Encode keys in another grouping than the queries, so that batch statistics do not give the pairs away.
+    def _encode_shuffled(
+        self, x: Tensor, generator: torch.Generator | None, sides: Sequence[int] = AVERAGED
+    ) -> Encoded:
+        """Encode keys in other groups than the queries, so that batch statistics do not give the pairs away.
 
-        Embedding *and* stages are put back in order; with only the embedding in order the stage losses would compare
-        unrelated images. Returned are the stages of this process's rows, and the embeddings of all.
+        Embedding *and* stages come back in order, or the stage losses would compare unrelated images: the stages of
+        this process's rows, and the embeddings of all.
         """
         if self.bn_splits == 1 and world_size() == 1:
             return self._encode(self.encoder_k, x, sides)
@@ -173,11 +167,6 @@ class MoCo(nn.Module):
         back, mine = order.argsort(), own_part(len(x))
         key = self._encode(self.encoder_k, x[order[mine]], sides)
         return Encoded([gather(stage)[back[mine]] for stage in key.stages], gather(key.embedding)[back])
-
-
-def follow(key: list[Tensor], query: list[Tensor], momentum: float) -> None:
-    """key <- m * key + (1 - m) * query, in place."""
-    torch._foreach_lerp_(key, query, 1 - momentum)
 
 
 def build_head(kind: str, channels: int, dim: int) -> nn.Module:
