@@ -19,8 +19,9 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.method.moco import build_encoder, build_head
+from mocolayers.method.moco import build_head
 from mocolayers.recipe import Recipe
+from mocolayers.training.runs import build_encoder
 
 
 class Pairs(Dataset):
@@ -104,10 +105,10 @@ class ReleasedMoCo(nn.Module):
         super().__init__()
         self.recipe = recipe
         backbone = Backbone(recipe)
-        self.encoder_q = nn.Sequential(backbone, build_head(recipe, backbone.dim))
+        self.encoder_q = nn.Sequential(backbone, build_head(recipe.head, backbone.dim, recipe.dim))
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.register_buffer("queue", F.normalize(torch.randn(recipe.dim, recipe.queue), dim=0))
-        self.pointer, self.stages = 0, {"q": [], "k": []}
+        self.pointer, self.stages, self.pool = 0, {"q": [], "k": []}, recipe.stage_options.get("pool", ())
         if recipe.stage_loss == "mse":
             for name, encoder in (("q", self.encoder_q), ("k", self.encoder_k)):
                 self._listen(encoder[0].encoder, self.stages[name])
@@ -129,7 +130,7 @@ class ReleasedMoCo(nn.Module):
         return loss + sum(self._stage_terms())
 
     def _stage_terms(self) -> list[Tensor]:
-        together = zip(self.stages["q"], self.stages["k"], self.recipe.stage_weights, self.recipe.pool, strict=False)
+        together = zip(self.stages["q"], self.stages["k"], self.recipe.stage_weights, self.pool, strict=False)
         pool = F.adaptive_avg_pool2d
         return [weight * F.mse_loss(pool(u, side), pool(v, side)) for u, v, weight, side in together]
 

@@ -11,24 +11,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mocolayers.data.views import TwoViews
-from mocolayers.method.losses import StageMSE, info_nce
-from mocolayers.method.moco import POOLED, MoCo
+from mocolayers.method.losses import STAGE_LOSSES, info_nce
 from mocolayers.recipe import preset
+from mocolayers.training.pretrain import build_moco
 
 STAGE_ARMS = ("mse", "mse-standardized", "barlow-conditioned", "barlow")
 QUEUES, BATCHES = (1024, 4096, 16_384, 65_536), (32, 128, 512)
 
 
 class FirstStages(nn.Module):
-    """The MSE loss of the first few stages; `pool` is that of all, as the model pools before it asks for a loss."""
+    """The MSE loss of the first few stages; the others cost nothing but their pooling."""
 
     def __init__(self, pool: tuple[int, ...], count: int) -> None:
         super().__init__()
         self.pool, self.count = pool, count
-        self.loss = StageMSE((0.25,) * count, pool[:count])
+        self.loss = STAGE_LOSSES["mse"]([], pool)
 
-    def forward(self, query_stages: list[Tensor], key_stages: list[Tensor]) -> list[Tensor]:
-        return self.loss(query_stages[: self.count], key_stages[: self.count])
+    def forward(self, query: list[Tensor], key: list[Tensor]) -> list[Tensor]:
+        losses = self.loss(query[: self.count], key[: self.count])
+        return losses + [losses[0].new_zeros(())] * (len(query) - self.count)
 
 
 def stage_step(data, count: int):
@@ -60,15 +61,15 @@ def part_table(repeats: int) -> pd.DataFrame:
         name = f"two views of 128 images, {side} px {'gray' if channels == 1 else 'colour'}"
         parts[name] = lambda views=views, images=images: views(images, torch.Generator().manual_seed(0))
     data = made_up_images(28, 1, (128, 0, 0))
-    parts["momentum update, lesson's ResNet-10 width 16"] = MoCo(preset("lesson", "moco", data)).momentum_update
-    released = MoCo(preset("paper", "moco", data, queue=128))
+    parts["momentum update, lesson's ResNet-10 width 16"] = build_moco(preset("lesson", "moco", data)).momentum_update
+    released = build_moco(preset("paper", "moco", data, queue=128))
     parts["momentum update, ResNet-50 width 64"] = released.momentum_update
     parts |= {f"stage losses of {arm} and their gradient, bf16": stage_losses(data, arm) for arm in STAGE_ARMS}
-    width = preset("lesson", "barlow", data).projector
+    width = preset("lesson", "barlow", data).stage_options["projector"]
     parts[f"of barlow's, the matrix products of {width} by {width} alone"] = projector_products(width)
     keys = F.normalize(torch.randn(128, 128), dim=1)
     for length in QUEUES:
-        model = MoCo(preset("lesson", "moco", data, queue=length))
+        model = build_moco(preset("lesson", "moco", data, queue=length))
         parts[f"queue update, 128 keys into {length:,}"] = lambda model=model: model.enqueue(keys)
         parts[f"InfoNCE and its gradient, queue of {length:,}"] = contrast(keys, length)
     rows = [[name, f"{1000 * middle(part, 4 * repeats):.2f}"] for name, part in parts.items()]
@@ -77,10 +78,9 @@ def part_table(repeats: int) -> pd.DataFrame:
 
 def stage_losses(data, arm: str) -> Callable[[], None]:
     """The losses of an arm on stages as the model hands them over, pooled."""
-    model = MoCo(preset("lesson", arm, data))
-    sides = getattr(model.stage_loss, "pool", POOLED)
-    shapes = [(128, c, side, side) for c, side in zip(model.encoder_q.stage_channels, sides, strict=True)]
-    query, key = ([torch.randn(shape).bfloat16().requires_grad_() for shape in shapes] for _ in range(2))
+    model = build_moco(preset("lesson", arm, data))
+    pooled = zip(model.encoder_q.stage_channels, model.stage_loss.pool, strict=True)
+    query, key = zip(*(torch.randn(2, 128, c, side, side).requires_grad_() for c, side in pooled), strict=True)
 
     def step() -> None:
         model.stage_loss.zero_grad()

@@ -50,7 +50,7 @@ def bound_step(data: MedicalImages, **changes):
         return head(torch.cat([encoder(group).embedding for group in x.chunk(recipe.bn_splits)]))
 
     def step() -> None:
-        with trainer.autocast():
+        with torch.autocast("cpu", trainer.dtype, enabled=trainer.dtype is not None):
             q = encode(model.encoder_q, model.head_q)
             with torch.no_grad():
                 model.momentum_update()
