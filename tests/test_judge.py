@@ -223,7 +223,7 @@ def test_a_damaged_row_is_a_clear_error(pretrained):
     judge(run, data, PLAN, 0.1)
     (kept,) = (run.folder / "evaluations").iterdir()
     kept.write_bytes(kept.read_bytes()[:50])
-    with pytest.raises(RunError, match=f"{kept.name} is damaged.*delete it and run again"):
+    with pytest.raises(RunError, match=f"{kept.name} is damaged.*remove it: rm"):
         judge(run, data, PLAN, 0.1)
 
 

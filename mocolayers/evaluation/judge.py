@@ -19,9 +19,8 @@ from mocolayers.evaluation.finetune import Classifier, fine_tune
 from mocolayers.evaluation.probes import linear_evaluation
 from mocolayers.evaluation.scores import patient_bootstrap, scores
 from mocolayers.recipe import Evaluation
-from mocolayers.runtime import RunError, atomic_write
 from mocolayers.training.distributed import from_first
-from mocolayers.training.runs import Run, build_encoder, unfilled
+from mocolayers.training.runs import Run, build_encoder, unfilled, unusable, write_file
 
 
 def judge(
@@ -88,18 +87,14 @@ def _place(run: Run, data: MedicalImages, plan: Evaluation, settings: dict) -> P
     made_from["plan"] = dataclasses.asdict(dataclasses.replace(plan, fractions=(), subsets=0))
     made_from |= {"weights": run.weights_hash, "data": data.fingerprint}
     tag = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
-    return (
-        run.folder
-        / "evaluations"
-        / f"{settings['protocol']}-{settings['fraction']:g}-{settings['subset']}-{tag}.safetensors"
-    )
+    name = f"{settings['protocol']}-{settings['fraction']:g}-{settings['subset']}-{tag}.safetensors"
+    return run.folder / "evaluations" / name
 
 
 def _keep(place: Path, row: dict, probabilities: np.ndarray, weights: dict[str, torch.Tensor]) -> None:
-    place.parent.mkdir(exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
     tensors["probabilities"] = torch.from_numpy(probabilities)
-    atomic_write(place, lambda path: save_file(tensors, path, {"row": json.dumps(row)}))
+    write_file(place, lambda path: save_file(tensors, path, {"row": json.dumps(row)}))
 
 
 def _kept(place: Path) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -108,8 +103,8 @@ def _kept(place: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         with safe_open(place, "pt") as file:
             names = file.keys()
             return json.loads(file.metadata()["row"]), {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise RunError(f"{place} is damaged ({error}); delete it and run again: rm {place}") from None
+    except SafetensorError:
+        raise unusable(place, "is damaged") from None
 
 
 def fine_tuned(

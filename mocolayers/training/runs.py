@@ -60,7 +60,7 @@ class Run:
         if not path.exists():
             write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         elif path.read_bytes().decode(errors="replace").split() != text.split():
-            raise _unusable(path, "is damaged, or not the recipe that its folder is named after")
+            raise unusable(path, "is damaged, or not the recipe that its folder is named after")
 
     def load_encoder(self) -> StagedResNet:
         """The pretrained query encoder, in evaluation mode.
@@ -77,7 +77,7 @@ class Run:
         try:
             return pd.read_csv(self.history_file)
         except (ValueError, OSError):
-            raise _unusable(self.history_file, "is missing or damaged") from None
+            raise unusable(self.history_file, "is missing or damaged") from None
 
     def checkpoint(self) -> dict | None:
         """The state to resume from, if there is one; only tensors and plain values are read, never code.
@@ -94,9 +94,9 @@ class Run:
         except Exception:
             state = None
         if not isinstance(state, dict) or "recipe" not in state:
-            raise _unusable(self.checkpoint_file, "is damaged, or not a checkpoint of this program")
+            raise unusable(self.checkpoint_file, "is damaged, or not a checkpoint of this program")
         if state["recipe"] != self.recipe.key:
-            raise _unusable(self.checkpoint_file, f"belongs to another recipe ({state['recipe']})")
+            raise unusable(self.checkpoint_file, f"belongs to another recipe ({state['recipe']})")
         return state
 
     def save_history(self, rows: list[dict]) -> None:
@@ -110,7 +110,8 @@ def _sha256(path: Path, size: int, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def _unusable(path: Path, why: str) -> RunError:
+def unusable(path: Path, why: str) -> RunError:
+    """The error for a file of a run that is damaged or foreign, with its remedy."""
     return RunError(f"{path} {why}. Nothing was changed; to make it again, remove it: rm {path}")
 
 
@@ -171,7 +172,7 @@ def load_weights(model: Module, path: Path) -> None:
     except (SafetensorError, RuntimeError, ValueError):
         whole = False
     if not whole:
-        raise _unusable(path, "is damaged, or of another architecture")
+        raise unusable(path, "is damaged, or of another architecture")
 
 
 def _digest(state: dict[str, Tensor]) -> str:
