@@ -45,8 +45,7 @@ class Run:
     @property
     def weights_hash(self) -> str:
         """Twelve characters that change with every bit of the encoder's file."""
-        if not self.finished:
-            raise RunError(f"{self.encoder_file} does not exist: run pretrain again to finish this run")
+        self._demand_finished()
         about = self.encoder_file.stat()
         return _sha256(self.encoder_file, about.st_size, about.st_mtime_ns)
 
@@ -68,9 +67,21 @@ class Run:
         Raises:
             RunError: the run is not finished, or its file is damaged or of another architecture.
         """
+        self._demand_finished()
         encoder = unfilled(lambda: build_encoder(self.recipe))
-        load_weights(encoder, self.encoder_file)
+        try:
+            state = load_file(self.encoder_file)
+            encoder.load_state_dict(state)
+            whole = about_weights(self.encoder_file).get("sha256") in (None, _digest(state))
+        except (SafetensorError, RuntimeError, ValueError):
+            whole = False
+        if not whole:
+            raise unusable(self.encoder_file, "is damaged, or of another architecture")
         return encoder.eval()
+
+    def _demand_finished(self) -> None:
+        if not self.finished:
+            raise RunError(f"{self.encoder_file} does not exist: run pretrain again to finish this run")
 
     def history(self) -> pd.DataFrame:
         """One row per logged step: the loss and its terms, and what `monitors` measures."""
@@ -155,24 +166,6 @@ def about_weights(path: Path) -> dict:
     """What a file that `save_weights` wrote says of itself."""
     with safe_open(path, "pt") as file:
         return json.loads((file.metadata() or {}).get("about", "{}"))
-
-
-def load_weights(model: Module, path: Path) -> None:
-    """Fill a model from a safetensors file.
-
-    Raises:
-        RunError: the file is missing, damaged or of another architecture.
-    """
-    try:
-        state = load_file(path)
-        model.load_state_dict(state)
-        whole = about_weights(path).get("sha256") in (None, _digest(state))
-    except FileNotFoundError:
-        raise RunError(f"{path} does not exist: this run is not finished; run pretrain again to resume it") from None
-    except (SafetensorError, RuntimeError, ValueError):
-        whole = False
-    if not whole:
-        raise unusable(path, "is damaged, or of another architecture")
 
 
 def _digest(state: dict[str, Tensor]) -> str:
