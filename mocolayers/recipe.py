@@ -25,11 +25,10 @@ ARMS: dict[str, dict] = {
         "stage_weights": (0.01,) * 4,
         "stage_options": BARLOW | {"projector": 128, "off_diagonal": 0.0051},
     },
+    # Ours, after the paper's idea; not what its claims are about.
     "mse-standardized": {"stage_loss": "mse", "stage_weights": QUARTERS, "stage_options": MSE | {"standardized": True}},
 }
-OWN_ARMS = ("mse-standardized",)  # ours, after the paper's idea; not what its claims are about
 PRETRAINED_ARMS = tuple(arm for arm, fields in ARMS.items() if fields.get("steps") != 0)
-PRESETS = ("smoke", "lesson", "paper", "paper-sound")
 CHOICES = {
     "layout": ("resnet10", "resnet18", "resnet34", "resnet50"),
     "stem": ("small", "imagenet"),
@@ -165,9 +164,10 @@ class Recipe:
         weights = self.stage_weights
         four = isinstance(weights, (tuple, list)) and len(weights) == 4
         self._demand("stage_weights", four and all(map(_number, weights)), "four numbers from 0 up")
-        known = {"mse": MSE, "barlow": BARLOW}.get(self.stage_loss, self.stage_options)
-        for name, value in self.stage_options.items():
-            self._demand(name, name in known and _alike(value, known[name]), f"something like {known}")
+        self._demand("views", isinstance(self.views, Views), "a Views")
+        if known := {"mse": MSE, "barlow": BARLOW}.get(self.stage_loss):
+            for name, value in self.stage_options.items():
+                self._demand(name, name in known and _alike(value, known[name]), f"something like {known}")
 
     def _demand(self, name: str, holds: object, allowed: str) -> None:
         if not holds:
@@ -199,8 +199,8 @@ def _alike(value: object, good: object) -> bool:
     """Whether an option's value is of the same kind as a good one: sizes, a switch, a size or a number."""
     if isinstance(good, tuple):
         return isinstance(value, (tuple, list)) and len(value) == len(good) and all(_whole(side, 1) for side in value)
-    if isinstance(good, (bool, str)):
-        return isinstance(value, type(good))
+    if isinstance(good, bool):
+        return isinstance(value, bool)
     return _whole(value, 1) if isinstance(good, int) else _number(value)
 
 
@@ -271,6 +271,7 @@ EVALUATIONS = {
     "paper": Evaluation(epochs=10, least_steps=5_000, batch=16, checks=50, most_validation_rows=5_000),
 }
 EVALUATIONS["paper-sound"] = EVALUATIONS["paper"]
+PRESETS = tuple(EVALUATIONS)
 
 
 def preset(name: str, arm: str, data, seed: int | None = None, /, **changes) -> Recipe:

@@ -467,6 +467,7 @@ def test_a_loss_of_ones_own_trains_is_found_again_and_resumed(make_data, tmp_pat
     assert same_weights(run, pretrain(recipe, data, tmp_path / "b", progress=False))
     assert {"stage1", "stage4", "gradient_stage1"} <= set(run.history())
     assert preset("smoke", "toy", data, **SMALL, gain=3.0).key != recipe.key
+    assert preset("smoke", "toy", data, **SMALL, gain=-1.0, pool=[1] * 4), "the class knows what its options may be"
     monkeypatch.delitem(ARMS, "toy")
     assert run.load_encoder(), "what is trained needs no loss"
     with pytest.raises(RunError, match="no arm has the loss ToyLoss-"):

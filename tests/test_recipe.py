@@ -44,6 +44,7 @@ NONSENSE = {
     "zero_init_residual": ("yes",),
     "pool": ((4, 4), 4, (0, 1, 1, 1), (1.0, 1, 1, 1)),
     "scale_free": (1, "True"),
+    "views": ("none",),
 }
 
 
