@@ -18,7 +18,8 @@ from mocolayers.evaluation import judge as module
 from mocolayers.evaluation.features import STAGES, stage_features
 from mocolayers.evaluation.judge import fine_tuned, judge, judge_all
 from mocolayers.recipe import ARMS, Evaluation, preset
-from mocolayers.runtime import RunError
+from mocolayers.runtime import DatasetError, RunError
+from mocolayers.training.pretrain import pretrain
 from mocolayers.training.runs import Run
 
 PLAN = Evaluation(fractions=(0.1, 1.0), subsets=2, least_steps=6, batch=16, checks=3, resamples=20)
@@ -242,3 +243,14 @@ def test_an_unfinished_run_cannot_be_judged(make_data, tmp_path):
     data = make_data()
     with pytest.raises(RunError, match="encoder.safetensors does not exist"):
         judge(Run(preset("smoke", "moco", data), tmp_path), data, PLAN, 0.1)
+
+
+@pytest.mark.parametrize("protocol", ["linear", "finetune"])
+@pytest.mark.parametrize("code, name", [(0, "train"), (1, "val"), (2, "test")])
+def test_a_data_set_without_a_split_can_be_trained_on_but_not_judged_on(make_data, tmp_path, code, name, protocol):
+    data = make_data()
+    less = dataclasses.replace(data, split=np.where(data.split == code, 3, data.split))
+    recipe = preset("smoke", "moco", data, batch=16, queue=40, steps=2)
+    run = pretrain(recipe, less, tmp_path / "runs", progress=False)
+    with pytest.raises(DatasetError, match=f"tiny has no {name} images"):
+        judge(run, less, PLAN, 0.1, protocol=protocol)

@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 
 from mocolayers.data.labels import class_matrix, label_subset, subset_seed
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.evaluation.features import STAGES, pixel_features, run_features
+from mocolayers.evaluation.features import SPLITS, STAGES, pixel_features, run_features
 from mocolayers.evaluation.finetune import Classifier, fine_tune
 from mocolayers.evaluation.probes import linear_evaluation
 from mocolayers.evaluation.scores import patient_bootstrap, scores
 from mocolayers.recipe import Evaluation
+from mocolayers.runtime import DatasetError
 from mocolayers.training.distributed import from_first
 from mocolayers.training.runs import Run, build_encoder, unfilled, unusable, write_file
 
@@ -47,6 +48,10 @@ def judge(
         In this order: dataset (trained on), judged_on, arm, seed; the settings, with stage 0 for pixels; labels (that
         might be used), labels_read (different ones that were); auc, low, high (its 95% interval over patients), f1,
         kappa (NaN without grades), seconds; recipe and weights, the hashes of the run.
+    Raises:
+        ValueError: settings that mean nothing together.
+        DatasetError: no images of a split, or test images of one class only.
+        RunError: the run is not finished, or what is kept of it is damaged.
     """
     if source == "pixels":
         stage = 0
@@ -58,6 +63,8 @@ def judge(
             f"no such row: {settings}; protocol is 'linear', of 'pixels' or of stage 1 to 4 of the 'encoder', or "
             "'finetune', of the whole encoder"
         )
+    if empty := [split for split in SPLITS if not len(data.rows(split))]:
+        raise DatasetError(f"{data.name} has no {empty[0]} images, which judging needs; prepare it with another split")
     place = _place(run, data, plan, settings)
     if from_first(place.is_file):
         return _kept(place)[0]
