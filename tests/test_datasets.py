@@ -150,6 +150,13 @@ def test_an_unknown_name_lists_what_there_is(make_data, tmp_path):
     assert "chest_phantom" in str(caught.value) and "python data_scripts/" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["nih", "retina", "breast_histology", "pneumonia"])
+def test_a_publishers_set_that_is_not_prepared_names_its_script(tmp_path, name):
+    with pytest.raises(DatasetError, match=f"with: python data_scripts/{name}.py --source PATH$"):
+        load(name, tmp_path)
+    assert (datasets.SCRIPTS / f"{name}.py").is_file()
+
+
 def test_a_phantom_is_made_on_demand(tmp_path, monkeypatch, capfd):
     monkeypatch.setitem(datasets.REBUILD, "chest_phantom", "phantoms.py --name chest_phantom --images 60")
     data = load("chest_phantom", tmp_path)

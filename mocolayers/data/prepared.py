@@ -1,4 +1,4 @@
-"""The one prepared data format: write it, load it, and draw nested label subsets from it.
+"""The one prepared data format: write it and load it.
 
 A prepared data set is a folder `NAME/` with `images.npy` (N, H, W, C) uint8, `labels.npy` (N,) or (N, L),
 `patients.npy` (N,), `split.npy` (N,) and `card.json`. Arrays named in the card under "extras" may stand beside them.
@@ -31,7 +31,7 @@ AUTO_ORDER = ("pneumoniamnist", "nih", "retina", "breast_histology", "chestmnist
 REBUILD = (
     {name: f"phantoms.py --name {name}" for name in PHANTOMS}
     | {name: f"medmnist.py {name}" for name in MEDMNIST}
-    | {name: f"{name}.py --source PATH" for name in ("nih", "breast_histology", "retina")}
+    | {name: f"{name}.py --source PATH" for name in ("nih", "breast_histology", "retina", "pneumonia")}
 )
 
 
@@ -110,17 +110,10 @@ class MedicalImages:
         return replace(self, images=Rows(self.images, kept), **small)
 
 
-def data_folder(folder: str | Path | None = None) -> Path:
-    """The argument, else $MOCOLAYERS_DATA, else `data/` of this checkout, or where we are if this is none."""
+def data_folder() -> Path:
+    """$MOCOLAYERS_DATA, else `data/` of this checkout, or where we are if this is none."""
     home = SCRIPTS.parent if SCRIPTS.is_dir() else Path()
-    return Path(folder or os.environ.get("MOCOLAYERS_DATA") or home / "data")
-
-
-def script(name: str) -> Path:
-    """The file of a data script, e.g. "folder.py"; a `DatasetError` where only the package is installed."""
-    if not (SCRIPTS / name).is_file():
-        raise DatasetError(f"data_scripts/{name} is not part of the installed package; get it from the repository")
-    return SCRIPTS / name
+    return Path(os.environ.get("MOCOLAYERS_DATA") or home / "data")
 
 
 def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Path:
@@ -189,7 +182,7 @@ def load(name: str = "auto", folder: str | Path | None = None, verify: bool = Fa
     Raises:
         DatasetError: unknown name, missing or damaged files; the message names the command that rebuilds them.
     """
-    root = data_folder(folder)
+    root = Path(folder or data_folder())
     if name == "auto":
         name = _choose(root)
     place = root / name
@@ -227,7 +220,9 @@ def _make(name: str, root: Path) -> None:
             f"Made on demand: {', '.join(PHANTOMS + MEDMNIST)}. Build another with: {_remedy(name)}"
         )
     file, *arguments = REBUILD[name].split()
-    command = [sys.executable, str(script(file)), *arguments, "--out", str(root)]
+    if not (SCRIPTS / file).is_file():
+        raise DatasetError(f"data_scripts/{file} is not part of the installed package; get it from the repository")
+    command = [sys.executable, str(SCRIPTS / file), *arguments, "--out", str(root)]
     done = subprocess.run(command, text=True, capture_output=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -263,10 +258,7 @@ def _counts(split: np.ndarray) -> dict[str, int]:
     return {name: int((split == code).sum()) for name, code in SPLITS.items()}
 
 
-@functools.cache
-def say_once(text: str) -> None:
-    """Print a line that a sweep would otherwise repeat for every arm."""
-    print(text)
+say_once = functools.cache(print)  # a line that a sweep would otherwise repeat for every arm
 
 
 def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict) -> None:

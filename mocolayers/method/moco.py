@@ -126,7 +126,7 @@ class MoCo(nn.Module):
         """key <- m * key + (1 - m) * query, parameters only."""
         key = [*self.encoder_k.parameters(), *self.head_k.parameters()]
         query = [*self.encoder_q.parameters(), *self.head_q.parameters()]
-        follow(key, query, self.momentum)
+        torch._foreach_lerp_(key, query, 1 - self.momentum)
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
@@ -173,11 +173,6 @@ class MoCo(nn.Module):
         back, mine = order.argsort(), own_part(len(x))
         key = self._encode(self.encoder_k, x[order[mine]], sides)
         return Encoded([gather(stage)[back[mine]] for stage in key.stages], gather(key.embedding)[back])
-
-
-def follow(key: list[Tensor], query: list[Tensor], momentum: float) -> None:
-    """key <- m * key + (1 - m) * query, in place."""
-    torch._foreach_lerp_(key, query, 1 - momentum)
 
 
 def build_head(kind: str, channels: int, dim: int) -> nn.Module:
