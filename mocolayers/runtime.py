@@ -44,9 +44,10 @@ def load_plugin(path: Path) -> None:
     """
     if not path.is_file():
         raise RunError(f"{path} does not exist; --plugin wants a Python file that adds arms, see CONTRIBUTING.md")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    # Python finds the source of a class only through the module that it is registered under.
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    # Python finds the source of a class only through the module that it is registered under; the name is no one else's.
+    name = f"mocolayers.plugin.{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
 

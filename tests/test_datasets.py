@@ -70,15 +70,28 @@ def damage(folder, what):
         (folder / "labels.npy").unlink()
     elif what == "card":
         (folder / "card.json").write_text("{not json")
+    elif what == "a split of fractions":
+        np.save(folder / "split.npy", np.load(folder / "split.npy").astype(float))
     else:
         card = json.loads((folder / "card.json").read_text())
-        card["counts"]["train"] += 1
+        if what == "counts":
+            card["counts"]["train"] += 1
+        else:
+            card[what] = 2
         (folder / "card.json").write_text(json.dumps(card))
 
 
 @pytest.mark.parametrize(
     "what, named",
-    [("truncated", "images.npy"), ("missing", "labels.npy"), ("card", "card.json"), ("counts", "the card")],
+    [
+        ("truncated", "images.npy"),
+        ("missing", "labels.npy"),
+        ("a split of fractions", "split.npy"),
+        ("card", "card.json"),
+        ("counts", "the card"),
+        ("sha256", "card.json"),
+        ("classes", "card.json"),
+    ],
 )
 def test_a_damaged_folder_names_the_file_and_the_command(make_data, tmp_path, what, named):
     make_data()

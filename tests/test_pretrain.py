@@ -297,6 +297,11 @@ def test_the_hash_of_the_weights_follows_the_file(make_data, tmp_path):
         print(one.weights_hash)
 
 
+def test_an_arm_without_training_has_an_empty_history(make_data, tmp_path):
+    data = make_data()
+    assert pretrain(preset("smoke", "random", data), data, tmp_path, progress=False).history().empty
+
+
 def test_equal_weights_are_equal_files(make_data, tmp_path):
     data = make_data()
     run = pretrain(preset("smoke", "random", data), data, tmp_path, progress=False)

@@ -45,6 +45,7 @@ NONSENSE = {
     "pool": ((4, 4), 4, (0, 1, 1, 1), (1.0, 1, 1, 1)),
     "scale_free": (1, "True"),
     "views": ("none",),
+    "stage_options": (3, "pool"),
 }
 
 
@@ -53,6 +54,14 @@ def test_a_value_that_makes_no_sense_is_refused_by_name(make_data, field, value)
     data = make_data()
     with pytest.raises(ValueError, match=f"^{field}=.*give "):
         preset("smoke", "mse", data, **{"batch": 32, field: value})
+
+
+@pytest.mark.parametrize(
+    "field, value", [("crop", 0), ("crop", 1.5), ("ratio", 0), ("rotation", -5), ("hflip", 2), ("gray", "no")]
+)
+def test_views_that_cannot_be_drawn_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"^{field}=.*give a number"):
+        Views(**{field: value})
 
 
 @pytest.mark.parametrize("field, value", [("projector", 0), ("off_diagonal", -1.0), ("scale", float("nan"))])

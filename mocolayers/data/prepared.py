@@ -233,7 +233,7 @@ def _read(place: Path, verify: bool) -> MedicalImages:
     path, rebuild = place / "card.json", f"Rebuild it with: {_remedy(place.name)}"
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        prepared, arrays, found = card["sha256"], {}, {}
+        prepared, arrays, found = dict(card["sha256"]), {}, {}
         for name in ARRAYS:
             path = place / f"{name}.npy"
             arrays[name] = np.load(path, mmap_mode="r" if name == "images" else None)
@@ -271,6 +271,8 @@ def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict) -> None:
     task, images, labels = card["task"], arrays["images"], arrays["labels"]
     if task not in TASKS:
         fail(f"card.json: task {task!r} is not one of {', '.join(TASKS)}")
+    if not isinstance(card["classes"], list):
+        fail(f"card.json: classes are {card['classes']!r}, expected a list of names")
     height, width, channels = images.shape[1:] if images.ndim == 4 else (0, 1, 0)
     if images.dtype != np.uint8 or height != width or channels not in (1, 3):
         fail(f"images.npy is {images.dtype} {images.shape}, expected uint8 (N, side, side, 1 or 3)")
@@ -284,7 +286,7 @@ def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict) -> None:
     top = 1 if several else len(card["classes"]) - 1
     if labels.size and not (labels.min() >= 0 and labels.max() <= top):
         fail(f"labels.npy holds {labels.min()}..{labels.max()}, expected 0..{top}")
-    if not np.isin(arrays["split"], list(SPLITS.values())).all():
+    if arrays["split"].dtype.kind not in "iu" or not np.isin(arrays["split"], list(SPLITS.values())).all():
         fail("split.npy holds values other than 0 train, 1 val, 2 test, 3 unlabelled")
     names, patients = np.unique(arrays["patients"], return_inverse=True)
     present = np.zeros((len(names), len(SPLITS)), bool)

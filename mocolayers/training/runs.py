@@ -84,7 +84,9 @@ class Run:
             raise RunError(f"{self.encoder_file} does not exist: run pretrain again to finish this run")
 
     def history(self) -> pd.DataFrame:
-        """One row per logged step: the loss and its terms, and what `monitors` measures."""
+        """One row per logged step: the loss and its terms, and what `monitors` measures; none of an untrained arm."""
+        if not self.recipe.steps:
+            return pd.DataFrame()
         try:
             return pd.read_csv(self.history_file)
         except (ValueError, OSError):
