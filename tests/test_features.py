@@ -31,6 +31,13 @@ def test_spatial_pooling_keeps_places_apart(pretrained):
         assert four.reshape(*one.shape, 4).mean(axis=2) == pytest.approx(one, abs=1e-5)
 
 
+def test_a_stage_is_not_averaged_to_more_places_than_it_has(pretrained):
+    data, run = pretrained()
+    assert len(stage_features(run.load_encoder(), data, data.rows("test"), pool=2)) == 4
+    with pytest.raises(ValueError, match="2 x 2 cannot be pooled to 3 x 3"):
+        stage_features(run.load_encoder(), data, data.rows("test"), pool=3)
+
+
 def test_encoding_leaves_the_encoder_where_and_as_it_was(pretrained):
     data, run = pretrained()
     encoder = run.load_encoder().train()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from mocolayers.data.prepared import MedicalImages
 from mocolayers.data.views import batches
 from mocolayers.method.encoder import StagedResNet
+from mocolayers.method.losses import check_side
 from mocolayers.runtime import resolve_device
 from mocolayers.training.distributed import from_first, share_rows
 from mocolayers.training.runs import Run, unusable, write_file
@@ -32,6 +33,8 @@ def stage_features(
         pool: each stage's map is averaged to pool x pool places; 1 is the global average.
     Returns:
         Four float32 arrays (n, C_l * pool * pool). With pool=1 the last one is the embedding.
+    Raises:
+        ValueError: a stage has fewer than pool x pool places.
     """
     device = resolve_device(device)
     encoder = copy.deepcopy(encoder).to(device).eval()
@@ -39,8 +42,11 @@ def stage_features(
     def pooled(own: np.ndarray) -> np.ndarray:
         parts = []
         for x in batches(data, own, device):
-            stages = [F.adaptive_avg_pool2d(stage, pool).flatten(1).float() for stage in encoder(x).stages]
-            parts.append(torch.cat(stages, dim=1).cpu().numpy())
+            stages = encoder(x).stages
+            for stage in stages:
+                check_side(stage, pool)
+            means = [F.adaptive_avg_pool2d(stage, pool).flatten(1) for stage in stages]
+            parts.append(torch.cat(means, dim=1).cpu().numpy())
         return np.concatenate(parts)
 
     ends = np.cumsum(encoder.stage_channels)[:-1] * pool**2

@@ -43,16 +43,26 @@ def pool_stage(stage: Tensor, side: int) -> Tensor:
     another order of memory than channels-last maps.
 
     Raises:
-        ValueError: the side is larger than the map.
+        ValueError: see `check_side`.
     """
+    check_side(stage, side)
     b, c, h, w = stage.shape
-    if side > min(h, w):
-        raise ValueError(f"a stage of {h} x {w} cannot be pooled to {side} x {side}: make its pool smaller")
     x = stage.float().permute(0, 2, 3, 1).reshape(b, h, w * c)
     with torch.autocast(x.device.type, enabled=False):
         x = pooling(h, side).to(x.device) @ x  # (B, side, W * C)
         x = pooling(w, side).to(x.device) @ x.view(b * side, w, c)
     return x.view(b, side, side, c).permute(0, 3, 1, 2)
+
+
+def check_side(stage: Tensor, side: int) -> None:
+    """Refuse to pool a map (B, C, H, W) to a side larger than its own: torch would repeat its pixels.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    h, w = stage.shape[2:]
+    if side > min(h, w):
+        raise ValueError(f"a stage of {h} x {w} cannot be pooled to {side} x {side}: make its pool smaller")
 
 
 @functools.cache
