@@ -89,11 +89,15 @@ def test_large_images_are_read_a_few_at_a_time_by_whoever_looks_at_all(pretraine
     assert len(asked) > 40 and max(map(len, asked)) <= 16
 
 
-def test_kept_features_that_are_damaged_are_a_clear_error(pretrained):
+@pytest.mark.parametrize("damage", ["cut", "foreign"])
+def test_kept_features_that_are_damaged_are_a_clear_error(pretrained, damage):
     data, run = pretrained()
     run_features(run, data)
     (kept,) = (run.folder / "features").iterdir()
-    kept.write_bytes(kept.read_bytes()[:50])
+    if damage == "cut":
+        kept.write_bytes(kept.read_bytes()[:50])
+    else:
+        save_file({"weight": torch.zeros(3)}, kept)
     with pytest.raises(RunError, match=f"{kept.name} is damaged.*remove it: rm"):
         run_features(run, data)
 

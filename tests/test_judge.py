@@ -219,11 +219,20 @@ def test_with_all_labels_another_subset_is_another_training_on_the_same_labels(p
     assert not np.array_equal(*(fine_tuned(run, data, 1.0, draw, PLAN)[1] for draw in (0, 1)))
 
 
-def test_a_damaged_row_is_a_clear_error(pretrained):
+def cut(path):
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def foreign(path):
+    save_file({"weight": torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize("damage", [cut, foreign])
+def test_a_damaged_row_is_a_clear_error(pretrained, damage):
     data, run = pretrained()
     judge(run, data, PLAN, 0.1)
     (kept,) = (run.folder / "evaluations").iterdir()
-    kept.write_bytes(kept.read_bytes()[:50])
+    damage(kept)
     with pytest.raises(RunError, match=f"{kept.name} is damaged.*remove it: rm"):
         judge(run, data, PLAN, 0.1)
 

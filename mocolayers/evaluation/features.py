@@ -70,9 +70,9 @@ def run_features(run: Run, data: MedicalImages, pool: int = 1, device: str = "au
         from_first(lambda: write_file(place, lambda path: save_file(found, path)))
     try:
         arrays = load_file(place)
-    except SafetensorError:
-        raise unusable(place, "is damaged") from None
-    return [{split: arrays[f"{split}.{stage}"] for split in SPLITS} for stage in STAGES]
+        return [{split: arrays[f"{split}.{stage}"] for split in SPLITS} for stage in STAGES]
+    except (SafetensorError, LookupError):
+        raise unusable(place, "is damaged, or holds no features") from None
 
 
 def pixel_features(data: MedicalImages) -> dict[str, np.ndarray]:

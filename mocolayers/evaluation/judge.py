@@ -110,8 +110,8 @@ def _kept(place: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         with safe_open(place, "pt") as file:
             names = file.keys()
             return json.loads(file.metadata()["row"]), {name: file.get_tensor(name) for name in names}
-    except SafetensorError:
-        raise unusable(place, "is damaged") from None
+    except (SafetensorError, TypeError, LookupError, ValueError):
+        raise unusable(place, "is damaged, or not a row of results") from None
 
 
 def fine_tuned(
