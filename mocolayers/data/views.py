@@ -22,11 +22,7 @@ CACHED = 2**19  # numbers, two megabytes: a dozen passes over more than that wai
 
 
 class TwoViews:
-    """Make two independent random views of every image of a batch.
-
-    Args:
-        views: which augmentations, and how strong.
-    """
+    """Make two independent random views of every image of a batch."""
 
     def __init__(self, views: Views) -> None:
         self.views = views

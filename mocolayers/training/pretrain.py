@@ -88,7 +88,7 @@ def pretrain(
         recipe: what to train; `recipe.preset` makes one.
         data: the images the recipe was made for.
         runs_dir: the run is kept in `runs_dir/KEY`.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: see `resolve_device`.
         progress: show a progress bar, and a note where the queue is long for the images.
         after_step: called after every step with the trainer, whose `step` and `history` may be read; True ends the
             call with a checkpoint to resume from.
@@ -189,13 +189,9 @@ def memory_errors(recipe: Recipe):
 
 
 class Trainer:
-    """Model, optimiser and history of one run in memory; `train_step` does one step.
+    """Model, optimiser and history of one run in memory; `train_step` does one step. For its arguments see `pretrain`.
 
-    Args:
-        recipe: what to train.
-        data: its images; only train and unlabelled rows are trained on.
-        device: where to compute.
-        init, compiled: see `pretrain`.
+    Only train and unlabelled rows of the data are trained on.
     """
 
     def __init__(
@@ -349,11 +345,7 @@ def _batch_size(recipe: Recipe, images: int) -> int:
 
 
 class Feeder:
-    """The images of a step; those of the next step are read in a thread meanwhile.
-
-    Args:
-        read: from the number of a step to its images (B, H, W, C).
-    """
+    """The images (B, H, W, C) that `read` gives for a step; those of the next step are read in a thread meanwhile."""
 
     def __init__(self, read: Callable[[int], Tensor]) -> None:
         self.read, self.reader, self.next = read, ThreadPoolExecutor(1), (-1, None)

@@ -23,12 +23,7 @@ ENCODER = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")  # torc
 
 
 class Run:
-    """One pretraining on disk.
-
-    Args:
-        recipe: what is or was trained; its key names the folder.
-        runs_dir: the folder that holds all runs.
-    """
+    """One pretraining on disk, in the folder `runs_dir/KEY` that the recipe's key names."""
 
     def __init__(self, recipe: Recipe, runs_dir: str | Path = "runs") -> None:
         self.recipe = recipe
