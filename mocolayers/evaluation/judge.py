@@ -83,7 +83,9 @@ def judge(
     row |= {"labels": len(rows), "labels_read": read, "auc": found.pop("auc"), "low": low, "high": high} | found
     row["seconds"] = round(time.perf_counter() - started, 2)
     row |= {"recipe": run.recipe.key, "weights": run.weights_hash}
-    from_first(lambda: _keep(place, row, probabilities, weights))
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    tensors["probabilities"] = torch.from_numpy(probabilities)
+    from_first(lambda: write_file(place, lambda path: save_file(tensors, path, {"row": json.dumps(row)})))
     return row
 
 
@@ -96,12 +98,6 @@ def _place(run: Run, data: MedicalImages, plan: Evaluation, settings: dict) -> P
     tag = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     name = f"{settings['protocol']}-{settings['fraction']:g}-{settings['subset']}-{tag}.safetensors"
     return run.folder / "evaluations" / name
-
-
-def _keep(place: Path, row: dict, probabilities: np.ndarray, weights: dict[str, torch.Tensor]) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    tensors["probabilities"] = torch.from_numpy(probabilities)
-    write_file(place, lambda path: save_file(tensors, path, {"row": json.dumps(row)}))
 
 
 def _kept(place: Path) -> tuple[dict, dict[str, torch.Tensor]]:
