@@ -1,6 +1,7 @@
 """MoCo with intermediate-layer losses for medical images: pretrain, judge, and run the notebooks."""
 
 import ast
+import functools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,14 +57,16 @@ def pretrain(job: tyro.conf.OmitArgPrefixes[Job], dry_run: bool = False) -> None
         job: which run.
         dry_run: Train two steps in memory: speed, memory, and time of the whole run.
     """
-    from mocolayers.training.distributed import processes
+    from mocolayers.training.distributed import from_first, processes
+    from mocolayers.training.dry_run import try_steps
 
     with processes(job.device):
         if dry_run:
-            _say(_tried(job))
-            return
-        run, _ = _pretrained(job)
-        _say(f"{run.folder}: {run.recipe.arm} on {run.recipe.dataset}, seed {run.recipe.seed}")
+            said = try_steps(*_chosen(job), job.device, job.init)
+        else:
+            run, _ = _pretrained(job)
+            said = f"{run.folder}: {run.recipe.arm} on {run.recipe.dataset}, seed {run.recipe.seed}"
+        from_first(functools.partial(print, said, flush=True))
 
 
 def finetune(
@@ -86,7 +89,7 @@ def finetune(
         subset: Number of the label subset within the seed.
     """
     from mocolayers.evaluation.judge import judge
-    from mocolayers.training.distributed import processes
+    from mocolayers.training.distributed import from_first, processes
 
     with processes(job.device):
         run, data = _pretrained(job)
@@ -94,7 +97,8 @@ def finetune(
         for share in fraction or plan.fractions:
             row = judge(run, data, plan, share, subset, protocol, device=job.device)
             interval = f"95% interval {row['low']:.3f} to {row['high']:.3f}"
-            _say(f"{protocol} {share:g} ({row['labels']} labels): AUC {row['auc']:.3f}, {interval}")
+            said = f"{protocol} {share:g} ({row['labels']} labels): AUC {row['auc']:.3f}, {interval}"
+            from_first(functools.partial(print, said, flush=True))
 
 
 def main(words: list[str] | None = None) -> int:
@@ -159,20 +163,6 @@ def _pretrained(job: Job):
     recipe, data = _chosen(job)
     run = training.pretrain(recipe, data, job.runs_dir, job.device, init=job.init, compiled=job.compile)
     return run, data
-
-
-def _tried(job: Job) -> str:
-    from mocolayers.training.dry_run import try_steps
-
-    recipe, data = _chosen(job)
-    return try_steps(recipe, data, job.device, job.init)
-
-
-def _say(line: str) -> None:
-    from mocolayers.method.collectives import rank
-
-    if rank() == 0:
-        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -25,11 +25,10 @@ ARMS: dict[str, dict] = {
         "stage_weights": (0.01,) * 4,
         "stage_options": BARLOW | {"projector": 128, "off_diagonal": 0.0051},
     },
+    # Ours, after the paper's idea; not what its claims are about.
     "mse-standardized": {"stage_loss": "mse", "stage_weights": QUARTERS, "stage_options": MSE | {"standardized": True}},
 }
-OWN_ARMS = ("mse-standardized",)  # ours, after the paper's idea; not what its claims are about
 PRETRAINED_ARMS = tuple(arm for arm, fields in ARMS.items() if fields.get("steps") != 0)
-PRESETS = ("smoke", "lesson", "paper", "paper-sound")
 CHOICES = {
     "layout": ("resnet10", "resnet18", "resnet34", "resnet50"),
     "stem": ("small", "imagenet"),
@@ -41,6 +40,33 @@ CHOICES = {
 LEAST = {"seed": 0, "steps": 0, "batch": 2} | dict.fromkeys(
     ("channels", "side", "width", "dim", "queue", "bn_splits", "monitor_every", "log_every"), 1
 )
+
+
+def _demand(settings: object, name: str, holds: object, allowed: str) -> None:
+    if not holds:
+        value = vars(settings)[name] if name in vars(settings) else settings.stage_options[name]
+        raise ValueError(f"{name}={value!r} cannot be trained; give {allowed}")
+
+
+def _untrained(arm: str) -> bool:
+    return ARMS.get(arm, {}).get("steps") == 0
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+
+
+def _alike(value: object, good: object) -> bool:
+    """Whether an option's value is of the same kind as a good one: sizes, a switch, a size or a number."""
+    if isinstance(good, tuple):
+        return isinstance(value, (tuple, list)) and len(value) == len(good) and all(_whole(side, 1) for side in value)
+    if isinstance(good, bool):
+        return isinstance(value, bool)
+    return _whole(value, 1) if isinstance(good, int) else _number(value)
 
 
 @dataclass(frozen=True)
@@ -74,6 +100,14 @@ class Views:
     blur: float = 0.5
     sigma: tuple[float, float] = (0.1, 2.0)
     released_order: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("crop", "hflip", "vflip", "jitter", "gray", "blur"):
+            _demand(self, name, _number(getattr(self, name)) and getattr(self, name) <= 1, "a number from 0 to 1")
+        for name in ("crop", "ratio"):
+            _demand(self, name, _number(getattr(self, name)) and getattr(self, name) > 0, "a number above 0")
+        for name in ("rotation", "brightness", "contrast", "saturation", "hue"):
+            _demand(self, name, _number(getattr(self, name)), "a number from 0 up")
 
 
 RELEASED_VIEWS = {
@@ -147,32 +181,31 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
-            self._demand(name, getattr(self, name) in allowed, " or ".join(map(str, allowed)))
+            _demand(self, name, getattr(self, name) in allowed, " or ".join(map(str, allowed)))
         for name, least in LEAST.items():
-            self._demand(name, _whole(getattr(self, name), least), f"a whole number from {least} up")
+            _demand(self, name, _whole(getattr(self, name), least), f"a whole number from {least} up")
         for name in ("momentum", "sgd_momentum"):
-            self._demand(name, _number(getattr(self, name)) and getattr(self, name) < 1, "a number from 0 to below 1")
+            _demand(self, name, _number(getattr(self, name)) and getattr(self, name) < 1, "a number from 0 to below 1")
         for name in ("temperature", "lr"):
-            self._demand(name, _number(getattr(self, name)) and getattr(self, name) > 0, "a number above 0")
-        self._demand("weight_decay", _number(self.weight_decay), "a number from 0 up")
-        self._demand("stage_warmup", _number(self.stage_warmup) and self.stage_warmup <= 1, "a number from 0 to 1")
+            _demand(self, name, _number(getattr(self, name)) and getattr(self, name) > 0, "a number above 0")
+        _demand(self, "weight_decay", _number(self.weight_decay), "a number from 0 up")
+        _demand(self, "stage_warmup", _number(self.stage_warmup) and self.stage_warmup <= 1, "a number from 0 to 1")
         untrained = _untrained(self.arm)
-        self._demand("steps", untrained == (self.steps == 0), f"the arm {self.arm} {'0' if untrained else '1 or more'}")
+        _demand(
+            self, "steps", untrained == (self.steps == 0), f"the arm {self.arm} {'0' if untrained else '1 or more'}"
+        )
         group, rest = divmod(self.batch, self.bn_splits)
-        self._demand("bn_splits", group > 1 and not rest, f"equal groups of 2 or more images of batch={self.batch}")
+        _demand(self, "bn_splits", group > 1 and not rest, f"equal groups of 2 or more images of batch={self.batch}")
         named = re.fullmatch(r"none|mse|barlow|\w+-[0-9a-f]{8}", str(self.stage_loss))
-        self._demand("stage_loss", named, "none, mse, barlow, or a class in ARMS")
+        _demand(self, "stage_loss", named, "none, mse, barlow, or a class in ARMS")
         weights = self.stage_weights
         four = isinstance(weights, (tuple, list)) and len(weights) == 4
-        self._demand("stage_weights", four and all(map(_number, weights)), "four numbers from 0 up")
-        known = {"mse": MSE, "barlow": BARLOW}.get(self.stage_loss, self.stage_options)
-        for name, value in self.stage_options.items():
-            self._demand(name, name in known and _alike(value, known[name]), f"something like {known}")
-
-    def _demand(self, name: str, holds: object, allowed: str) -> None:
-        if not holds:
-            value = (self.stage_options | vars(self))[name]
-            raise ValueError(f"{name}={value!r} cannot be trained; give {allowed}")
+        _demand(self, "stage_weights", four and all(map(_number, weights)), "four numbers from 0 up")
+        _demand(self, "views", isinstance(self.views, Views), "a Views")
+        _demand(self, "stage_options", isinstance(self.stage_options, dict), "a dictionary")
+        if known := {"mse": MSE, "barlow": BARLOW}.get(self.stage_loss):
+            for name, value in self.stage_options.items():
+                _demand(self, name, name in known and _alike(value, known[name]), f"something like {known}")
 
     @property
     def key(self) -> str:
@@ -181,27 +214,6 @@ class Recipe:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True, indent=1)
-
-
-def _untrained(arm: str) -> bool:
-    return ARMS.get(arm, {}).get("steps") == 0
-
-
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
-
-
-def _alike(value: object, good: object) -> bool:
-    """Whether an option's value is of the same kind as a good one: sizes, a switch, a size or a number."""
-    if isinstance(good, tuple):
-        return isinstance(value, (tuple, list)) and len(value) == len(good) and all(_whole(side, 1) for side in value)
-    if isinstance(good, (bool, str)):
-        return isinstance(value, type(good))
-    return _whole(value, 1) if isinstance(good, int) else _number(value)
 
 
 SMALL = {
@@ -271,6 +283,7 @@ EVALUATIONS = {
     "paper": Evaluation(epochs=10, least_steps=5_000, batch=16, checks=50, most_validation_rows=5_000),
 }
 EVALUATIONS["paper-sound"] = EVALUATIONS["paper"]
+PRESETS = tuple(EVALUATIONS)
 
 
 def preset(name: str, arm: str, data, seed: int | None = None, /, **changes) -> Recipe:

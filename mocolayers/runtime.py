@@ -6,6 +6,7 @@ torch is imported inside the functions that need it, so that the data scripts st
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ class RunError(Exception):
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary name beside `path`, then rename it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         write(temporary)
         os.replace(temporary, path)
@@ -44,9 +45,10 @@ def load_plugin(path: Path) -> None:
     """
     if not path.is_file():
         raise RunError(f"{path} does not exist; --plugin wants a Python file that adds arms, see CONTRIBUTING.md")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    # Python finds the source of a class only through the module that it is registered under.
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+    # Python finds the source of a class only through the module that it is registered under; the name is no one else's.
+    name = f"mocolayers.plugin.{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mocolayers.__main__ import main, parse_changes
+from mocolayers.runtime import load_plugin
 
 HOME = Path(__file__).resolve().parents[1]
 
@@ -100,6 +101,15 @@ def test_the_loss_of_the_contributing_page_trains_and_is_judged(make_data, tmp_p
     judged = command("finetune", *about, "--protocol", "linear", "--fraction", 0.1, data=tmp_path / "data")
     assert judged.returncode == 0, judged.stderr
     assert len(list((tmp_path / "runs").glob("*/encoder.safetensors"))) == 1
+
+
+def test_a_plugin_may_have_the_name_of_a_module(tmp_path):
+    import copy
+
+    plugin = tmp_path / "copy.py"
+    plugin.write_text("value = 1\n")
+    load_plugin(plugin)
+    assert sys.modules["copy"] is copy
 
 
 def test_a_plugin_that_is_not_there_is_one_line(tmp_path, capsys):

@@ -70,15 +70,28 @@ def damage(folder, what):
         (folder / "labels.npy").unlink()
     elif what == "card":
         (folder / "card.json").write_text("{not json")
+    elif what == "a split of fractions":
+        np.save(folder / "split.npy", np.load(folder / "split.npy").astype(float))
     else:
         card = json.loads((folder / "card.json").read_text())
-        card["counts"]["train"] += 1
+        if what == "counts":
+            card["counts"]["train"] += 1
+        else:
+            card[what] = 2
         (folder / "card.json").write_text(json.dumps(card))
 
 
 @pytest.mark.parametrize(
     "what, named",
-    [("truncated", "images.npy"), ("missing", "labels.npy"), ("card", "card.json"), ("counts", "the card")],
+    [
+        ("truncated", "images.npy"),
+        ("missing", "labels.npy"),
+        ("a split of fractions", "split.npy"),
+        ("card", "card.json"),
+        ("counts", "the card"),
+        ("sha256", "card.json"),
+        ("classes", "card.json"),
+    ],
 )
 def test_a_damaged_folder_names_the_file_and_the_command(make_data, tmp_path, what, named):
     make_data()
@@ -148,6 +161,13 @@ def test_an_unknown_name_lists_what_there_is(make_data, tmp_path):
     with pytest.raises(DatasetError, match="Prepared there: tiny") as caught:
         load("tinny", tmp_path / "data")
     assert "chest_phantom" in str(caught.value) and "python data_scripts/" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nih", "retina", "breast_histology", "pneumonia"])
+def test_a_publishers_set_that_is_not_prepared_names_its_script(tmp_path, name):
+    with pytest.raises(DatasetError, match=f"with: python data_scripts/{name}.py --source PATH$"):
+        load(name, tmp_path)
+    assert (datasets.SCRIPTS / f"{name}.py").is_file()
 
 
 def test_a_phantom_is_made_on_demand(tmp_path, monkeypatch, capfd):

@@ -19,6 +19,7 @@ import mocolayers.training.pretrain as module
 from mocolayers.__main__ import main
 from mocolayers.data.prepared import load
 from mocolayers.evaluation.finetune import fine_tune
+from mocolayers.method import collectives
 from mocolayers.method.collectives import own_part, rank
 from mocolayers.method.encoder import Encoded
 from mocolayers.notebook.series import HOME
@@ -263,8 +264,8 @@ def test_no_thread_of_a_group_outlives_it_to_abort_the_process_at_exit(tmp_path)
 
 def test_a_batch_that_processes_cannot_share_is_a_clear_error(make_data, monkeypatch):
     data = make_data()
-    monkeypatch.setattr(module, "world_size", lambda: 3)
-    with pytest.raises(RunError, match="3 processes.*--set batch="):
+    monkeypatch.setattr(collectives, "world_size", lambda: 3)
+    with pytest.raises(ValueError, match="3 processes.*--set batch="):
         Trainer(small(data, "moco"), data, CPU)
 
 

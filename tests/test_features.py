@@ -7,7 +7,9 @@ from safetensors.torch import load_file, save_file
 
 from mocolayers.data.views import batches
 from mocolayers.evaluation import features as module
-from mocolayers.evaluation.features import batch_size, pixel_features, run_features, stage_features
+from mocolayers.evaluation.features import pixel_features, run_features, stage_features
+from mocolayers.runtime import RunError
+from mocolayers.training.monitors import knn_monitor
 
 
 def test_global_averages_of_stage_four_are_the_embedding(pretrained):
@@ -27,6 +29,13 @@ def test_spatial_pooling_keeps_places_apart(pretrained):
     for one, four in zip(whole, places, strict=True):
         assert four.shape[1] == 4 * one.shape[1]
         assert four.reshape(*one.shape, 4).mean(axis=2) == pytest.approx(one, abs=1e-5)
+
+
+def test_a_stage_is_not_averaged_to_more_places_than_it_has(pretrained):
+    data, run = pretrained()
+    assert len(stage_features(run.load_encoder(), data, data.rows("test"), pool=2)) == 4
+    with pytest.raises(ValueError, match="2 x 2 cannot be pooled to 3 x 3"):
+        stage_features(run.load_encoder(), data, data.rows("test"), pool=3)
 
 
 def test_encoding_leaves_the_encoder_where_and_as_it_was(pretrained):
@@ -62,12 +71,35 @@ def test_features_of_a_replaced_encoder_are_made_anew(pretrained):
 
 
 def test_a_batch_of_large_images_is_small(make_data, monkeypatch):
-    data = make_data(n=10)
-    assert batch_size(data) == 250
+    def largest(side):
+        monkeypatch.setattr(type(data), "side", side)
+        return max(len(x) for x in batches(data, np.arange(500), torch.device("cpu")))
+
+    data = make_data(n=500)
+    assert [largest(side) for side in (16, 512, 10_000)] == [250, 16, 1]
+
+
+def test_large_images_are_read_a_few_at_a_time_by_whoever_looks_at_all(pretrained, watched, monkeypatch):
+    """All of a data set of 512 px at once would be some ten times the memory of a machine."""
+    data, run = pretrained(n=500)
+    asked = watched(data)
     monkeypatch.setattr(type(data), "side", 512)
-    assert batch_size(data) * 512**2 == 2**22
-    monkeypatch.setattr(type(data), "side", 10_000)
-    assert batch_size(data) == 1
+    pixel_features(data)
+    knn_monitor(run.load_encoder(), data)
+    assert len(asked) > 40 and max(map(len, asked)) <= 16
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign"])
+def test_kept_features_that_are_damaged_are_a_clear_error(pretrained, damage):
+    data, run = pretrained()
+    run_features(run, data)
+    (kept,) = (run.folder / "features").iterdir()
+    if damage == "cut":
+        kept.write_bytes(kept.read_bytes()[:50])
+    else:
+        save_file({"weight": torch.zeros(3)}, kept)
+    with pytest.raises(RunError, match=f"{kept.name} is damaged.*remove it: rm"):
+        run_features(run, data)
 
 
 def test_pixels_are_used_as_they_are_or_averaged_when_large(make_data):

@@ -18,7 +18,8 @@ from mocolayers.evaluation import judge as module
 from mocolayers.evaluation.features import STAGES, stage_features
 from mocolayers.evaluation.judge import fine_tuned, judge, judge_all
 from mocolayers.recipe import ARMS, Evaluation, preset
-from mocolayers.runtime import RunError
+from mocolayers.runtime import DatasetError, RunError
+from mocolayers.training.pretrain import pretrain
 from mocolayers.training.runs import Run
 
 PLAN = Evaluation(fractions=(0.1, 1.0), subsets=2, least_steps=6, batch=16, checks=3, resamples=20)
@@ -218,12 +219,21 @@ def test_with_all_labels_another_subset_is_another_training_on_the_same_labels(p
     assert not np.array_equal(*(fine_tuned(run, data, 1.0, draw, PLAN)[1] for draw in (0, 1)))
 
 
-def test_a_damaged_row_is_a_clear_error(pretrained):
+def cut(path):
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def foreign(path):
+    save_file({"weight": torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize("damage", [cut, foreign])
+def test_a_damaged_row_is_a_clear_error(pretrained, damage):
     data, run = pretrained()
     judge(run, data, PLAN, 0.1)
     (kept,) = (run.folder / "evaluations").iterdir()
-    kept.write_bytes(kept.read_bytes()[:50])
-    with pytest.raises(RunError, match=f"{kept.name} is damaged.*delete it and run again"):
+    damage(kept)
+    with pytest.raises(RunError, match=f"{kept.name} is damaged.*remove it: rm"):
         judge(run, data, PLAN, 0.1)
 
 
@@ -242,3 +252,14 @@ def test_an_unfinished_run_cannot_be_judged(make_data, tmp_path):
     data = make_data()
     with pytest.raises(RunError, match="encoder.safetensors does not exist"):
         judge(Run(preset("smoke", "moco", data), tmp_path), data, PLAN, 0.1)
+
+
+@pytest.mark.parametrize("protocol", ["linear", "finetune"])
+@pytest.mark.parametrize("code, name", [(0, "train"), (1, "val"), (2, "test")])
+def test_a_data_set_without_a_split_can_be_trained_on_but_not_judged_on(make_data, tmp_path, code, name, protocol):
+    data = make_data()
+    less = dataclasses.replace(data, split=np.where(data.split == code, 3, data.split))
+    recipe = preset("smoke", "moco", data, batch=16, queue=40, steps=2)
+    run = pretrain(recipe, less, tmp_path / "runs", progress=False)
+    with pytest.raises(DatasetError, match=f"tiny has no {name} images"):
+        judge(run, less, PLAN, 0.1, protocol=protocol)

@@ -297,6 +297,11 @@ def test_the_hash_of_the_weights_follows_the_file(make_data, tmp_path):
         print(one.weights_hash)
 
 
+def test_an_arm_without_training_has_an_empty_history(make_data, tmp_path):
+    data = make_data()
+    assert pretrain(preset("smoke", "random", data), data, tmp_path, progress=False).history().empty
+
+
 def test_equal_weights_are_equal_files(make_data, tmp_path):
     data = make_data()
     run = pretrain(preset("smoke", "random", data), data, tmp_path, progress=False)
@@ -467,6 +472,7 @@ def test_a_loss_of_ones_own_trains_is_found_again_and_resumed(make_data, tmp_pat
     assert same_weights(run, pretrain(recipe, data, tmp_path / "b", progress=False))
     assert {"stage1", "stage4", "gradient_stage1"} <= set(run.history())
     assert preset("smoke", "toy", data, **SMALL, gain=3.0).key != recipe.key
+    assert preset("smoke", "toy", data, **SMALL, gain=-1.0, pool=[1] * 4), "the class knows what its options may be"
     monkeypatch.delitem(ARMS, "toy")
     assert run.load_encoder(), "what is trained needs no loss"
     with pytest.raises(RunError, match="no arm has the loss ToyLoss-"):
@@ -516,7 +522,7 @@ def test_a_dry_run_measures_and_writes_nothing(make_data, tmp_path, monkeypatch)
     assert "at batch 64" in text and "images/s" in text and "whole run" in text
     assert 0 <= float(text.split("memory")[1].split("GB")[0]) < 0.4
     assert sorted(tmp_path.rglob("*")) == before and "note" not in text
-    assert "--side 512" in try_steps(preset("paper", "moco", data, width=4, queue=64, batch=2), data, "cpu", steps=1)
+    assert "--side 512" in try_steps(preset("paper", "moco", data, width=4, queue=64, batch=2), data, "cpu")
 
 
 @pytest.mark.parametrize("words", ["CUDA out of memory. Tried", "DefaultCPUAllocator: can't allocate", "other"])

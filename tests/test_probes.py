@@ -7,7 +7,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from mocolayers.data.labels import class_matrix, label_subset
-from mocolayers.evaluation import scores
+from mocolayers.data.prepared import say_once
 from mocolayers.evaluation.features import run_features
 from mocolayers.evaluation.probes import best_probe, fit_probe, linear_evaluation, predict
 from mocolayers.evaluation.scores import macro_auc
@@ -92,7 +92,7 @@ def test_the_penalty_is_the_best_on_validation_and_test_is_not_needed(make_data)
 
 
 def test_with_one_class_on_validation_the_loss_chooses_and_says_so(make_data, capsys):
-    scores._say_once.cache_clear()
+    say_once.cache_clear()
     data = make_data(n=600)
     data.labels.flags.writeable = True
     data.labels[data.rows("val")] = 1

@@ -5,6 +5,8 @@ import functools
 import importlib.util
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from mocolayers.__main__ import main
 from mocolayers.method.encoder import LAYOUTS
 from mocolayers.recipe import ARMS, CHOICES, PRESETS, RELEASED_SIDE, Views, loss_name, preset
-from mocolayers.runtime import RunError, autocast_type, resolve_device
+from mocolayers.runtime import RunError, atomic_write, autocast_type, resolve_device
 from mocolayers.training.pretrain import build_moco
 from mocolayers.training.runs import build_encoder
 
@@ -44,6 +46,8 @@ NONSENSE = {
     "zero_init_residual": ("yes",),
     "pool": ((4, 4), 4, (0, 1, 1, 1), (1.0, 1, 1, 1)),
     "scale_free": (1, "True"),
+    "views": ("none",),
+    "stage_options": (3, "pool"),
 }
 
 
@@ -52,6 +56,14 @@ def test_a_value_that_makes_no_sense_is_refused_by_name(make_data, field, value)
     data = make_data()
     with pytest.raises(ValueError, match=f"^{field}=.*give "):
         preset("smoke", "mse", data, **{"batch": 32, field: value})
+
+
+@pytest.mark.parametrize(
+    "field, value", [("crop", 0), ("crop", 1.5), ("ratio", 0), ("rotation", -5), ("hflip", 2), ("gray", "no")]
+)
+def test_views_that_cannot_be_drawn_are_refused_by_name(field, value):
+    with pytest.raises(ValueError, match=f"^{field}=.*give a number"):
+        Views(**{field: value})
 
 
 @pytest.mark.parametrize("field, value", [("projector", 0), ("off_diagonal", -1.0), ("scale", float("nan"))])
@@ -229,6 +241,20 @@ def test_auto_never_takes_emulated_bf16(monkeypatch):
     assert auto == {"a T4": None, "an A100": torch.bfloat16}
     assert autocast_type("fp16", torch.device("cuda")) is torch.float16
     assert autocast_type("auto", torch.device("mps")) is None
+
+
+def test_two_threads_may_write_one_file_at_a_time(tmp_path):
+    """As a training panel and the cell below it do."""
+    path, both = tmp_path / "history.csv", threading.Barrier(2, timeout=10)
+
+    def write(temporary):
+        temporary.write_text("whole")
+        both.wait()
+
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(atomic_write, path, write) for _ in range(2)]:
+            done.result()
+    assert [file.name for file in tmp_path.iterdir()] == ["history.csv"] and path.read_text() == "whole"
 
 
 def test_training_needs_no_module_that_windows_lacks_and_runtime_no_torch():

@@ -1,4 +1,4 @@
-"""The one prepared data format: write it, load it, and draw nested label subsets from it.
+"""The one prepared data format: write it and load it.
 
 A prepared data set is a folder `NAME/` with `images.npy` (N, H, W, C) uint8, `labels.npy` (N,) or (N, L),
 `patients.npy` (N,), `split.npy` (N,) and `card.json`. Arrays named in the card under "extras" may stand beside them.
@@ -31,7 +31,7 @@ AUTO_ORDER = ("pneumoniamnist", "nih", "retina", "breast_histology", "chestmnist
 REBUILD = (
     {name: f"phantoms.py --name {name}" for name in PHANTOMS}
     | {name: f"medmnist.py {name}" for name in MEDMNIST}
-    | {name: f"{name}.py --source PATH" for name in ("nih", "breast_histology", "retina")}
+    | {name: f"{name}.py --source PATH" for name in ("nih", "breast_histology", "retina", "pneumonia")}
 )
 
 
@@ -110,17 +110,10 @@ class MedicalImages:
         return replace(self, images=Rows(self.images, kept), **small)
 
 
-def data_folder(folder: str | Path | None = None) -> Path:
-    """The argument, else $MOCOLAYERS_DATA, else `data/` of this checkout, or where we are if this is none."""
+def data_folder() -> Path:
+    """$MOCOLAYERS_DATA, else `data/` of this checkout, or where we are if this is none."""
     home = SCRIPTS.parent if SCRIPTS.is_dir() else Path()
-    return Path(folder or os.environ.get("MOCOLAYERS_DATA") or home / "data")
-
-
-def script(name: str) -> Path:
-    """The file of a data script, e.g. "folder.py"; a `DatasetError` where only the package is installed."""
-    if not (SCRIPTS / name).is_file():
-        raise DatasetError(f"data_scripts/{name} is not part of the installed package; get it from the repository")
-    return SCRIPTS / name
+    return Path(os.environ.get("MOCOLAYERS_DATA") or home / "data")
 
 
 def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Path:
@@ -189,7 +182,7 @@ def load(name: str = "auto", folder: str | Path | None = None, verify: bool = Fa
     Raises:
         DatasetError: unknown name, missing or damaged files; the message names the command that rebuilds them.
     """
-    root = data_folder(folder)
+    root = Path(folder or data_folder())
     if name == "auto":
         name = _choose(root)
     place = root / name
@@ -227,7 +220,9 @@ def _make(name: str, root: Path) -> None:
             f"Made on demand: {', '.join(PHANTOMS + MEDMNIST)}. Build another with: {_remedy(name)}"
         )
     file, *arguments = REBUILD[name].split()
-    command = [sys.executable, str(script(file)), *arguments, "--out", str(root)]
+    if not (SCRIPTS / file).is_file():
+        raise DatasetError(f"data_scripts/{file} is not part of the installed package; get it from the repository")
+    command = [sys.executable, str(SCRIPTS / file), *arguments, "--out", str(root)]
     done = subprocess.run(command, text=True, capture_output=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -238,7 +233,7 @@ def _read(place: Path, verify: bool) -> MedicalImages:
     path, rebuild = place / "card.json", f"Rebuild it with: {_remedy(place.name)}"
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        prepared, arrays, found = card["sha256"], {}, {}
+        prepared, arrays, found = dict(card["sha256"]), {}, {}
         for name in ARRAYS:
             path = place / f"{name}.npy"
             arrays[name] = np.load(path, mmap_mode="r" if name == "images" else None)
@@ -263,10 +258,7 @@ def _counts(split: np.ndarray) -> dict[str, int]:
     return {name: int((split == code).sum()) for name, code in SPLITS.items()}
 
 
-@functools.cache
-def say_once(text: str) -> None:
-    """Print a line that a sweep would otherwise repeat for every arm."""
-    print(text)
+say_once = functools.cache(print)  # a line that a sweep would otherwise repeat for every arm
 
 
 def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict) -> None:
@@ -279,6 +271,8 @@ def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict) -> None:
     task, images, labels = card["task"], arrays["images"], arrays["labels"]
     if task not in TASKS:
         fail(f"card.json: task {task!r} is not one of {', '.join(TASKS)}")
+    if not isinstance(card["classes"], list):
+        fail(f"card.json: classes are {card['classes']!r}, expected a list of names")
     height, width, channels = images.shape[1:] if images.ndim == 4 else (0, 1, 0)
     if images.dtype != np.uint8 or height != width or channels not in (1, 3):
         fail(f"images.npy is {images.dtype} {images.shape}, expected uint8 (N, side, side, 1 or 3)")
@@ -292,7 +286,7 @@ def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict) -> None:
     top = 1 if several else len(card["classes"]) - 1
     if labels.size and not (labels.min() >= 0 and labels.max() <= top):
         fail(f"labels.npy holds {labels.min()}..{labels.max()}, expected 0..{top}")
-    if not np.isin(arrays["split"], list(SPLITS.values())).all():
+    if arrays["split"].dtype.kind not in "iu" or not np.isin(arrays["split"], list(SPLITS.values())).all():
         fail("split.npy holds values other than 0 train, 1 val, 2 test, 3 unlabelled")
     names, patients = np.unique(arrays["patients"], return_inverse=True)
     present = np.zeros((len(names), len(SPLITS)), bool)

@@ -17,15 +17,12 @@ TRIES = 10  # of a crop, before the whole image is taken
 # Random numbers of one view of one image. All are drawn even if not used, so switching one augmentation off leaves the
 # others as they were.
 SAMPLE = {"area": TRIES, "aspect": TRIES, "place": 2, "angle": 1, "mirror": 2, "jitter": 5, "gray": 1, "blur": 2}
+MOST_IMAGES, MOST_PIXELS = 250, 2**22  # four maps of 2**22 pixels take about half a gigabyte
 CACHED = 2**19  # numbers, two megabytes: a dozen passes over more than that wait for memory, several times as long
 
 
 class TwoViews:
-    """Make two independent random views of every image of a batch.
-
-    Args:
-        views: which augmentations, and how strong.
-    """
+    """Make two independent random views of every image of a batch."""
 
     def __init__(self, views: Views) -> None:
         self.views = views
@@ -48,8 +45,13 @@ def to_float(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).to(torch.float32).div(255)
 
 
-def batches(data: MedicalImages, rows: np.ndarray, device: torch.device, size: int = 250) -> Iterator[Tensor]:
-    """The images of some rows as they are, (B, C, H, W) in [0, 1] on the device, at most `size` at a time."""
+def batches(data: MedicalImages, rows: np.ndarray, device: torch.device, size: int | None = None) -> Iterator[Tensor]:
+    """The images of some rows as they are, (B, C, H, W) in [0, 1] on the device.
+
+    Args:
+        size: most images at a time; None is 250, and fewer of large images.
+    """
+    size = size or max(1, min(MOST_IMAGES, MOST_PIXELS // data.side**2))
     for group in np.array_split(rows, max(1, -(-len(rows) // size))):
         yield to_float(torch.from_numpy(data.images[group]).to(device))
 

@@ -94,7 +94,7 @@ def ks_by_class(first: np.ndarray, second: np.ndarray, task: str, weights: np.nd
 
 
 def ks_interval(
-    pairs: list[tuple[np.ndarray, np.ndarray]], task: str, patients: np.ndarray, resamples: int = 500, seed: int = 0
+    pairs: list[tuple[np.ndarray, np.ndarray]], task: str, patients: np.ndarray, resamples: int = 500
 ) -> tuple[float, float, float]:
     """Mean distance over pairs of models, and its 95% interval: test patients and pairs are drawn with replacement.
 
@@ -103,9 +103,9 @@ def ks_interval(
     Args:
         pairs: (n, L) probabilities of the two models, one pair per label subset and seed; all of the same n rows.
     """
-    weights = patient_weights(patients, resamples, seed)
+    weights = patient_weights(patients, resamples)
     drawn = np.stack([ks_by_class(*pair, task, weights).mean(axis=1) for pair in pairs])  # (pairs, resamples)
-    chosen = np.random.default_rng(seed).integers(len(pairs), size=drawn.shape)
+    chosen = np.random.default_rng(0).integers(len(pairs), size=drawn.shape)
     low, high = np.percentile(np.take_along_axis(drawn, chosen, axis=0).mean(axis=0), [2.5, 97.5])
     mean = np.mean([ks_by_class(*pair, task).mean() for pair in pairs])
     return float(mean), float(low), float(high)

@@ -4,25 +4,21 @@ import copy
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch.nn import functional as F
 
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.data.views import batches, to_float
+from mocolayers.data.views import batches
 from mocolayers.method.encoder import StagedResNet
-from mocolayers.runtime import atomic_write, resolve_device
+from mocolayers.method.losses import check_side
+from mocolayers.runtime import resolve_device
 from mocolayers.training.distributed import from_first, share_rows
-from mocolayers.training.runs import Run
+from mocolayers.training.runs import Run, unusable, write_file
 
 STAGES = (1, 2, 3, 4)
 SPLITS = ("train", "val", "test")
 PIXEL_SIDE = 28
-MOST_IMAGES, MOST_PIXELS = 250, 2**22  # of one batch; four maps of 2**22 pixels take about half a gigabyte
-
-
-def batch_size(data: MedicalImages) -> int:
-    """How many images are encoded at a time."""
-    return max(1, min(MOST_IMAGES, MOST_PIXELS // data.side**2))
 
 
 @torch.no_grad()
@@ -37,15 +33,20 @@ def stage_features(
         pool: each stage's map is averaged to pool x pool places; 1 is the global average.
     Returns:
         Four float32 arrays (n, C_l * pool * pool). With pool=1 the last one is the embedding.
+    Raises:
+        ValueError: a stage has fewer than pool x pool places.
     """
     device = resolve_device(device)
     encoder = copy.deepcopy(encoder).to(device).eval()
 
     def pooled(own: np.ndarray) -> np.ndarray:
         parts = []
-        for x in batches(data, own, device, batch_size(data)):
-            stages = [F.adaptive_avg_pool2d(stage, pool).flatten(1).float() for stage in encoder(x).stages]
-            parts.append(torch.cat(stages, dim=1).cpu().numpy())
+        for x in batches(data, own, device):
+            stages = encoder(x).stages
+            for stage in stages:
+                check_side(stage, pool)
+            means = [F.adaptive_avg_pool2d(stage, pool).flatten(1) for stage in stages]
+            parts.append(torch.cat(means, dim=1).cpu().numpy())
         return np.concatenate(parts)
 
     ends = np.cumsum(encoder.stage_channels)[:-1] * pool**2
@@ -56,6 +57,9 @@ def run_features(run: Run, data: MedicalImages, pool: int = 1, device: str = "au
     """`stage_features` of a run, one dictionary of splits per stage, rows as in `data.rows(split)`; kept with the run.
 
     The file's name holds the hash of the encoder's weights and the fingerprint of the data.
+
+    Raises:
+        RunError: what is kept is damaged.
     """
     place = run.folder / "features" / f"{run.weights_hash}-{data.fingerprint}-pool{pool}.safetensors"
     if not from_first(place.is_file):
@@ -63,18 +67,19 @@ def run_features(run: Run, data: MedicalImages, pool: int = 1, device: str = "au
         for split in SPLITS:
             stages = stage_features(encoder, data, data.rows(split), pool, device)
             found |= {f"{split}.{stage}": array for stage, array in zip(STAGES, stages, strict=True)}
-        place.parent.mkdir(exist_ok=True)
-        from_first(lambda: atomic_write(place, lambda path: save_file(found, path)))
-    arrays = load_file(place)
-    return [{split: arrays[f"{split}.{stage}"] for split in SPLITS} for stage in STAGES]
+        from_first(lambda: write_file(place, lambda path: save_file(found, path)))
+    try:
+        arrays = load_file(place)
+        return [{split: arrays[f"{split}.{stage}"] for split in SPLITS} for stage in STAGES]
+    except (SafetensorError, LookupError):
+        raise unusable(place, "is damaged, or holds no features") from None
 
 
 def pixel_features(data: MedicalImages) -> dict[str, np.ndarray]:
     """The images themselves as features, averaged to at most 28 x 28 pixels: (n, 28 * 28 * C) per split."""
     found = {}
     for split in SPLITS:
-        x = to_float(torch.from_numpy(data.images[data.rows(split)]))
-        if data.side > PIXEL_SIDE:
-            x = F.adaptive_avg_pool2d(x, PIXEL_SIDE)
-        found[split] = x.flatten(1).numpy()
+        whole = batches(data, data.rows(split), torch.device("cpu"))
+        pooled = [F.adaptive_avg_pool2d(x, min(data.side, PIXEL_SIDE)).flatten(1) for x in whole]
+        found[split] = torch.cat(pooled).numpy()
     return found

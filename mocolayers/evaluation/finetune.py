@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from mocolayers.data.labels import class_matrix
 from mocolayers.data.prepared import MedicalImages
 from mocolayers.data.views import batches, random_view, to_float
-from mocolayers.evaluation.features import batch_size
 from mocolayers.evaluation.scores import validation_score
 from mocolayers.method.collectives import own_part
 from mocolayers.method.encoder import StagedResNet
@@ -51,7 +50,7 @@ class Classifier(nn.Module):
         device = self.head.weight.device
 
         def predicted(own: np.ndarray) -> np.ndarray:
-            logits = torch.cat([self(x).float() for x in batches(data, own, device, batch_size(data))])
+            logits = torch.cat([self(x).float() for x in batches(data, own, device)])
             return (logits.sigmoid() if self.task == "multilabel" else logits.softmax(dim=1)).cpu().numpy()
 
         return share_rows(rows, predicted)

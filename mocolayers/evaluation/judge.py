@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 
 from mocolayers.data.labels import class_matrix, label_subset, subset_seed
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.evaluation.features import STAGES, pixel_features, run_features
+from mocolayers.evaluation.features import SPLITS, STAGES, pixel_features, run_features
 from mocolayers.evaluation.finetune import Classifier, fine_tune
 from mocolayers.evaluation.probes import linear_evaluation
 from mocolayers.evaluation.scores import patient_bootstrap, scores
 from mocolayers.recipe import Evaluation
-from mocolayers.runtime import RunError, atomic_write
+from mocolayers.runtime import DatasetError
 from mocolayers.training.distributed import from_first
-from mocolayers.training.runs import Run, build_encoder, unfilled
+from mocolayers.training.runs import Run, build_encoder, unfilled, unusable, write_file
 
 
 def judge(
@@ -48,6 +48,10 @@ def judge(
         In this order: dataset (trained on), judged_on, arm, seed; the settings, with stage 0 for pixels; labels (that
         might be used), labels_read (different ones that were); auc, low, high (its 95% interval over patients), f1,
         kappa (NaN without grades), seconds; recipe and weights, the hashes of the run.
+    Raises:
+        ValueError: settings that mean nothing together.
+        DatasetError: no images of a split, or test images of one class only.
+        RunError: the run is not finished, or what is kept of it is damaged.
     """
     if source == "pixels":
         stage = 0
@@ -59,6 +63,8 @@ def judge(
             f"no such row: {settings}; protocol is 'linear', of 'pixels' or of stage 1 to 4 of the 'encoder', or "
             "'finetune', of the whole encoder"
         )
+    if empty := [split for split in SPLITS if not len(data.rows(split))]:
+        raise DatasetError(f"{data.name} has no {empty[0]} images, which judging needs; prepare it with another split")
     place = _place(run, data, plan, settings)
     if from_first(place.is_file):
         return _kept(place)[0]
@@ -77,7 +83,9 @@ def judge(
     row |= {"labels": len(rows), "labels_read": read, "auc": found.pop("auc"), "low": low, "high": high} | found
     row["seconds"] = round(time.perf_counter() - started, 2)
     row |= {"recipe": run.recipe.key, "weights": run.weights_hash}
-    from_first(lambda: _keep(place, row, probabilities, weights))
+    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
+    tensors["probabilities"] = torch.from_numpy(probabilities)
+    from_first(lambda: write_file(place, lambda path: save_file(tensors, path, {"row": json.dumps(row)})))
     return row
 
 
@@ -88,18 +96,8 @@ def _place(run: Run, data: MedicalImages, plan: Evaluation, settings: dict) -> P
     made_from["plan"] = dataclasses.asdict(dataclasses.replace(plan, fractions=(), subsets=0))
     made_from |= {"weights": run.weights_hash, "data": data.fingerprint}
     tag = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
-    return (
-        run.folder
-        / "evaluations"
-        / f"{settings['protocol']}-{settings['fraction']:g}-{settings['subset']}-{tag}.safetensors"
-    )
-
-
-def _keep(place: Path, row: dict, probabilities: np.ndarray, weights: dict[str, torch.Tensor]) -> None:
-    place.parent.mkdir(exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    tensors["probabilities"] = torch.from_numpy(probabilities)
-    atomic_write(place, lambda path: save_file(tensors, path, {"row": json.dumps(row)}))
+    name = f"{settings['protocol']}-{settings['fraction']:g}-{settings['subset']}-{tag}.safetensors"
+    return run.folder / "evaluations" / name
 
 
 def _kept(place: Path) -> tuple[dict, dict[str, torch.Tensor]]:
@@ -108,8 +106,8 @@ def _kept(place: Path) -> tuple[dict, dict[str, torch.Tensor]]:
         with safe_open(place, "pt") as file:
             names = file.keys()
             return json.loads(file.metadata()["row"]), {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise RunError(f"{place} is damaged ({error}); delete it and run again: rm {place}") from None
+    except (SafetensorError, TypeError, LookupError, ValueError):
+        raise unusable(place, "is damaged, or not a row of results") from None
 
 
 def fine_tuned(

@@ -1,12 +1,13 @@
 """Scores of predicted probabilities, and intervals that resample patients."""
 
-import functools
-
 import numpy as np
 import pandas as pd
 from sklearn.metrics import cohen_kappa_score, f1_score
 
+from mocolayers.data.prepared import say_once
 from mocolayers.runtime import DatasetError
+
+BINS = 10  # of predicted probabilities
 
 
 def columns_of(task: str, labels: int) -> list[int]:
@@ -51,11 +52,8 @@ def validation_score(classes: np.ndarray, probabilities: np.ndarray) -> float:
     auc = macro_auc(classes, probabilities)[0]
     if np.isfinite(auc):
         return float(auc)
-    _say_once("the validation split shows one class only, so no AUC is defined: the choice is made by validation loss")
+    say_once("the validation split shows one class only, so no AUC is defined: the choice is made by validation loss")
     return float(np.log(np.where(classes, probabilities, 1 - probabilities).clip(1e-12)).mean())
-
-
-_say_once = functools.cache(print)
 
 
 def scores(task: str, classes: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -94,19 +92,19 @@ def patient_bootstrap(
     return float(low), float(high)
 
 
-def reliability(classes: np.ndarray, probabilities: np.ndarray, task: str, bins: int = 10) -> pd.DataFrame:
+def reliability(classes: np.ndarray, probabilities: np.ndarray, task: str) -> pd.DataFrame:
     """Does 70% mean 70%? Per bin in use the mean `probability`, the `observed` rate and the `share` of predictions."""
     columns = columns_of(task, classes.shape[1])
     p, truth = probabilities[:, columns].ravel().astype(float), classes[:, columns].ravel()
-    table = pd.DataFrame({"bin": np.minimum((p * bins).astype(int), bins - 1), "probability": p, "observed": truth})
+    table = pd.DataFrame({"bin": np.minimum((p * BINS).astype(int), BINS - 1), "probability": p, "observed": truth})
     grouped = table.groupby("bin")
     return grouped.mean().assign(share=grouped.size() / len(p)).reset_index(drop=True)
 
 
-def calibration_error(classes: np.ndarray, probabilities: np.ndarray, task: str, bins: int = 10) -> float:
+def calibration_error(classes: np.ndarray, probabilities: np.ndarray, task: str) -> float:
     """Expected calibration error: the mean gap of `reliability`, weighted by the share of predictions in a bin.
 
     Source: Naeini et al. 2015; Guo et al. 2017 (1706.04599), on class probabilities instead of the top one's.
     """
-    table = reliability(classes, probabilities, task, bins)
+    table = reliability(classes, probabilities, task)
     return float((table["share"] * (table["probability"] - table["observed"]).abs()).sum())

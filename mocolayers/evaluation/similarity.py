@@ -74,7 +74,6 @@ def cka(
     x: np.ndarray,
     y: np.ndarray,
     kernel: str = "linear",
-    relative: float = 1.0,
     sigma: float | None = None,
     debiased: bool = True,
 ) -> float:
@@ -83,8 +82,8 @@ def cka(
     Args:
         x, y: (n, d) and (n, d') features of the same rows in the same order; of more than 2,000, `some_rows` are used.
         kernel: "linear", or "rbf" for exp(-distance^2 / (2 sigma^2)).
-        relative: RBF bandwidth in units of each set's own median distance, which makes it blind to scale.
-        sigma: RBF bandwidth in absolute units; overrides `relative`. The released code uses 0.8.
+        sigma: RBF bandwidth; None is each set's own median distance, which makes it blind to scale. The released code
+            uses 0.8.
         debiased: the unbiased estimate of each HSIC; otherwise the usual one, which grows as d / n does.
     Returns:
         The CKA, or NaN where it says nothing: features that do not vary, or an RBF kernel so narrow that no row has
@@ -94,12 +93,12 @@ def cka(
     """
     if len(x) != len(y):
         raise ValueError(f"features must be of the same n rows in the same order, not of {len(x)} and {len(y)} rows")
-    units = (_unit_kernel(z, kernel, relative, sigma, debiased) for z in (x, y))
+    units = (_unit_kernel(z, kernel, sigma, debiased) for z in (x, y))
     return float(np.vdot(*units))
 
 
 def _unit_kernel(
-    x: np.ndarray, kernel: str = "linear", relative: float = 1.0, sigma: float | None = None, debiased: bool = True
+    x: np.ndarray, kernel: str = "linear", sigma: float | None = None, debiased: bool = True
 ) -> np.ndarray:
     """The centred kernel matrix, divided by its norm; NaN where it is constant off its diagonal, up to rounding."""
     x = np.asarray(x, float)
@@ -113,7 +112,7 @@ def _unit_kernel(
         x = x - x.mean(axis=0)  # changes nothing but the rounding
         k = x @ x.T
     elif kernel == "rbf":
-        width = sigma or relative * median_distance(x)
+        width = sigma or median_distance(x)
         k = rbf_kernel(x, gamma=1 / (2 * width**2)) if width else np.ones((n, n))
     else:
         raise ValueError(f"kernel {kernel!r}: choose 'linear' or 'rbf'")
@@ -146,20 +145,20 @@ def similarity_matrix(features: list[np.ndarray], others: list[np.ndarray]) -> n
     return np.stack(sets[0]) @ np.stack(sets[1]).T
 
 
-def cka_null(x: np.ndarray, y: np.ndarray, draws: int = 20, seed: int = 0, **options) -> np.ndarray:
+def cka_null(x: np.ndarray, y: np.ndarray, draws: int = 20, **options) -> np.ndarray:
     """(draws,) CKA after the rows of y were permuted: what features of these shapes score when nothing pairs up."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     k, m = (_unit_kernel(z, **options) for z in (x, y))
     orders = [rng.permutation(len(m)) for _ in range(draws)]
     return np.array([np.vdot(k, m[np.ix_(order, order)]) for order in orders])
 
 
-def released_cka(x: np.ndarray, y: np.ndarray, draws: int = 50, rows: int = 1000, seed: int = 0) -> tuple[float, float]:
+def released_cka(x: np.ndarray, y: np.ndarray, draws: int = 50) -> tuple[float, float]:
     """Mean and std of CKA as the released code measures it: RBF, sigma 0.8 absolute, 50 draws of 1,000 rows.
 
     With fewer rows than that every draw is the whole set, and the std is 0.
     """
-    rng = np.random.default_rng(seed)
+    rng, rows = np.random.default_rng(0), 1000
     if len(x) <= rows:
         return cka(x, y, "rbf", sigma=0.8, debiased=False), 0.0
     drawn = [rng.choice(len(x), rows, replace=False) for _ in range(draws)]
@@ -168,14 +167,14 @@ def released_cka(x: np.ndarray, y: np.ndarray, draws: int = 50, rows: int = 1000
 
 
 def patient_interval(
-    statistic: Callable[[np.ndarray], float], patients: np.ndarray, draws: int = 50, seed: int = 0
+    statistic: Callable[[np.ndarray], float], patients: np.ndarray, draws: int = 50
 ) -> tuple[float, float]:
     """95% interval of a statistic of row numbers, from random halves of the patients (the delete-half jackknife).
 
     The bootstrap repeats rows, and repeated rows are alike whatever the features are, which would pull every CKA up.
     """
     names, member = np.unique(patients, return_inverse=True)
-    rng, whole = np.random.default_rng(seed), statistic(np.arange(len(patients)))
+    rng, whole = np.random.default_rng(0), statistic(np.arange(len(patients)))
     halves = [np.isin(member, rng.permutation(len(names))[: len(names) // 2]) for _ in range(draws)]
     away = [statistic(np.flatnonzero(half)) - whole for half in halves]
     # Half of the patients differ from all of them by as much as all of them do from the population.

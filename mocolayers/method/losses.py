@@ -43,11 +43,9 @@ def pool_stage(stage: Tensor, side: int) -> Tensor:
     processor they make a step up to 9% slower.
 
     Raises:
-        ValueError: the side is larger than the map.
+        ValueError: see `check_side`.
     """
-    h, w = stage.shape[2:]
-    if side > min(h, w):
-        raise ValueError(f"a stage of {h} x {w} cannot be pooled to {side} x {side}: make its pool smaller")
+    check_side(stage, side)
     if side == 1:
         return stage.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)[..., None, None].float()
     return _Pool.apply(stage, side).float()
@@ -70,6 +68,17 @@ class _Pool(torch.autograd.Function):
         g = across.T @ g.reshape(b * side, side, c)
         g = down.T @ g.view(b, side, w * c)
         return g.view(b, h, w, c).permute(0, 3, 1, 2), None
+
+
+def check_side(stage: Tensor, side: int) -> None:
+    """Refuse to pool a map (B, C, H, W) to a side larger than its own: torch would repeat its pixels.
+
+    Raises:
+        ValueError: with both sizes.
+    """
+    h, w = stage.shape[2:]
+    if side > min(h, w):
+        raise ValueError(f"a stage of {h} x {w} cannot be pooled to {side} x {side}: make its pool smaller")
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from pathlib import Path
 
 import psutil
 import torch
@@ -12,8 +13,8 @@ from mocolayers.runtime import resolve_device
 from mocolayers.training.pretrain import Trainer, memory_errors
 
 
-def try_steps(recipe: Recipe, data: MedicalImages, device: str = "auto", init=None, steps: int = 2) -> str:
-    """Train some steps in memory, write nothing, and say in lines to print what the whole run would take.
+def try_steps(recipe: Recipe, data: MedicalImages, device: str = "auto", init: Path | None = None) -> str:
+    """Train two steps in memory, write nothing, and say in lines to print what the whole run would take.
 
     Raises:
         RunError: out of memory.
@@ -33,7 +34,7 @@ def try_steps(recipe: Recipe, data: MedicalImages, device: str = "auto", init=No
         trainer = Trainer(quiet, data, place, init)
         # After a forward pass all that its gradient needs is in memory, beside the gradients of the step before.
         trainer.model.register_forward_hook(lambda *_: used.append(memory()))
-        for _ in range(steps):
+        for _ in range(2):
             started = time.perf_counter()
             trainer.train_step().loss.item()  # the value makes a GPU finish
             seconds.append(time.perf_counter() - started)

@@ -71,13 +71,14 @@ def embed(encoder: StagedResNet, data: MedicalImages, rows: np.ndarray) -> np.nd
     )
 
 
-def knn_monitor(encoder: StagedResNet, data: MedicalImages, k: int = 20, most: int = 500) -> float:
-    """Macro AUC on validation of a vote of the k nearest training images by cosine distance; no training is needed.
+def knn_monitor(encoder: StagedResNet, data: MedicalImages, most: int = 500) -> float:
+    """Macro AUC on validation of a vote of the 20 nearest training images by cosine distance; no training is needed.
 
     The images are the same at every call, at most `most` of either split, and never test images.
 
     Returns:
-        The mean over classes that some validation images show and some do not; NaN if there is none.
+        The mean over classes that some validation images show and some do not; NaN if there is none, or no training
+        image has a label.
     """
     from sklearn.metrics import roc_auc_score
     from sklearn.neighbors import NearestNeighbors
@@ -86,9 +87,9 @@ def knn_monitor(encoder: StagedResNet, data: MedicalImages, k: int = 20, most: i
     train, val = (np.sort(rng.permutation(data.rows(split))[:most]) for split in ("train", "val"))
     truth = class_matrix(data, val)
     mixed = truth.any(axis=0) & ~truth.all(axis=0)
-    if not mixed.any():
+    if not mixed.any() or not len(train):
         return float("nan")
-    model = NearestNeighbors(n_neighbors=min(k, len(train)), metric="cosine").fit(embed(encoder, data, train))
+    model = NearestNeighbors(n_neighbors=min(20, len(train)), metric="cosine").fit(embed(encoder, data, train))
     neighbours = model.kneighbors(embed(encoder, data, val), return_distance=False)
     votes = class_matrix(data, train)[neighbours].mean(axis=1)  # (n, L)
     return float(roc_auc_score(truth[:, mixed], votes[:, mixed], average="macro"))

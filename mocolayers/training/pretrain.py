@@ -31,7 +31,7 @@ from mocolayers.training.monitors import (
     knn_monitor,
     stage_statistics,
 )
-from mocolayers.training.runs import Run, build_encoder, save_weights, start_from, write_file
+from mocolayers.training.runs import Run, build_encoder, save_weights, start_from, unusable, write_file
 
 CHECKPOINT_SECONDS = 30
 CHECKPOINTS = 10  # at least so many in a run, however short it is
@@ -88,7 +88,7 @@ def pretrain(
         recipe: what to train; `recipe.preset` makes one.
         data: the images the recipe was made for.
         runs_dir: the run is kept in `runs_dir/KEY`.
-        device: "auto", "cpu", "cuda" or "mps".
+        device: see `resolve_device`.
         progress: show a progress bar, and a note where the queue is long for the images.
         after_step: called after every step with the trainer, whose `step` and `history` may be read; True ends the
             call with a checkpoint to resume from.
@@ -189,13 +189,9 @@ def memory_errors(recipe: Recipe):
 
 
 class Trainer:
-    """Model, optimiser and history of one run in memory; `train_step` does one step.
+    """Model, optimiser and history of one run in memory; `train_step` does one step. For its arguments see `pretrain`.
 
-    Args:
-        recipe: what to train.
-        data: its images; only train and unlabelled rows are trained on.
-        device: where to compute.
-        init, compiled: see `pretrain`.
+    Only train and unlabelled rows of the data are trained on.
     """
 
     def __init__(
@@ -209,6 +205,7 @@ class Trainer:
         self.recipe, self.data, self.device = recipe, data, device
         self.rows = data.pretraining_rows()
         self.batch = _batch_size(recipe, len(self.rows))  # of all processes together
+        self.part = own_part(self.batch)  # of this process
         self.steps_per_epoch = len(self.rows) // self.batch
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -243,7 +240,7 @@ class Trainer:
         """One optimiser step on the next batch."""
         generator = step_generator(self.recipe.seed, self.step)
         images = self._feed(self.step).to(self.device, non_blocking=True)
-        x_q, x_k = self.views(images, generator, self.batch, own_part(self.batch))
+        x_q, x_k = self.views(images, generator, self.batch, self.part)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
         monitor = (self.step + 1) % self.recipe.monitor_every == 0 or self.step + 1 == self.recipe.steps
@@ -306,15 +303,12 @@ class Trainer:
                 self.scaler.load_state_dict(state["scaler"])
             self.step, self.history = int(state["step"]), list(state["history"])
         except Exception as error:
-            raise RunError(
-                f"{source} is damaged: its parts do not fit the recipe ({type(error).__name__}). To start this run "
-                f"again: rm {source}"
-            ) from None
+            raise unusable(source, f"does not fit the recipe ({type(error).__name__})") from None
 
     def batch_rows(self, step: int) -> np.ndarray:
         """The rows of a step that this process holds."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        return self._order(epoch)[place * self.batch : (place + 1) * self.batch][own_part(self.batch)]
+        return self._order(epoch)[place * self.batch : (place + 1) * self.batch][self.part]
 
     def _images(self, step: int) -> Tensor:
         images = torch.from_numpy(self.data.images[self.batch_rows(step)])
@@ -347,17 +341,11 @@ def _batch_size(recipe: Recipe, images: int) -> int:
             f"{recipe.dataset} has {images} images to train on, batches of {recipe.batch} are asked for: batch-norm in "
             f"{groups} group(s) needs at least {2 * groups}; add images, or give --set bn_splits=1"
         )
-    if batch % world_size():
-        raise RunError(f"{world_size()} processes cannot share a batch of {batch}; give another: --set batch=NUMBER")
     return batch
 
 
 class Feeder:
-    """The images of a step; those of the next step are read in a thread meanwhile.
-
-    Args:
-        read: from the number of a step to its images (B, H, W, C).
-    """
+    """The images (B, H, W, C) that `read` gives for a step; those of the next step are read in a thread meanwhile."""
 
     def __init__(self, read: Callable[[int], Tensor]) -> None:
         self.read, self.reader, self.next = read, ThreadPoolExecutor(1), (-1, None)

@@ -23,12 +23,7 @@ ENCODER = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")  # torc
 
 
 class Run:
-    """One pretraining on disk.
-
-    Args:
-        recipe: what is or was trained; its key names the folder.
-        runs_dir: the folder that holds all runs.
-    """
+    """One pretraining on disk, in the folder `runs_dir/KEY` that the recipe's key names."""
 
     def __init__(self, recipe: Recipe, runs_dir: str | Path = "runs") -> None:
         self.recipe = recipe
@@ -45,8 +40,7 @@ class Run:
     @property
     def weights_hash(self) -> str:
         """Twelve characters that change with every bit of the encoder's file."""
-        if not self.finished:
-            raise RunError(f"{self.encoder_file} does not exist: run pretrain again to finish this run")
+        self._demand_finished()
         about = self.encoder_file.stat()
         return _sha256(self.encoder_file, about.st_size, about.st_mtime_ns)
 
@@ -60,7 +54,7 @@ class Run:
         if not path.exists():
             write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
         elif path.read_bytes().decode(errors="replace").split() != text.split():
-            raise _unusable(path, "is damaged, or not the recipe that its folder is named after")
+            raise unusable(path, "is damaged, or not the recipe that its folder is named after")
 
     def load_encoder(self) -> StagedResNet:
         """The pretrained query encoder, in evaluation mode.
@@ -68,16 +62,30 @@ class Run:
         Raises:
             RunError: the run is not finished, or its file is damaged or of another architecture.
         """
+        self._demand_finished()
         encoder = unfilled(lambda: build_encoder(self.recipe))
-        load_weights(encoder, self.encoder_file)
+        try:
+            state = load_file(self.encoder_file)
+            encoder.load_state_dict(state)
+            whole = about_weights(self.encoder_file).get("sha256") in (None, _digest(state))
+        except (SafetensorError, RuntimeError, ValueError):
+            whole = False
+        if not whole:
+            raise unusable(self.encoder_file, "is damaged, or of another architecture")
         return encoder.eval()
 
+    def _demand_finished(self) -> None:
+        if not self.finished:
+            raise RunError(f"{self.encoder_file} does not exist: run pretrain again to finish this run")
+
     def history(self) -> pd.DataFrame:
-        """One row per logged step: the loss and its terms, and what `monitors` measures."""
+        """One row per logged step: the loss and its terms, and what `monitors` measures; none of an untrained arm."""
+        if not self.recipe.steps:
+            return pd.DataFrame()
         try:
             return pd.read_csv(self.history_file)
         except (ValueError, OSError):
-            raise _unusable(self.history_file, "is missing or damaged") from None
+            raise unusable(self.history_file, "is missing or damaged") from None
 
     def checkpoint(self) -> dict | None:
         """The state to resume from, if there is one; only tensors and plain values are read, never code.
@@ -94,9 +102,9 @@ class Run:
         except Exception:
             state = None
         if not isinstance(state, dict) or "recipe" not in state:
-            raise _unusable(self.checkpoint_file, "is damaged, or not a checkpoint of this program")
+            raise unusable(self.checkpoint_file, "is damaged, or not a checkpoint of this program")
         if state["recipe"] != self.recipe.key:
-            raise _unusable(self.checkpoint_file, f"belongs to another recipe ({state['recipe']})")
+            raise unusable(self.checkpoint_file, f"belongs to another recipe ({state['recipe']})")
         return state
 
     def save_history(self, rows: list[dict]) -> None:
@@ -110,7 +118,8 @@ def _sha256(path: Path, size: int, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def _unusable(path: Path, why: str) -> RunError:
+def unusable(path: Path, why: str) -> RunError:
+    """The error for a file of a run that is damaged or foreign, with its remedy."""
     return RunError(f"{path} {why}. Nothing was changed; to make it again, remove it: rm {path}")
 
 
@@ -154,24 +163,6 @@ def about_weights(path: Path) -> dict:
     """What a file that `save_weights` wrote says of itself."""
     with safe_open(path, "pt") as file:
         return json.loads((file.metadata() or {}).get("about", "{}"))
-
-
-def load_weights(model: Module, path: Path) -> None:
-    """Fill a model from a safetensors file.
-
-    Raises:
-        RunError: the file is missing, damaged or of another architecture.
-    """
-    try:
-        state = load_file(path)
-        model.load_state_dict(state)
-        whole = about_weights(path).get("sha256") in (None, _digest(state))
-    except FileNotFoundError:
-        raise RunError(f"{path} does not exist: this run is not finished; run pretrain again to resume it") from None
-    except (SafetensorError, RuntimeError, ValueError):
-        whole = False
-    if not whole:
-        raise _unusable(path, "is damaged, or of another architecture")
 
 
 def _digest(state: dict[str, Tensor]) -> str:
