@@ -106,7 +106,7 @@ def convert(
         notes.update(said)
     report = {"notes": dict(notes), "skipped": list(bad.values())}
     if any("scaled to 8 bits" in note for note in notes):
-        report["intensity"] = json.loads((work / INTENSITY).read_text())
+        report["intensity"] = json.loads((work / INTENSITY).read_text()) or "the window of each file"
     return Converted(Rows(images, good), [pictures[row] for row in good], report)
 
 
@@ -127,19 +127,20 @@ def _fill(work: Path, paths: list[Path], prepare, skip_bad: bool, workers: int, 
             if skip_bad or not chunk["errors"]:
                 done[chunk["first"]] = chunk
     waiting = [first for first in range(0, len(paths), CHUNK) if first not in done]
-    known = len(paths) - sum(len(paths[first : first + CHUNK]) for first in waiting)
-    if known:
-        print(f"{known} of {len(paths)} images were converted before and are not read again")
+    before = len(paths) - sum(len(paths[first : first + CHUNK]) for first in waiting)
+    if before:
+        print(f"{before} of {len(paths)} images were converted before and are not read again")
     with (
         open(work / JOURNAL, "ab", buffering=0) as journal,
-        tqdm(total=len(paths), unit="image", initial=known) as bar,
+        tqdm(total=len(paths), unit="image", initial=before) as bar,
         ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool,
     ):
         try:
             if not (work / INTENSITY).is_file():
                 found = intensity or _whole_range(pool.map(extremes, paths, chunksize=CHUNK))
                 atomic_write(work / INTENSITY, lambda file: file.write_text(json.dumps(found)))
-            read = partial(_read_chunk, work / PIXELS, prepare, json.loads((work / INTENSITY).read_text()))
+            known = json.loads((work / INTENSITY).read_text())
+            read = partial(_read_chunk, work / PIXELS, prepare, known, intensity is None)
             for chunk in pool.map(read, waiting, [paths[first : first + CHUNK] for first in waiting]):
                 if chunk["errors"] and not skip_bad:
                     advice = "Pass --skip-bad to leave such files out and list them"
@@ -169,14 +170,14 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _read_chunk(pixels: Path, prepare, intensity, first: int, paths: list[Path]) -> dict:
+def _read_chunk(pixels: Path, prepare, intensity, windowed: bool, first: int, paths: list[Path]) -> dict:
     """Write the pixels of some files to their rows, from `first` on; returns the entry for the journal."""
     chunk, array = {"first": first, "notes": {}, "errors": {}}, np.load(pixels, mmap_mode="r")
     # Not written through the map: on a full disk that ends in a signal instead of an error.
     with open(pixels, "r+b") as file:
         for row, path in enumerate(paths, first):
             try:
-                image, notes = _read_one(path, prepare, array.shape[1:], intensity)
+                image, notes = _read_one(path, prepare, array.shape[1:], intensity, windowed)
             except Exception as error:
                 chunk["errors"][row] = f"{path}: {error}"
                 continue
@@ -187,10 +188,10 @@ def _read_chunk(pixels: Path, prepare, intensity, first: int, paths: list[Path])
     return chunk
 
 
-def _read_one(path: Path, prepare, shape: tuple[int, int, int], intensity) -> tuple[np.ndarray, list[str]]:
+def _read_one(path: Path, prepare, shape: tuple[int, ...], intensity, windowed) -> tuple[np.ndarray, list[str]]:
     """(side, side, C) pixels and notes on what was odd."""
     side = shape[0]
-    image, notes = eight_bits(path, intensity)
+    image, notes = eight_bits(path, intensity, windowed)
     image, note = prepare(image)
     if image.size != (side, side):
         smaller = min(image.size) >= side
