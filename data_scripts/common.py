@@ -39,6 +39,11 @@ def arguments(description: str, name: str | None, side: int, examples: str) -> a
     parser.add_argument("--seed", type=int, default=0, help="seed of the split by patient (%(default)s)")
     parser.add_argument("--skip-bad", action="store_true", help="leave unreadable images out and list them")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read (%(default)s)")
+    deep = parser.add_mutually_exclusive_group()
+    values = "values that become black and white in images of more than 8 bits; else the lowest and highest of all"
+    deep.add_argument("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help=values)
+    each = "for such images: percentiles 1 and 99 of each image instead, where exposures differ"
+    deep.add_argument("--window", choices=["percentile"], help=each)
     return parser
 
 
@@ -77,7 +82,10 @@ def check_apart(source: Path, target: Path) -> None:
 
 def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace) -> Converted:
     """`convert` with the options of the command line."""
-    return convert(pictures, prepare, channels, args.side, args.out / args.name, args.skip_bad, args.workers)
+    if args.range and not args.range[0] < args.range[1]:
+        raise DatasetError(f"--range {args.range[0]:g} {args.range[1]:g}: the first value should be below the second")
+    intensity, target = args.range or args.window, args.out / args.name
+    return convert(pictures, prepare, channels, args.side, target, args.skip_bad, args.workers, intensity)
 
 
 def split_by_patient(patients: np.ndarray, positive: np.ndarray, seed: int, fractions=FRACTIONS) -> np.ndarray:
@@ -118,6 +126,8 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
     """Complete the report, write the prepared data set, print what it holds, and return the report."""
     split, labels = arrays["split"], arrays["labels"]
     report = report | duplicates(arrays["images"], split) | {"patients": {}, "classes": {}}
+    if "intensity" in report:
+        card = card | {"intensity": report.pop("intensity")}
     for name, code in SPLITS.items():
         inside_split = split == code
         if not inside_split.any():

@@ -9,22 +9,23 @@ import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from pixels import eight_bits, extremes
 from sources import fingerprint
 from tqdm import tqdm
 
 from mocolayers.data.folders import clear, held
 from mocolayers.data.prepared import Rows
-from mocolayers.runtime import DatasetError
+from mocolayers.runtime import DatasetError, atomic_write
 
 CHUNK = 64  # images of one job, which are read again after a kill
-PIXELS, JOURNAL = "images.npy", "done.jsonl"
+PIXELS, JOURNAL, INTENSITY = "images.npy", "done.jsonl", "intensity.json"
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Picture:
     label: object
     split: int | None = None
     grade: int | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 class Converted(NamedTuple):
@@ -44,7 +46,8 @@ class Converted(NamedTuple):
     Attributes:
         images: (n, side, side, C) uint8, the readable ones, on disk.
         kept: the pictures they are of, in the same order.
-        report: how often each note was made, and the files that were skipped and why.
+        report: how often each note was made, the files that were skipped and why, and where there are deep images the
+            "intensity" that is black and white in them.
     """
 
     images: Rows
@@ -53,7 +56,14 @@ class Converted(NamedTuple):
 
 
 def convert(
-    pictures: list[Picture], prepare, channels: int, side: int, target: Path, skip_bad: bool, workers: int
+    pictures: list[Picture],
+    prepare,
+    channels: int,
+    side: int,
+    target: Path,
+    skip_bad: bool,
+    workers: int,
+    intensity: list[float] | str | None = None,
 ) -> Converted:
     """Read, prepare and resize all pictures.
 
@@ -66,11 +76,13 @@ def convert(
             named with a fingerprint of what is read: the same call goes on, and work of other calls is removed.
         skip_bad: leave unreadable files out instead of stopping.
         workers: number of processes.
+        intensity: of images deeper than eight bits: the values that become black and white, or "percentile" for those
+            of each image; None for the lowest and highest of all files.
     Raises:
         DatasetError: an unreadable file without `skip_bad`, or no readable file at all.
     """
     paths = [picture.path for picture in pictures]
-    about = f"{prepare.__module__}.{prepare.__name__} {side}"
+    about = f"{prepare.__module__}.{prepare.__name__} {side} {intensity}"
     work = target.with_name(f".{target.name}.work-{fingerprint(paths, about)}")
     work.mkdir(parents=True, exist_ok=True)
     os.utime(work)
@@ -82,23 +94,28 @@ def convert(
             shape = (len(paths), side, side, channels)
             np.lib.format.open_memmap(work / PIXELS, "w+", np.uint8, shape)
             (work / JOURNAL).touch()
-        chunks = _fill(work, paths, prepare, skip_bad, workers)
+        chunks = _fill(work, paths, prepare, skip_bad, workers, intensity)
     images = np.load(work / PIXELS, mmap_mode="r")
     bad = {int(row): error for chunk in chunks for row, error in chunk["errors"].items()}
     good = np.setdiff1d(np.arange(len(paths)), list(bad))
     if not len(good):
         raise DatasetError("no readable image was found in the source")
-    notes = sum((Counter(chunk["notes"]) for chunk in chunks), Counter())
+    notes = Counter()
+    for row, said in ((int(row), said) for chunk in chunks for row, said in chunk["notes"].items()):
+        pictures[row].notes = said
+        notes.update(said)
     report = {"notes": dict(notes), "skipped": list(bad.values())}
+    if any("scaled to 8 bits" in note for note in notes):
+        report["intensity"] = json.loads((work / INTENSITY).read_text()) or "the window of each file"
     return Converted(Rows(images, good), [pictures[row] for row in good], report)
 
 
 def not_work(folder: Path) -> list[str]:
     """Names in a folder that are no part of a conversion."""
-    return sorted(set(os.listdir(folder)) - {PIXELS, JOURNAL})
+    return sorted(set(os.listdir(folder)) - {PIXELS, JOURNAL, INTENSITY})
 
 
-def _fill(work: Path, paths: list[Path], prepare, skip_bad: bool, workers: int) -> list[dict]:
+def _fill(work: Path, paths: list[Path], prepare, skip_bad: bool, workers: int, intensity) -> list[dict]:
     """Read all chunks that the journal lacks; returns its entries in the order of the files.
 
     A chunk with errors counts as done only if they are to be skipped: else its files may have been mended.
@@ -110,16 +127,20 @@ def _fill(work: Path, paths: list[Path], prepare, skip_bad: bool, workers: int) 
             if skip_bad or not chunk["errors"]:
                 done[chunk["first"]] = chunk
     waiting = [first for first in range(0, len(paths), CHUNK) if first not in done]
-    known = len(paths) - sum(len(paths[first : first + CHUNK]) for first in waiting)
-    if known:
-        print(f"{known} of {len(paths)} images were converted before and are not read again")
-    read = partial(_read_chunk, work / PIXELS, prepare)
+    before = len(paths) - sum(len(paths[first : first + CHUNK]) for first in waiting)
+    if before:
+        print(f"{before} of {len(paths)} images were converted before and are not read again")
     with (
         open(work / JOURNAL, "ab", buffering=0) as journal,
-        tqdm(total=len(paths), unit="image", initial=known) as bar,
+        tqdm(total=len(paths), unit="image", initial=before) as bar,
         ProcessPoolExecutor(workers, initializer=_end_with_parent) as pool,
     ):
         try:
+            if not (work / INTENSITY).is_file():
+                found = intensity or _whole_range(pool.map(extremes, paths, chunksize=CHUNK))
+                atomic_write(work / INTENSITY, lambda file: file.write_text(json.dumps(found)))
+            known = json.loads((work / INTENSITY).read_text())
+            read = partial(_read_chunk, work / PIXELS, prepare, known, intensity is None)
             for chunk in pool.map(read, waiting, [paths[first : first + CHUNK] for first in waiting]):
                 if chunk["errors"] and not skip_bad:
                     advice = "Pass --skip-bad to leave such files out and list them"
@@ -130,6 +151,12 @@ def _fill(work: Path, paths: list[Path], prepare, skip_bad: bool, workers: int) 
         finally:
             pool.shutdown(cancel_futures=True)
     return [done[first] for first in sorted(done)]
+
+
+def _whole_range(found) -> list[float] | None:
+    """The lowest and highest value of all deep images, so that one window serves the whole set."""
+    limits = [pair for pair in found if pair]
+    return [min(low for low, _ in limits), max(high for _, high in limits)] if limits else None
 
 
 def _end_with_parent() -> None:
@@ -143,34 +170,33 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _read_chunk(pixels: Path, prepare, first: int, paths: list[Path]) -> dict:
+def _read_chunk(pixels: Path, prepare, intensity, windowed: bool, first: int, paths: list[Path]) -> dict:
     """Write the pixels of some files to their rows, from `first` on; returns the entry for the journal."""
-    chunk, array = {"first": first, "notes": Counter(), "errors": {}}, np.load(pixels, mmap_mode="r")
+    chunk, array = {"first": first, "notes": {}, "errors": {}}, np.load(pixels, mmap_mode="r")
     # Not written through the map: on a full disk that ends in a signal instead of an error.
     with open(pixels, "r+b") as file:
         for row, path in enumerate(paths, first):
             try:
-                image, note = _read_one(path, prepare, array.shape[1:])
+                image, notes = _read_one(path, prepare, array.shape[1:], intensity, windowed)
             except Exception as error:
                 chunk["errors"][row] = f"{path}: {error}"
                 continue
             file.seek(array.offset + row * image.nbytes)
             file.write(image.tobytes())
-            if note:
-                chunk["notes"][note] += 1
+            if notes:
+                chunk["notes"][row] = notes
     return chunk
 
 
-def _read_one(path: Path, prepare, shape: tuple[int, int, int]) -> tuple[np.ndarray, str]:
-    """(side, side, C) pixels and a note on what was odd."""
+def _read_one(path: Path, prepare, shape: tuple[int, ...], intensity, windowed) -> tuple[np.ndarray, list[str]]:
+    """(side, side, C) pixels and notes on what was odd."""
     side = shape[0]
-    with Image.open(path) as image:
-        image.load()
-        image, note = prepare(image)
+    image, notes = eight_bits(path, intensity, windowed)
+    image, note = prepare(image)
     if image.size != (side, side):
         smaller = min(image.size) >= side
         image = image.resize((side, side), Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC)
-    return np.asarray(image, dtype=np.uint8).reshape(shape), note
+    return np.asarray(image, dtype=np.uint8).reshape(shape), notes + [note] * bool(note)
 
 
 def pixel_hashes(images) -> np.ndarray:
@@ -180,10 +206,7 @@ def pixel_hashes(images) -> np.ndarray:
 
 
 def to_gray(image: Image.Image) -> Image.Image:
-    """Eight-bit gray of any mode; 16-bit images are scaled, not cut off."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float32)
-        return Image.fromarray((values / 257 if values.max() > 255 else values).astype(np.uint8))
+    """Eight-bit gray of any eight-bit mode."""
     return image.convert("L")
 
 
@@ -198,9 +221,7 @@ def colour(image: Image.Image) -> tuple[Image.Image, str]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Eight-bit RGB of any mode; transparent pixels become black."""
-    if image.mode.startswith("I"):
-        image = to_gray(image)
+    """Eight-bit RGB of any eight-bit mode; transparent pixels become black."""
     if image.mode in ("RGBA", "LA", "P"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)

@@ -1,12 +1,14 @@
 """Your own images, a CSV or one folder per class, to the prepared format."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from common import arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, colour, gray
+from pixels import convert_with, is_dicom
 from sources import inside, open_source, pictures_in, read_table, visible
 
 from mocolayers.data.prepared import SPLITS, TASKS, TEST, TRAIN, UNLABELLED, VAL
@@ -42,9 +44,11 @@ def from_classes(source: Path, pattern: str | None) -> tuple[list[Picture], list
             if place in judged and parent not in classes:
                 raise DatasetError(f"{path} is in no class folder; expected {place}/CLASS/{path.name}")
             label = classes.index(parent) if parent in classes else 0
-            pictures.append(Picture(path, _patient(path.name, pattern), label, code))
+            pictures.append(Picture(path, _patient(path, pattern), label, code))
     if not pictures:
-        raise DatasetError(f"{source} holds no CLASS/*.png (or .jpg, .tif, ...); give --csv FILE for a table")
+        others = [f"{path} is {advice}" for path in visible(source, "**/*") if (advice := convert_with(path))]
+        what = "CLASS/*.png (or .jpg, .tif, .dcm, ...); give --csv FILE for a table"
+        raise DatasetError(others[0] if others else f"{source} holds no {what}")
     return pictures, classes
 
 
@@ -53,13 +57,31 @@ def _folders(folder: Path) -> list[Path]:
     return [path for path in visible(folder) if path.is_dir() and pictures_in(path)]
 
 
-def _patient(name: str, pattern: str | None) -> str | None:
+def _patient(path: Path, pattern: str | None) -> str | None:
     if pattern is None:
-        return None
-    found = re.search(pattern, name)
+        return _dicom_patient(path)
+    found = re.search(pattern, path.name)
     if not found or not found.groups():
-        raise DatasetError(f"--patient-regex {pattern!r} finds no group in {name!r}; write it like '(P[0-9]+)_'")
+        raise DatasetError(f"--patient-regex {pattern!r} finds no group in {path.name!r}; write it like '(P[0-9]+)_'")
     return found[1]
+
+
+def _dicom_patient(path: Path) -> str | None:
+    """The PatientID of a DICOM file."""
+    if not is_dicom(path):
+        return None
+    from pydicom import dcmread
+
+    return str(dcmread(path, True, True, specific_tags=["PatientID"]).get("PatientID") or "").strip() or None
+
+
+def left_out(source: Path, pictures: list[Picture], table: Path | None) -> dict[str, int]:
+    """How many files of the source are no part of the data set, by ending."""
+    used = {picture.path.resolve() for picture in pictures} | {table and table.resolve()}
+    others = [path for path in visible(source, "**/*") if path.is_file() and path.resolve() not in used]
+    for advice in dict.fromkeys(filter(None, map(convert_with, others))):
+        print(f"warning: beside the images there is {advice}")
+    return dict(Counter(path.suffix.lower() or "no ending" for path in others).most_common())
 
 
 def from_table(source: Path, args) -> tuple[list[Picture], list[str]]:
@@ -73,7 +95,7 @@ def from_table(source: Path, args) -> tuple[list[Picture], list[str]]:
         if not path.is_file():
             raise DatasetError(f"{args.csv}: {name!r} is not under {source}")
         split = _split(table[args.split][row], args.csv) if args.split else None
-        patient = table[args.patient][row] if args.patient else None
+        patient = table[args.patient][row] if args.patient else _patient(path, args.patient_regex)
         if patient == "":
             raise DatasetError(f"{args.csv}: {name!r} has no patient; give it one of its own if it is the only image")
         pictures.append(Picture(path, patient, labels[row], split))
@@ -147,12 +169,14 @@ def main(args) -> None:
     source = open_source(args.source, "your images", args.out, "")
     pictures, classes = from_table(source, args) if args.csv else from_classes(source, args.patient_regex)
     task = task_of(args, classes)
-    if not any(picture.patient for picture in pictures):
-        print("no patients are known: every image counts as a patient of its own, so check that no one has two")
-        for picture in pictures:
+    if unknown := [picture for picture in pictures if not picture.patient]:
+        which = f"of {len(unknown)} images " * (len(unknown) < len(pictures))
+        print(f"no patients {which}are known: every image counts as a patient of its own, so check that no one has two")
+        for picture in unknown:
             picture.patient = str(picture.path.relative_to(source))
     prepare, channels = (gray, 1) if args.gray else (colour, 3)
     images, kept, report = read_images(pictures, prepare, channels, args)
+    report["left_out"] = left_out(source, pictures, args.csv)
     labels = np.array([picture.label for picture in kept], np.uint8 if task == "multilabel" else np.int64)
     patients = np.array([picture.patient for picture in kept])
     split = splits(kept, patients, labels, args.seed)
@@ -160,6 +184,8 @@ def main(args) -> None:
         raise DatasetError(f"no readable image shows {classes[min(empty)]!r}; mend or remove it")
     card = {"title": args.title or args.name, "modality": args.modality, "task": task, "classes": classes}
     card |= {"source": str(args.source.name), "licence": "your own", "citation": ""}
+    if report["left_out"]:
+        print("files left out: " + ", ".join(f"{count} {ending}" for ending, count in report["left_out"].items()))
     arrays = {"images": images, "labels": labels, "patients": patients, "split": split}
     warn(finish(args, arrays, card, report)["classes"])
 
@@ -169,7 +195,7 @@ if __name__ == "__main__":
     parser.add_argument("--csv", type=Path, help="table with one line per image; else one folder per class")
     parser.add_argument("--file", default="file", help="its column of paths below --source (%(default)s)")
     parser.add_argument("--label", nargs="+", default=[], help="its column or columns of labels")
-    parser.add_argument("--patient", help="its column of patients")
+    parser.add_argument("--patient", help="its column of patients; else --patient-regex, else DICOM's own")
     parser.add_argument("--split", help="its column of splits: train, val, test, unlabelled")
     parser.add_argument("--patient-regex", help="finds the patient in a file name, as the first group")
     parser.add_argument("--task", choices=[t for t in TASKS if t != "multilabel"], help="kind of labels; else guessed")

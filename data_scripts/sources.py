@@ -10,12 +10,13 @@ import zlib
 from pathlib import Path
 
 import pandas as pd
+from pixels import DICOM, is_dicom
 from tqdm import tqdm
 
 from mocolayers.data.folders import held
 from mocolayers.runtime import DatasetError
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 CREDENTIALS = "make a token on kaggle.com under Settings, API, and put it into ~/.kaggle/kaggle.json"
 
@@ -148,8 +149,9 @@ def visible(root: Path, pattern: str = "*") -> list[Path]:
 
 
 def pictures_in(root: Path, pattern: str = "**/*") -> list[Path]:
-    """The image files among what is visible."""
-    return [path for path in visible(root, pattern) if path.suffix.lower() in ENDINGS]
+    """The image files among what is visible; DICOM files often have no ending, or the digits of a UID."""
+    found, no_ending = visible(root, pattern), re.compile(r"\.?\d*")
+    return [p for p in found if p.suffix.lower() in ENDINGS or no_ending.fullmatch(p.suffix) and is_dicom(p)]
 
 
 def inside(root: Path, name: str, source: object = "the table") -> Path:

@@ -134,9 +134,11 @@ def test_every_mode_becomes_colour_and_gray(tmp_path, mode, ending):
         image = Image.fromarray(np.stack([level] * 3, axis=2))
         image = image.quantize(4) if mode == "P" else image.convert(mode)
     image.save(tmp_path / f"a.{ending}")
-    with Image.open(tmp_path / f"a.{ending}") as read:
-        assert abs(np.asarray(conversion.to_rgb(read)).astype(int) - 200).max() < 6
-        assert abs(np.asarray(conversion.to_gray(read)).astype(int) - 200).max() < 6
+    picture = conversion.Picture(tmp_path / f"a.{ending}", "P1", 0)
+    for way, channels in ((conversion.colour, 3), (conversion.gray, 1)):
+        target = tmp_path / f"out{channels}"
+        images = conversion.convert([picture], way, channels, 20, target, False, 1, [0, 65535]).images
+        assert abs(images[:].astype(int) - 200).max() < 6
 
 
 @pytest.mark.parametrize("form", ["zip", "tar.gz"])

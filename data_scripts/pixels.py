@@ -1,0 +1,181 @@
+"""One image file to eight bits: ordinary images are left as they are, deeper ones are scaled from a known range."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+FEW = 32  # grey levels of 256
+PERCENTILES = (1, 99)
+OTHER_BYTE = {"B": "L", "L": "B", "N": "B"}  # Pillow reads the high byte of 16-bit colour; this order gives the low one
+DICOM = (".dcm", ".dicom")
+SLICES = "a volume; save its slices as PNG or TIFF, for example with nibabel (pip install nibabel)"
+TILES = "a whole slide; save tiles of it, for example with OpenSlide (pip install openslide-python openslide-bin)"
+CONVERT = {
+    ".nii": SLICES,
+    ".nrrd": SLICES,
+    ".mha": SLICES,
+    ".svs": TILES,
+    ".ndpi": TILES,
+    ".mrxs": TILES,
+    ".scn": TILES,
+}
+LOST = "warning: images with under 32 grey levels left; try --window percentile or --range LOW HIGH"
+
+
+class Deep(NamedTuple):
+    """An image of more than eight bits.
+
+    Attributes:
+        values: (H, W) or (H, W, 3) float64, dark to bright.
+        kind: what the file is, for the note.
+        info: Pillow's, with the orientation.
+        limits: what is black and white, where the file says so.
+    """
+
+    values: np.ndarray
+    kind: str
+    info: dict
+    limits: tuple[float, float] | None = None
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM, by its ending or its first bytes."""
+    if path.suffix.lower() in DICOM:
+        return True
+    with suppress(OSError), open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM" and path.name != "DICOMDIR"
+    return False
+
+
+def convert_with(path: Path) -> str | None:
+    """What to do with a file of another kind that is often met, e.g. NIfTI; None for others."""
+    return CONVERT.get(path.with_suffix("").suffix.lower() if path.suffix == ".gz" else path.suffix.lower())
+
+
+def read(path: Path, deep_only: bool = False, windowed: bool = True) -> Image.Image | Deep | None:
+    """The image of a file at its own depth.
+
+    Args:
+        path: the file.
+        deep_only: None, quickly, for an image of eight bits or with a window of its own.
+        windowed: use the window of a DICOM file.
+    """
+    if advice := convert_with(path):
+        raise ValueError(f"it is {advice}")
+    if is_dicom(path):
+        return _dicom(path, deep_only, windowed)
+    with Image.open(path) as image:
+        raw = _raw_mode(image)
+        if raw.startswith(("RGB;16", "RGBA;16")):
+            return Deep(_deep_colour(path, image), raw[:-1], image.info)
+        if raw.startswith("LA;16"):
+            raise ValueError("16-bit gray with transparency cannot be read; save it without transparency")
+        if image.mode.startswith("I") or image.mode == "F":
+            values = np.asarray(image, np.float64)
+            tags = getattr(image, "tag_v2", {})
+            if tags.get(262) == 0:  # a TIFF whose 0 is white
+                values = 2.0 ** tags[258][0] - 1 - values
+            return Deep(values, image.mode, image.info)
+        if not deep_only:
+            image.load()
+            return image
+    return None
+
+
+def _dicom(path: Path, deep_only: bool, windowed: bool) -> Image.Image | Deep | None:
+    """One DICOM image as a viewer shows it: modality and VOI tables or windows applied, MONOCHROME1 turned round."""
+    from pydicom import dcmread
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
+
+    file = dcmread(path, force=True)
+    if "PixelData" not in file:
+        raise ValueError("it holds no DICOM image; remove it")
+    if int(file.get("NumberOfFrames") or 1) > 1:
+        advice = "save the one you mean as a file of its own, for example with DCMTK (dcmj2pnm --frame N --write-png)"
+        raise ValueError(f"it holds {file.NumberOfFrames} frames; {advice}")
+    table, window = file.get("VOILUTSequence"), file.get("WindowCenter") not in (None, "")
+    gray = file.PhotometricInterpretation.startswith("MONOCHROME")
+    if deep_only and (not gray or table or window):
+        return None
+    try:
+        values = pixel_array(file)  # YBR becomes RGB
+    except (RuntimeError, NotImplementedError):
+        name = file.file_meta.TransferSyntaxUID.name
+        raise ValueError(f"compressed as {name}, which cannot be read; pip install 'pylibjpeg[all]' may help") from None
+    if file.PhotometricInterpretation == "PALETTE COLOR":
+        values = apply_color_lut(values, file)
+    if not gray:
+        deep = Deep(values.astype(np.float64), "DICOM colour", {}, (0, 255 if values.itemsize == 1 else 65535))
+        return Image.fromarray(values) if values.itemsize == 1 else deep
+    stored = np.array([0, 2**file.BitsStored - 1]) - file.PixelRepresentation * 2 ** (file.BitsStored - 1)
+    limits = tuple(sorted(apply_modality_lut(stored, file).tolist()))
+    values, own = apply_modality_lut(values, file), limits == (0, 255)
+    if windowed and table:
+        entries, first, bits = table[0].LUTDescriptor
+        # pydicom counts in as many bits as an entry has, so that a higher value would come round.
+        table[0].LUTDescriptor, limits, own = [entries, first, 16], (0, 2**bits - 1), True
+        values = apply_voi_lut(values.clip(None, first + (entries or 2**16) - 1).astype(np.int32), file)
+    elif windowed and window:
+        values, own = apply_voi_lut(values, file), True
+    if file.PhotometricInterpretation == "MONOCHROME1":
+        values = sum(limits) - values.astype(np.float64)
+    return Deep(values.astype(np.float64), "DICOM", {}, limits if own else None)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the pixels are stored in the file, e.g. "RGB;16B"."""
+    arguments = image.tile[0].args if getattr(image, "tile", None) else ""
+    return str(arguments if isinstance(arguments, str) or not arguments else arguments[0])
+
+
+def _deep_colour(path: Path, image: Image.Image) -> np.ndarray:
+    """The high bytes and, read a second time in the other byte order, the low ones."""
+    raw = _raw_mode(image)
+    with Image.open(path) as low:
+        other = raw[:-1] + OTHER_BYTE[raw[-1]]
+        change = {raw: other}.get
+        low.tile = [
+            tile._replace(args=other if tile.args == raw else tuple(change(word, word) for word in tile.args))
+            for tile in low.tile
+        ]
+        values = 256.0 * np.asarray(image) + np.asarray(low)
+    return values[..., :3] * (np.asarray(image)[..., 3:] / 255 if image.mode == "RGBA" else 1)
+
+
+def extremes(path: Path) -> tuple[float, float] | None:
+    """The lowest and the highest value of a deep image; None for others and for what cannot be read."""
+    with suppress(Exception):  # the error is told when the image is converted
+        deep = read(path, deep_only=True)
+        if deep and not deep.limits:
+            values = deep.values[np.isfinite(deep.values)]
+            return float(values.min()), float(values.max())
+    return None
+
+
+def eight_bits(path: Path, intensity: list | str | None, windowed: bool) -> tuple[Image.Image, list[str]]:
+    """An image of eight bits and notes on how it was made.
+
+    Args:
+        path: its file.
+        intensity: the values that become black and white, or "percentile" for those of each image.
+        windowed: use the window of a DICOM file first.
+    """
+    image = read(path, windowed=windowed)
+    if not isinstance(image, Deep):
+        return image, []
+    finite = image.values[np.isfinite(image.values)]
+    each = intensity == "percentile"
+    low, high = np.percentile(finite, PERCENTILES) if each else windowed and image.limits or intensity
+    values = np.nan_to_num(image.values, nan=low)
+    pixels = (255 * ((values - low) / (high - low or 1)).clip(0, 1)).round().astype(np.uint8)
+    said = "their percentiles" if each else f"{low:g}..{high:g}"
+    said = "their own window" if windowed and image.limits else said
+    notes = [f"{image.kind} images scaled to 8 bits from {said}"]
+    if len(left := np.unique(pixels)) < FEW and len(np.unique(finite)) > len(left):
+        notes.append(LOST)
+    scaled = Image.fromarray(pixels)
+    scaled.info = image.info
+    return scaled, notes

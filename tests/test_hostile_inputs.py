@@ -1,0 +1,301 @@
+"""Claims about images and tables as researchers have them: each comes out right, or stops with one clear line."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_data_scripts import run_script
+
+from mocolayers.data.prepared import load
+
+RAMP = np.linspace(0, 1, 64)[None] * np.ones((64, 1))
+
+
+def made(root, *words, name="own", side=64):
+    """A data set that folder.py makes, and what it says."""
+    done = run_script("folder", "--source", root, "--name", name, "--side", side, "--out", root.parent / "out", *words)
+    assert done.returncode == 0, done.stderr
+    return load(name, root.parent / "out", verify=True), done.stdout
+
+
+def refused(root, *words):
+    """The line with which folder.py stops."""
+    out = root.parent / "refused"
+    done = run_script("folder", "--source", root, "--name", "own", "--side", 16, "--out", out, *words)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and not list(out.glob("[!.]*"))
+    return done.stderr.strip().splitlines()[-1]
+
+
+def classes(root, draw, ending, count=20):
+    """A folder for each of the classes a and b, with the pixels `draw(number)`, or what `draw` saves itself."""
+    for number in range(count):
+        path = root / "ab"[number % 2] / f"{number:02d}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = draw(number) if draw.__code__.co_argcount == 1 else draw(number, path)
+        if pixels is not None:
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+def one_pixel(pixels, number):
+    """The same picture with another corner, so that no two are equal."""
+    pixels = pixels.copy()
+    pixels.flat[number] = pixels.flat[40]
+    return pixels
+
+
+DEEP = {
+    "full 16 bits": ((RAMP * 65535).astype(np.uint16), "png"),
+    "14 of 16 bits": ((RAMP * 16383).astype(np.uint16), "tif"),
+    "12 of 16 bits": ((RAMP * 4095).astype(np.uint16), "png"),
+    "10 of 16 bits": ((RAMP * 1023).astype(np.uint16), "png"),
+    "brightest is 255": ((RAMP * 255).astype(np.uint16), "png"),
+    "brightest is 256": ((RAMP * 256).astype(np.uint16), "png"),
+    "CT numbers": ((RAMP * 4000 - 1024).astype(np.int32), "tif"),
+    "floats to 1": (RAMP.astype(np.float32), "tif"),
+    "floats around 0": ((RAMP * 7 - 3.5).astype(np.float32), "tif"),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_a_deep_image_keeps_its_levels_their_order_and_its_sign(tmp_path, kind):
+    pixels, ending = DEEP[kind]
+    data, said = made(classes(tmp_path / "scans", lambda n: one_pixel(pixels, n), ending), "--gray")
+    row = data.images[0, 40, :, 0].astype(int)
+    assert abs(row - np.linspace(0, 255, 64)).max() <= 2
+    assert data.card["intensity"] == [float(pixels.min()), float(pixels.max())]
+    assert "images scaled to 8 bits from" in said and "grey levels left" not in said
+
+
+def test_one_range_serves_all_images_so_that_brightness_gives_no_class_away(tmp_path):
+    ramp = (RAMP * 250).astype(np.uint16)
+
+    def draw(number):
+        pixels = one_pixel(ramp, number)
+        pixels[63, 63] = 255 + number % 2  # the brightest of class b does not fit in eight bits
+        return pixels
+
+    data, _ = made(classes(tmp_path / "scans", draw, "png"), "--gray")
+    means = [data.images[data.labels == label].mean() for label in (0, 1)]
+    assert abs(means[0] - means[1]) < 0.1
+
+
+def test_eight_bit_images_are_not_touched_and_the_card_says_nothing(tmp_path):
+    ramp = (RAMP * 60).astype(np.uint8)
+    data, _ = made(classes(tmp_path / "scans", lambda n: one_pixel(ramp, n), "png"), "--gray")
+    assert np.array_equal(data.images[0, ..., 0], one_pixel(ramp, 0)) and "intensity" not in data.card
+
+
+@pytest.mark.parametrize("ending, order", [("png", ">u2"), ("tif", "<u2"), ("tif", ">u2")])
+def test_colour_of_sixteen_bits_keeps_its_low_byte(tmp_path, ending, order):
+    colours = np.stack([RAMP * 4095, RAMP[:, ::-1] * 4095, RAMP * 1000], axis=2).round().astype(np.uint16)
+
+    def write(number, path):
+        (deep_png if ending == "png" else deep_tiff)(path, one_pixel(colours, number).astype(order))
+
+    data, said = made(classes(tmp_path / "scans", write, ending))
+    assert abs(data.images[0, 40].astype(int) - colours[40] / 4095 * 255).max() <= 1
+    assert data.card["intensity"] == [0, 4095] and "RGB;16 images scaled" in said
+
+
+def deep_png(path, pixels):
+    """Pillow writes no 16-bit colour: a PNG by hand."""
+    import struct
+    import zlib
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+
+
+def deep_tiff(path, pixels):
+    import tifffile
+
+    tifffile.imwrite(path, pixels, photometric="rgb", byteorder=pixels.dtype.byteorder.replace("=", "<"))
+
+
+def test_a_range_or_percentiles_can_be_asked_for(tmp_path):
+    def draw(number):
+        pixels = one_pixel((RAMP * 1000).astype(np.uint16), number)
+        pixels[63, 63] = 60000  # a marker that is burnt in
+        return pixels
+
+    root = classes(tmp_path / "scans", draw, "png")
+    data, said = made(root, "--gray", name="whole")
+    assert "under 32 grey levels left" in said and "--window percentile" in said
+    data, said = made(root, "--gray", "--range", 0, 500, name="range")
+    assert abs(data.images[0, 40, :, 0] - (2 * np.linspace(0, 255, 64)).clip(0, 255)).max() <= 1
+    assert data.card["intensity"] == [0, 500] and "grey levels left" not in said
+    data, _ = made(root, "--gray", "--window", "percentile", name="each")
+    assert data.card["intensity"] == "percentile" and len(np.unique(data.images[0, 40])) > 55
+    assert "--range 5 5" in refused(root, "--range", 5, 5)
+
+
+def test_an_image_whose_zero_is_white_is_turned_as_the_eye_expects(tmp_path):
+    import tifffile
+
+    pixels = ((1 - RAMP) * 4095).astype(np.uint16)
+
+    def write(number, path):
+        tifffile.imwrite(path, one_pixel(pixels, number), photometric="miniswhite")
+
+    data, _ = made(classes(tmp_path / "scans", write, "tif"), "--gray")
+    assert abs(data.images[0, 40, :, 0].astype(int) - np.linspace(0, 255, 64)).max() <= 2
+
+
+def dicom(path, pixels, patient="", **tags):
+    """A DICOM file with these pixels; `tags` are set last."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    file = Dataset()
+    file.file_meta = FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file.SOPClassUID, file.SOPInstanceUID, file.PatientID = CTImageStorage, generate_uid(), patient
+    file.set_pixel_data(pixels, tags.pop("PhotometricInterpretation", "MONOCHROME2"), tags.pop("BitsStored", 16))
+    for name, value in tags.items():
+        setattr(file, name, value)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file.save_as(path, enforce_file_format=True)
+
+
+def dicom_classes(root, pixels, ending="dcm", **tags):
+    def write(number, path):
+        dicom(path, one_pixel(pixels, number), f"P{number // 2 if number < 16 else number}", **tags)
+
+    return classes(root, write, ending)
+
+
+def voi_table(bits):
+    """A VOI LUT from 12-bit values to `bits`, rising to the middle and white above."""
+    from pydicom.dataset import Dataset
+
+    table = Dataset()
+    values = (np.linspace(0, 2, 4096).clip(0, 1) * (2**bits - 1)).astype(np.uint16)
+    table.LUTDescriptor, table.LUTData = [4096, 0, bits], values.tolist()
+    table["LUTData"].VR = "US"
+    table["LUTDescriptor"].VR = "US"
+    return [table]
+
+
+TWELVE = (RAMP * 4095).round().astype(np.uint16)
+WHOLE, HALF = np.linspace(0, 255, 64), (2 * np.linspace(0, 255, 64)).clip(0, 255)
+DICOMS = {
+    "without a window": (TWELVE, {"BitsStored": 12}, WHOLE, [0, 4095]),
+    "dark is high": (4095 - TWELVE, {"BitsStored": 12, "PhotometricInterpretation": "MONOCHROME1"}, WHOLE, [0, 4095]),
+    "Hounsfield units": (TWELVE, {"RescaleSlope": 1, "RescaleIntercept": -1024}, WHOLE, [-1024, 3071]),
+    "signed": ((TWELVE.astype(np.int16) - 1000), {}, WHOLE, [-1000, 3095]),
+    "a window in Hounsfield units": (
+        TWELVE,
+        {"RescaleSlope": 1, "RescaleIntercept": -1024, "WindowCenter": 0, "WindowWidth": 2048},
+        HALF,
+        "the window of each file",
+    ),
+    "several windows": (
+        TWELVE,
+        {"WindowCenter": [1024, 40], "WindowWidth": [2048, 80]},
+        HALF,
+        "the window of each file",
+    ),
+    "dark is high, and a window": (
+        4095 - TWELVE,
+        {"BitsStored": 12, "PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 3072, "WindowWidth": 2048},
+        HALF,
+        "the window of each file",
+    ),
+    "a VOI table": (TWELVE, {"BitsStored": 12, "VOILUTSequence": voi_table(16)}, HALF, "the window of each file"),
+    "a VOI table of 8 bits": (
+        TWELVE,
+        {"BitsStored": 12, "VOILUTSequence": voi_table(8)},
+        HALF,
+        "the window of each file",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DICOMS)
+def test_dicom_is_shown_as_a_viewer_shows_it(tmp_path, kind):
+    pixels, tags, wanted, intensity = DICOMS[kind]
+    data, said = made(dicom_classes(tmp_path / "scans", pixels, **tags), "--gray")
+    assert abs(data.images[0, 40, :, 0].astype(float) - wanted).max() <= 2
+    assert data.card["intensity"] == intensity and "no patients are known" not in said
+    assert sorted(set(data.patients)) == sorted({f"P{n // 2 if n < 16 else n}" for n in range(20)})
+
+
+def test_dicom_in_colour_or_eight_bits_is_as_it_is_and_a_range_takes_the_place_of_its_window(tmp_path):
+    colours = np.stack([RAMP, RAMP[:, ::-1], RAMP / 3], axis=2)
+    colours = (colours * 255).astype(np.uint8)
+    tags = {"BitsStored": 8, "PhotometricInterpretation": "RGB"}
+    data, _ = made(dicom_classes(tmp_path / "colour", colours, **tags), name="colour")
+    assert np.array_equal(data.images[0, 40], colours[40]) and "intensity" not in data.card
+    dim = (RAMP * 90).astype(np.uint8)
+    data, _ = made(dicom_classes(tmp_path / "dim", dim, BitsStored=8), "--gray", name="dim")
+    assert np.array_equal(data.images[0, 40, :, 0], dim[40])
+    root = dicom_classes(tmp_path / "window", TWELVE, WindowCenter=40, WindowWidth=80)
+    data, _ = made(root, "--gray", "--range", 0, 4095, name="window")
+    assert abs(data.images[0, 40, :, 0] - WHOLE).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["IM{:04d}", "1.2.840.{}"])
+def test_dicom_files_without_an_ending_are_found_and_a_pattern_may_name_the_patient(tmp_path, name):
+    for number in range(20):
+        dicom(tmp_path / "scans" / "ab"[number % 2] / name.format(number), one_pixel(TWELVE, number), "anonymous")
+    (tmp_path / "scans" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    assert "no image is in the" in refused(tmp_path / "scans")
+    data, said = made(tmp_path / "scans", "--gray", "--patient-regex", r"(\d+)$")
+    assert len(data.images) == 20 and len(set(data.patients)) == 20
+    assert "files left out: 1 no ending" in said
+
+
+CANNOT = {
+    "it holds 3 frames; save the one you mean": lambda path: dicom(path, np.stack([TWELVE] * 3), "P9"),
+    "which cannot be read; pip install 'pylibjpeg[all]'": lambda path: packed_dicom(path),
+    "it holds no DICOM image": lambda path: path.write_bytes(bytes(128) + b"DICM"),
+}
+
+
+@pytest.mark.parametrize("said", CANNOT)
+def test_what_a_dicom_file_cannot_give_is_one_line_that_names_it(tmp_path, said):
+    root = dicom_classes(tmp_path / "scans", TWELVE)
+    CANNOT[said](root / "a" / "bad.dcm")
+    line = refused(root)
+    assert said in line and "bad.dcm" in line and "--skip-bad" in line
+    assert len(made(root, "--skip-bad")[0].images) == 20
+
+
+def packed_dicom(path):
+    """A file that says JPEG-LS, for which no decoder is installed."""
+    from pydicom import dcmread
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEGLSLossless
+
+    dicom(path, TWELVE, "P9")
+    file = dcmread(path)
+    file.PixelData = encapsulate([b"\xff\xd8\xff\xf7" + bytes(60)])
+    file["PixelData"].is_undefined_length = True
+    file.file_meta.TransferSyntaxUID = JPEGLSLossless
+    file.save_as(path)
+
+
+@pytest.mark.parametrize("name, said", [("a.nii.gz", "nibabel"), ("b.svs", "OpenSlide")])
+def test_volumes_and_whole_slides_are_told_what_to_convert_with(tmp_path, name, said):
+    root = tmp_path / "scans"
+    for letter in "ab":
+        (root / letter).mkdir(parents=True)
+        (root / letter / name).write_bytes(b"x")
+    assert said in refused(root) and name in refused(root)
+    classes(root, lambda n: one_pixel((RAMP * 60).astype(np.uint8), n), "png")
+    _, text = made(root)
+    assert said in text and f"files left out: 2 {'.gz' if name.endswith('gz') else '.svs'}" in text
+
+
+def test_files_that_are_not_read_are_counted_by_ending(tmp_path):
+    root = classes(tmp_path / "scans", lambda n: one_pixel((RAMP * 60).astype(np.uint8), n), "png")
+    for number in range(3):
+        Image.fromarray((RAMP * 60).astype(np.uint8)).save(root / "a" / f"{number}.gif")
+    (root / "notes.txt").write_text("x")
+    data, said = made(root)
+    assert "files left out: 3 .gif, 1 .txt" in said and data.card["report"]["left_out"] == {".gif": 3, ".txt": 1}
