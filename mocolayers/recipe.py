@@ -314,12 +314,13 @@ def preset(name: str, arm: str, data, seed: int | None = None, /, **changes) -> 
         options["projector"] = RELEASED_PROJECTOR
     if isinstance(fields.get("stage_loss"), type):
         fields["stage_loss"] = loss_name(fields["stage_loss"])
-    known = sorted({f.name for f in dataclasses.fields(Recipe)} - set(about)) + sorted(options)
+    fixed = {*about, "stage_loss", "stage_options"}  # what makes the arm and its data what they are
+    known = sorted({f.name for f in dataclasses.fields(Recipe)} - fixed) + sorted(options)
     if unknown := sorted(set(changes) - set(known)):
         raise ValueError(f"{unknown[0]!r} cannot be changed in a recipe of {arm}; what can: {', '.join(known)}")
     fields["stage_options"] = options | {option: changes.pop(option) for option in options if option in changes}
-    fixed = {"steps": 0} if _untrained(arm) else {}  # whatever the steps of the other arms are changed to
-    return Recipe(**fields | changes | about | fixed)
+    untrained = {"steps": 0} if _untrained(arm) else {}  # whatever the steps of the other arms are changed to
+    return Recipe(**fields | changes | about | untrained)
 
 
 def loss_name(loss: type) -> str:

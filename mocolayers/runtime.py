@@ -41,7 +41,7 @@ def load_plugin(path: Path) -> None:
     """Run a Python file that adds arms to `recipe.ARMS`; torchrun and the study's jobs do it in each process.
 
     Raises:
-        RunError: there is no such file.
+        RunError: there is no such file, or it ends with an error.
     """
     if not path.is_file():
         raise RunError(f"{path} does not exist; --plugin wants a Python file that adds arms, see CONTRIBUTING.md")
@@ -49,7 +49,10 @@ def load_plugin(path: Path) -> None:
     name = f"mocolayers.plugin.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise RunError(f"{path}, the file of --plugin, ends with {type(error).__name__}: {error}") from error
 
 
 def step_generator(seed: int, step: int) -> "torch.Generator":

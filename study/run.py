@@ -124,13 +124,27 @@ def sweep(cells: list[Cell], processes: int = -1, analyses: bool = True) -> dict
 
 
 def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Write each table as `folder/NAME.csv`, sorted, atomically, five digits after the point."""
+    """Write each table as `folder/NAME.csv`, sorted, atomically, five digits after the point.
+
+    Raises:
+        ValueError: the folder has a table with rows that this one lacks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         keys = [key for key in protocol.KEYS if key in table]
+        if (folder / f"{name}.csv").is_file() and (lost := _lacking(pd.read_csv(folder / f"{name}.csv"), table, keys)):
+            raise ValueError(f"{folder / name}.csv has {lost} rows that this run does not make; choose another --out")
         table = table[keys + [column for column in table if column not in keys]].sort_values(keys, kind="stable")
         write = functools.partial(table.to_csv, index=False, float_format="%.5f")
         atomic_write(folder / f"{name}.csv", write)
+
+
+def _lacking(old: pd.DataFrame, new: pd.DataFrame, keys: list[str]) -> int:
+    """How many rows of an old table have no row with the same keys in a new one."""
+    if not set(keys) <= set(old):
+        return len(old)
+    known = set(new[keys].astype(str).itertuples(index=False, name=None))
+    return sum(row not in known for row in old[keys].astype(str).itertuples(index=False, name=None))
 
 
 def run_again(cells: list[Cell], count: int, scores: pd.DataFrame, processes: int = -1) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pytest
 from conftest import make_arrays, make_card
 from test_data_scripts import nih_tree, noise, run_script, save
 
-from mocolayers.data.folders import check_name, held
+from mocolayers.data.folders import check_name, check_target, held
 from mocolayers.data.prepared import SCRIPTS, load, save_prepared
 from mocolayers.runtime import DatasetError
 
@@ -233,3 +233,14 @@ def test_two_scripts_at_once_do_not_read_into_one_folder(scans, tmp_path):
     assert second.returncode == 1 and "another process" in second.stderr
     assert slow.wait() == 0 and not work.exists()
     assert len(np.load(tmp_path / "out/own/images.npy")) == 25
+
+
+def test_a_card_of_another_program_does_not_make_a_folder_ours(tmp_path):
+    """Any tool may write a card.json, and images.npy is a name that a reader may have chosen too."""
+    folder = tmp_path / "data" / "cells"
+    folder.mkdir(parents=True)
+    (folder / "card.json").write_text('{"title": "mine"}')
+    np.save(folder / "images.npy", np.arange(5))
+    with pytest.raises(DatasetError, match="is left as it is"):
+        check_target(folder)
+    assert np.load(folder / "images.npy").tolist() == [0, 1, 2, 3, 4]

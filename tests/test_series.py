@@ -13,7 +13,7 @@ import nbformat
 import pytest
 
 from mocolayers.notebook import series
-from mocolayers.runtime import RunError
+from mocolayers.runtime import DatasetError, RunError
 
 DATASETS, PRESET, SEED = ["first_set", "second_set"], "smoke", 3
 PARAMETERS = 'DATASET = ""\nPRESET = ""\nSEED = 0\nDEVICE = ""\nRUNS_DIR = ""'
@@ -228,13 +228,23 @@ def test_what_a_reader_wrote_into_an_executed_notebook_is_kept(home, same_runs):
     assert list(target.parent.glob("01_parameters.yours-*.ipynb")) == [kept]
 
 
-def test_a_failed_copy_that_the_series_did_not_make_is_left(tmp_path):
+def test_a_failed_copy_that_the_series_did_not_make_is_kept_under_another_name(tmp_path):
     write_notebook(tmp_path / "notebooks", "01_any", "1 + 1")
     folder = place(tmp_path, "a")
     folder.mkdir(parents=True)
     (folder / "01_any.failed.ipynb").write_text("mine")
     run(tmp_path, ["a"])
-    assert (folder / "01_any.failed.ipynb").read_text() == "mine"
+    assert [path.read_text() for path in folder.glob("01_any.failed.yours-*.ipynb")] == ["mine"]
+
+
+def test_a_page_of_a_readers_own_is_not_replaced(tmp_path):
+    write_notebook(tmp_path / "notebooks", "01_any", "1 + 1")
+    (tmp_path / "executed").mkdir()
+    (tmp_path / "executed" / "index.html").write_text("my site")
+    with pytest.raises(RunError, match="is not replaced"):
+        run(tmp_path, ["a"])
+    assert (tmp_path / "executed" / "index.html").read_text() == "my site"
+    assert not place(tmp_path, "a").exists(), "and nothing was executed"
 
 
 def test_skipping_does_not_wait_for_papermill_or_torch_to_load(home, same_runs):
@@ -443,5 +453,5 @@ def test_outside_a_checkout_the_command_says_where_the_notebooks_are(tmp_path, m
 
 
 def test_a_data_set_cannot_name_a_folder_elsewhere(home, monkeypatch):
-    with pytest.raises(RunError, match="not the name of a data set"):
+    with pytest.raises(DatasetError, match="no plain name for a data set"):
         as_command(home, monkeypatch, dataset=["../elsewhere"])

@@ -133,7 +133,9 @@ def test_from_runs_to_sentences(tiny, tmp_path, capsys):
     assert set(scores.loc[scores["source"] == "pixels", "arm"]) == {"random"}
     for name in ("similarity", "outputs"):
         assert set(report.read(name, "tiny", out)["arm"]) == {"mse"}
-    assert main(["run", *words, "--arm", "moco", "mse", "--jobs", "1"]) == 0
+    assert main(["run", *words, "--arm", "moco", "mse", "--jobs", "1"]) == 1, "rows of random would be lost"
+    assert "choose another --out" in capsys.readouterr().err
+    assert main(["run", *words, "--arm", "random", "moco", "mse", "--jobs", "1"]) == 0
     assert main(["report", "--tables", str(out)]) == 0
     assert "mean over tiny" in capsys.readouterr().out and (out / protocol.FIGURE).is_file()
     assert report.main_claim(report.usual(report.read("scores", folder=out)))["seeds"].tolist() == [1, 1]

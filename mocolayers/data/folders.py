@@ -42,9 +42,9 @@ def strangers(folder: Path) -> list[str]:
     found = {path.name for path in folder.iterdir()} - CLUTTER
     try:
         arrays = list(json.loads((folder / "card.json").read_text(encoding="utf-8"))["sha256"])
-    except OSError:
-        return sorted(found) or ["no card.json"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, KeyError, TypeError):
+        return sorted(found) or ["no card.json"]  # no card, or one of another program
+    except ValueError:
         arrays = ARRAYS  # a damaged card; its data set may be made again
     ours = {"card.json", CHECKED, SHEET, *(f"{name}.npy" for name in arrays)}
     temporary = tuple(f".{name}." for name in (CHECKED, SHEET))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from mocolayers.data.folders import check_name
 from mocolayers.data.prepared import data_folder
 from mocolayers.recipe import PRESETS
 from mocolayers.runtime import RunError, atomic_write
@@ -70,9 +71,9 @@ def run_series(
 def executed(dataset, preset, seed, notebook=(), runs_dir="runs", out="executed", device="auto", force=False):
     """Yield a dict with the keys `ROW` for each notebook of `run_series`; status is "done", "skipped" or "failed"."""
     paths = numbered_notebooks(notebook)
+    write_index(Path(out))
     for name, size, number in itertools.product(dataset, preset, seed):
-        if Path(name).name != name:
-            raise RunError(f"{name!r} is not the name of a data set")
+        check_name(name)
         if size not in PRESETS:
             raise RunError(f"preset {size!r} is unknown; choose one of {', '.join(PRESETS)}")
         values = {"DATASET": name, "PRESET": size, "SEED": number, "DEVICE": device}
@@ -107,28 +108,36 @@ def _run(notebook: Path, values: dict, folder: Path, force: bool) -> dict:
     folder.mkdir(parents=True, exist_ok=True)
     row = {"dataset": values["DATASET"], "preset": values["PRESET"], "seed": values["SEED"], "notebook": notebook.stem}
     print("{dataset} {preset} seed {seed}: {notebook} ...".format(**row), flush=True)
-    if target.is_file() and _digest(target.read_bytes()) != before.get("written"):
-        kept = target.with_name(f"{target.stem}.yours-{time.strftime('%Y%m%d-%H%M%S')}.ipynb")
-        os.replace(target, kept)
-        print(f"  the executed copy was changed by hand; it is kept as {kept}", flush=True)
+    failed = target.with_name(f"{target.stem}.failed.ipynb")
+    _set_aside(target, before.get("written"))
+    _set_aside(failed, before.get("failed"))
     started = time.perf_counter()
-    row["error"], row["megabytes"] = _execute(notebook, target, values, before)
+    row["error"], row["megabytes"] = _execute(notebook, target, failed, values)
     row |= {"seconds": round(time.perf_counter() - started, 1), "status": "failed" if row["error"] else "done"}
     print("  {status} in {seconds:.0f} s, {megabytes} MB  {error}".format(**row).rstrip(), flush=True)
     # The code as it was when the notebook started; the data as they are now, for the notebook may have made them.
     row["fingerprint"] = "" if row["error"] else code + data_fingerprint(values["DATASET"])
-    row["written"] = _digest(target.read_bytes()) if target.is_file() else ""
+    for name, path in (("written", target), ("failed", failed)):
+        row[name] = _digest(path.read_bytes()) if path.is_file() else ""
     atomic_write(stamp, lambda path: path.write_text(json.dumps(row, indent=1)))
     return row
 
 
-def _execute(notebook: Path, target: Path, values: dict, before: dict) -> tuple[str, int]:
-    """Execute into `target`, or into `NAME.failed.ipynb`: the first line of the error, and the kernel's peak in MB."""
+def _set_aside(path: Path, written: str | None) -> None:
+    """Give an executed copy that someone changed another name, so that the next one does not replace it."""
+    if path.is_file() and _digest(path.read_bytes()) != written:
+        kept = path.with_name(f"{path.stem}.yours-{time.strftime('%Y%m%d-%H%M%S')}.ipynb")
+        os.replace(path, kept)
+        print(f"  the executed copy was changed by hand; it is kept as {kept}", flush=True)
+
+
+def _execute(notebook: Path, target: Path, failed: Path, values: dict) -> tuple[str, int]:
+    """Execute into `target`, or into `failed`: the first line of the error, and the kernel's peak in MB."""
     import papermill
     from nbconvert import HTMLExporter
 
-    work, failed = (target.with_name(f"{target.stem}.{state}.ipynb") for state in ("partial", "failed"))
-    peaks, error = [0], ""
+    work, peaks, error = target.with_name(f"{target.stem}.partial.ipynb"), [0], ""
+    os.environ["MOCOLAYERS_DATA"] = str(data_folder().resolve())  # the kernel runs in another folder
     try:
         papermill.execute_notebook(
             notebook,
@@ -149,8 +158,7 @@ def _execute(notebook: Path, target: Path, values: dict, before: dict) -> tuple[
         error = f"{problem.ename}: {problem.evalue}".splitlines()[0]
     except Exception as problem:
         error = f"{type(problem).__name__}: {problem}".splitlines()[0]
-    if before.get("status") == "failed":
-        failed.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
     if work.is_file():
         os.replace(work, failed)
     return error, max(peaks)
@@ -202,7 +210,14 @@ def _read(stamp: Path) -> dict:
 
 
 def write_index(out: Path) -> None:
-    """`out/index.html`: every notebook ever executed there, with links, seconds and memory."""
+    """`out/index.html`: every notebook ever executed there, with links, seconds and memory.
+
+    Raises:
+        RunError: there is a page of that name that is not ours.
+    """
+    index = out / "index.html"
+    if index.is_file() and not index.read_text(encoding="utf-8", errors="replace").startswith(PAGE[:200]):
+        raise RunError(f"{index} is a page of yours and is not replaced; choose another folder: --out FOLDER")
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in ROW)]
     for stamp in sorted(out.glob("*/*/*/*.json")):
         if row := _read(stamp):
@@ -212,4 +227,5 @@ def write_index(out: Path) -> None:
             cells["notebook"] = f'<a href="{place}{ending}">{cells["notebook"]}</a>'
             lines.append(f'<tr class="{cells["status"]}">' + "".join(f"<td>{cell}</td>" for cell in cells.values()))
     text = PAGE + "\n".join(lines) + "\n</table>\n"
-    atomic_write(out / "index.html", lambda path: path.write_text(text, encoding="utf-8"))
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(index, lambda path: path.write_text(text, encoding="utf-8"))

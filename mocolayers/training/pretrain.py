@@ -258,6 +258,7 @@ class Trainer:
         self.step += 1
         if row is not None:
             if monitor:
+                self.check_finite()  # neighbours cannot be found among features that are not numbers
                 average_running_statistics(self.model)
                 row["knn_auc"] = knn_monitor(self.model.encoder_q, self.data)
                 self.model.encoder_q.train()
