@@ -1,4 +1,7 @@
-"""Diabetic retinopathy, EyePACS (trainLabels.csv, train/) or IDRiD (train/, test/), to the prepared format."""
+"""Diabetic retinopathy, EyePACS (trainLabels.csv, train/) or IDRiD (train/, test/), to the prepared format.
+
+EXIF orientation is not applied; images are cropped to the retina's disc on a black square.
+"""
 
 from pathlib import Path
 

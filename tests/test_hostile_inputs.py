@@ -299,3 +299,46 @@ def test_files_that_are_not_read_are_counted_by_ending(tmp_path):
     (root / "notes.txt").write_text("x")
     data, said = made(root)
     assert "files left out: 3 .gif, 1 .txt" in said and data.card["report"]["left_out"] == {".gif": 3, ".txt": 1}
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+def test_images_stand_as_their_exif_data_ask(tmp_path, ending):
+    upright = np.full((48, 40), 30, np.uint8)
+    upright[:20, :20] = 220
+    turns = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    turns |= {2: Image.Transpose.FLIP_LEFT_RIGHT, 4: Image.Transpose.FLIP_TOP_BOTTOM}
+
+    def write(number, path):
+        tag = list(turns)[number // 2 % len(turns)]
+        image = Image.fromarray(one_pixel(upright, 25 + number))
+        exif = Image.Exif()
+        exif[274] = tag
+        (image.transpose(turns[tag]) if turns[tag] is not None else image).save(path, exif=exif)
+
+    data, said = made(classes(tmp_path / "scans", write, ending, 24), "--gray", side=24)
+    top_left, others = data.images[:, 2:8, 4:10].mean(axis=(1, 2, 3)), data.images[:, 14:22, 4:20]
+    assert (top_left > 190).all() and others.mean() < 50
+    assert ending == "tif" or "turned upright, as EXIF asks: 20" in said
+
+
+def disc(number, width=60):
+    """A circle on a black image, 60 high."""
+    y, x = np.mgrid[:60, :width]
+    pixels = np.where((x - width / 2) ** 2 + (y - 30) ** 2 < 22**2, 200 + number, 20)
+    return pixels.astype(np.uint8)
+
+
+@pytest.mark.parametrize("words", [(), ("--crop",), ("--stretch",)])
+def test_a_circle_stays_round_unless_stretching_is_asked_for(tmp_path, words):
+    root = classes(tmp_path / "scans", lambda n: disc(n, 150 if n % 2 else 60), "png")
+    data, said = made(root, "--gray", *words)
+    rows, columns = (data.images[data.labels == 1][0, ..., 0] > 120).nonzero()
+    assert (abs(np.ptp(rows) - np.ptp(columns)) <= 1) == (words != ("--stretch",))
+    assert data.card["report"]["not_square"] == {"a": [0, 10], "b": [10, 10]}
+    assert "not square: a 0 of 10, b 10 of 10" in said and "gives its class away" in said
+    assert any(f"{way} to a square: 10" in said for way in ("padded", "cropped", "stretched"))
+
+
+def test_shape_that_both_classes_share_is_counted_and_not_warned_of(tmp_path):
+    data, said = made(classes(tmp_path / "scans", lambda n: disc(n, 150 if n < 8 else 60), "png"), "--gray")
+    assert data.card["report"]["not_square"] == {"a": [4, 10], "b": [4, 10]} and "gives its class away" not in said
