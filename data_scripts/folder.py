@@ -17,6 +17,7 @@ from mocolayers.data.prepared import SPLITS, TASKS, TEST, TRAIN, UNLABELLED, VAL
 from mocolayers.runtime import DatasetError
 
 SPLIT_NAMES = SPLITS | {"training": TRAIN, "valid": VAL, "validation": VAL, "testing": TEST, "unlabeled": UNLABELLED}
+NO_LABEL = ["", "nan", "na", "n/a"]
 SQUARE = {"pad": "padded to a square", "crop": "cropped to a square", "stretch": "stretched to a square"}
 UNEVEN = 0.2  # between the shares of oblong images of two classes
 ORIENTATION = 274  # the EXIF tag
@@ -94,7 +95,7 @@ def from_table(source: Path, args) -> tuple[list[Picture], list[str]]:
     wanted = [args.file, *args.label, *filter(None, (args.patient, args.split))]
     table = read_table(args.csv, wanted)
     labels, classes = _labels(table, args)
-    pictures = []
+    pictures, known = [], {}
     for row, name in enumerate(table[args.file]):
         path = inside(source, name, args.csv)
         if not path.is_file():
@@ -104,7 +105,19 @@ def from_table(source: Path, args) -> tuple[list[Picture], list[str]]:
         if patient == "":
             raise DatasetError(f"{args.csv}: {name!r} has no patient; give it one of its own if it is the only image")
         pictures.append(Picture(path, patient, labels[row], split))
+        first = known.setdefault(path, pictures[-1])
+        if first != pictures[-1]:
+            raise DatasetError(f"{args.csv}: {name!r} is listed twice, and not with the same label, patient and split")
     return pictures, classes
+
+
+def check_spelling(names, what: str) -> None:
+    """Refuse names that differ only by blanks, case, leading zeros or ".0": they are hardly meant to differ."""
+    known = {}
+    for name in names:
+        key = re.sub(r"(?<![\d.])0+(?=\d)|\s|\.0+$", "", name).casefold()
+        if (other := known.setdefault(key, name)) != name:
+            raise DatasetError(f"{what} {other!r} and {name!r}: write them alike, or tell them apart by more than that")
 
 
 def _labels(table: pd.DataFrame, args) -> tuple[list, list[str]]:
@@ -112,9 +125,13 @@ def _labels(table: pd.DataFrame, args) -> tuple[list, list[str]]:
         table[args.split].str.lower().isin(["unlabelled", "unlabeled"]) if args.split else np.zeros(len(table), bool)
     )
     told = table.loc[~unlabelled, args.label]
-    if (empty := (told == "").any(axis=1)).any():
-        row = told.index[empty][0]
-        raise DatasetError(f"{args.csv}: {table[args.file][row]!r} has no label; remove the line or split 'unlabelled'")
+    if (empty := told.apply(lambda column: column.str.lower().isin(NO_LABEL)).any(axis=1)).any():
+        first = table[args.file][told.index[empty][0]]
+        remedy = "remove these lines, or name a --split column that says 'unlabelled' there"
+        raise DatasetError(f"{args.csv}: no label for {empty.sum()} images, for example {first!r}; {remedy}")
+    if (unsure := told.isin(["-1", "-1.0"])).any(axis=None) and told.isin(["0", "0.0"]).any(axis=None):
+        question = "is it uncertain, or no label? Write a word for it, or remove these lines"
+        raise DatasetError(f"{args.csv}: -1 in {unsure.sum().sum()} cells beside 0: {question}")
     if len(args.label) > 1:
         if not told.isin(["0", "1"]).all(axis=None):
             raise DatasetError(f"{args.csv}: the label columns {', '.join(args.label)} should hold 0 and 1 only")
@@ -199,6 +216,8 @@ def main(args) -> None:
     source = open_source(args.source, "your images", args.out, "")
     pictures, classes = from_table(source, args) if args.csv else from_classes(source, args.patient_regex)
     task = task_of(args, classes)
+    check_spelling(classes, "classes")
+    check_spelling(sorted({picture.patient for picture in pictures if picture.patient}), "patients")
     if unknown := [picture for picture in pictures if not picture.patient]:
         which = f"of {len(unknown)} images " * (len(unknown) < len(pictures))
         print(f"no patients {which}are known: every image counts as a patient of its own, so check that no one has two")

@@ -342,3 +342,140 @@ def test_a_circle_stays_round_unless_stretching_is_asked_for(tmp_path, words):
 def test_shape_that_both_classes_share_is_counted_and_not_warned_of(tmp_path):
     data, said = made(classes(tmp_path / "scans", lambda n: disc(n, 150 if n < 8 else 60), "png"), "--gray")
     assert data.card["report"]["not_square"] == {"a": [4, 10], "b": [4, 10]} and "gives its class away" not in said
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A function that writes 60 images and a table of them, each row changed by `change`; returns the words for it."""
+    rng = np.random.default_rng(1)
+    for number in range(60):
+        path = tmp_path / "scans" / "in" / f"im{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 20), np.uint8)).save(path)
+
+    def write(change=lambda number, *row: row, encoding="utf-8", separator=",", more=()):
+        rows = [("file", "label", "patient", "fold")]
+        for number in range(60):
+            fold = ("train", "train", "val", "test")[number // 3 % 4]
+            row = (f"in/im{number:02d}.png", ("benign", "malignant")[number % 2], f"P{number // 3:02d}", fold)
+            rows.append(change(number, *row))
+        lines = [separator.join(row) for row in [*rows, *more]]
+        (tmp_path / "table.csv").write_text("\r\n".join(lines) + "\r\n", encoding=encoding, newline="")
+        return tmp_path / "scans", "--csv", tmp_path / "table.csv", "--label", "label", "--patient", "patient"
+
+    return write
+
+
+HARMLESS = {
+    "as it should be": {},
+    "blanks around cells": {"change": lambda n, f, c, p, s: (f, f" {c} " if n % 3 else c, p + " " * (n % 2), s)},
+    "a mark of byte order": {"encoding": "utf-8-sig"},
+    "paths of Windows": {"change": lambda n, f, c, p, s: (f.replace("/", "\\"), c, p, s)},
+    "whole paths of Windows": {"change": lambda n, f, c, p, s: ("C:\\Data\\scans\\" + f.replace("/", "\\"), c, p, s)},
+    "empty rows as Excel leaves them": {"more": [("", "", "", ""), ("", "", "", "")]},
+    "empty cells behind": {"change": lambda n, *row: (*row, "", "") if n % 2 else row},
+}
+
+
+@pytest.mark.parametrize("kind", HARMLESS)
+def test_a_table_that_can_only_mean_one_thing_is_read(table, kind):
+    data, _ = made(*table(**HARMLESS[kind]))
+    assert data.classes == ["benign", "malignant"] and len(set(data.patients)) == 20 and len(data.images) == 60
+
+
+def some(number):
+    return number % 3 == 0
+
+
+SLIPS = {
+    "class in capitals": (
+        {"change": lambda n, f, c, p, s: (f, c.title() if some(n) else c, p, s)},
+        "classes 'Benign' and 'benign'",
+    ),
+    "class with a zero behind": (
+        {"change": lambda n, f, c, p, s: (f, f"{n % 2}" + ".0" * some(n), p, s)},
+        "classes '0.0' and '0'",
+    ),
+    "class with a blank inside": (
+        {"change": lambda n, f, c, p, s: (f, "no  tumour" if some(n) else "no tumour" if n % 2 else "tumour", p, s)},
+        "classes 'no  tumour' and 'no tumour'",
+    ),
+    "patient in small letters": (
+        {"change": lambda n, f, c, p, s: (f, c, p.lower() if some(n) else p, s)},
+        "patients 'P00' and 'p00'",
+    ),
+    "patient without its zeros": (
+        {"change": lambda n, f, c, p, s: (f, c, str(int(p[1:])) if some(n) else p[1:], s)},
+        "patients '0' and '00'",
+    ),
+    "patient as a decimal": (
+        {"change": lambda n, f, c, p, s: (f, c, p[1:].lstrip("0") + "1" + ".0" * some(n), s)},
+        "patients '1' and '1.0'",
+    ),
+    **{
+        f"{word!r} for no label": (
+            {"change": lambda n, f, c, p, s, word=word: (f, word if n % 7 == 0 else c, p, s)},
+            "no label for 9 images, for example 'in/im00.png'",
+        )
+        for word in ("", "NaN", "NA", "n/a", " ")
+    },
+    "-1 for uncertain": (
+        {"change": lambda n, f, c, p, s: (f, "-1" if n % 6 == 0 else str(n % 2), p, s)},
+        "-1 in 10 cells beside 0",
+    ),
+    "a file twice": ({"more": [("in/im00.png", "malignant", "P00", "train")]}, "'in/im00.png' is listed twice"),
+    "a file of two patients": ({"more": [("in/im00.png", "benign", "P01", "train")]}, "'in/im00.png' is listed twice"),
+    "UTF-16": ({"encoding": "utf-16"}, "export it as UTF-8 with commas"),
+    "cp1252": (
+        {"encoding": "cp1252", "change": lambda n, f, c, p, s: (f, c, "Müller " + p, s)},
+        "export it as UTF-8 with commas",
+    ),
+    "semicolons": ({"separator": ";"}, "export it as UTF-8 with commas"),
+    "tabs": ({"separator": "\t"}, "export it as UTF-8 with commas"),
+    "a comma in a cell": (
+        {"change": lambda n, f, c, p, s: (f, "mild, old" if n == 12 else c, p, s)},
+        "line 14: 5 cells where the header has 4",
+    ),
+    "a path out of the folder": (
+        {"change": lambda n, f, c, p, s: ("..\\..\\secret.png" if n == 5 else f, c, p, s)},
+        "leads out of",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SLIPS)
+def test_a_table_that_could_mean_two_things_is_refused_and_both_are_named(table, kind):
+    words, said = SLIPS[kind]
+    assert said in refused(*table(**words))
+
+
+def test_images_without_a_label_may_be_said_to_be_unlabelled(table):
+    def change(number, file, label, patient, fold):
+        return (file, "NA", patient, "unlabelled") if patient in ("P00", "P04") else (file, label, patient, fold)
+
+    data, _ = made(*table(change), "--split", "fold")
+    assert len(data.rows("unlabelled")) == 6 and data.classes == ["benign", "malignant"]
+
+
+@pytest.mark.parametrize(
+    "words", [("-1", "1"), ("-2", "-1"), ("I", "II"), ("1.0", "1.5"), ("10", "100"), ("1.2", "12")]
+)
+def test_names_that_truly_differ_are_classes_and_patients(table, words):
+    patients = ("1.2.840.10", "1.2.840.1")
+    change = lambda n, f, c, p, s: (f, words[n % 2], f"{patients[n // 3 % 2]}.{n // 3 + 1}", s)  # noqa: E731
+    data, _ = made(*table(change))
+    assert sorted(data.classes) == sorted(words) and len(set(data.patients)) == 20
+
+
+def test_a_file_that_is_listed_twice_in_the_same_way_is_read_as_before(table):
+    assert len(made(*table(more=[("in/im00.png", "benign", "P00", "train")]))[0].images) in (60, 61)
+
+
+def test_class_folders_that_differ_only_by_case_are_named(tmp_path):
+    for part, names in (("train", ("Normal", "tumour")), ("test", ("normal", "tumour"))):
+        for name in names:
+            for number in range(8):
+                path = tmp_path / "scans" / part / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(one_pixel((RAMP * 60).astype(np.uint8), number)).save(path)
+    assert "classes 'Normal' and 'normal'" in refused(tmp_path / "scans")
