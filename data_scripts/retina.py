@@ -6,7 +6,7 @@ EXIF orientation is not applied; images are cropped to the retina's disc on a bl
 from pathlib import Path
 
 import numpy as np
-from common import arguments, chosen, finish, read_images, rows_without_copies, run, split_by_patient
+from common import arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, to_rgb
 from PIL import Image
 from scipy import ndimage
@@ -98,14 +98,12 @@ def main(args) -> None:
     fractions = (0.85, 0.15, 0.0) if idrid else (0.6, 0.15, 0.25)
     split = split_by_patient(patients, grades >= REFERABLE, args.seed, fractions)
     split[[picture.split == TEST for picture in kept]] = TEST
-    keep = rows_without_copies(images, split)
-    report["copies_left_out"] = len(split) - len(keep)
     labels, task = (grades >= REFERABLE).astype(np.uint8), ["not referable", "referable"]
     card = (IDRID if idrid else EYEPACS) | {"modality": "retina", "task": "binary", "classes": task}
     if args.task == "grade":
         labels, card = grades, card | {"task": "ordinal", "classes": [f"grade {g}" for g in range(5)]}
     arrays = {"images": images, "labels": labels, "patients": patients, "split": split, "grades": grades}
-    finish(args, chosen(arrays, keep), card, report)
+    finish(args, arrays, card, report)
 
 
 if __name__ == "__main__":

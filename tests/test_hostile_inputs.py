@@ -479,3 +479,48 @@ def test_class_folders_that_differ_only_by_case_are_named(tmp_path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(one_pixel((RAMP * 60).astype(np.uint8), number)).save(path)
     assert "classes 'Normal' and 'normal'" in refused(tmp_path / "scans")
+
+
+def split_tree(root):
+    """Split folders with the classes a and b, every picture another."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 6), ("test", 8), ("unlabelled", 4)):
+        for number in range(count):
+            path = root / part / "ab"[number % 2] / f"{part}{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(path)
+    return root
+
+
+def test_of_copies_in_several_splits_the_held_out_one_stays_and_other_labels_are_said(tmp_path):
+    root = split_tree(tmp_path / "scans")
+    whole, _ = made(root, "--gray", side=16, name="whole")
+    for source, copy in (
+        ("test/a/test0", "train/a/copy"),
+        ("test/a/test2", "val/a/copy"),
+        ("test/b/test1", "unlabelled/b/copy"),
+        ("val/b/val1", "train/b/copy"),
+        ("train/b/train1", "unlabelled/b/more"),
+        ("test/a/test4", "train/b/other"),
+    ):
+        (root / f"{copy}.png").write_bytes((root / f"{source}.png").read_bytes())
+    data, said = made(root, "--gray", side=16)
+    assert data.card["counts"] == whole.card["counts"] and data.card["report"]["copies_left_out"] == 6
+    assert {x.tobytes() for x in data.images} == {x.tobytes() for x in whole.images}
+    assert "1 equal pictures have different labels, for example" in said and "other.png" in said
+
+
+def test_people_with_an_equal_picture_are_one_patient_and_an_empty_picture_ties_no_one(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, (16, 16)).astype(np.uint8) for _ in range(40)]
+    pixels[4] = pixels[2]  # P1 and P2
+    pixels[7] = pixels[5]  # P2 and P3
+    for number in (20, 22, 24, 26):
+        pixels[number] = np.zeros((16, 16), np.uint8)
+    for number, image in enumerate(pixels):
+        path = tmp_path / "scans" / "ab"[number // 2 % 2] / f"P{number // 2}_{number % 2}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    data, _ = made(tmp_path / "scans", "--gray", "--patient-regex", r"(P\d+)_", side=16)
+    names, counts = np.unique(data.patients, return_counts=True)
+    assert counts.max() == 6 and names[counts.argmax()] == "P1" and len(names) in (17, 18)
