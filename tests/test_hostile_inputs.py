@@ -524,3 +524,55 @@ def test_people_with_an_equal_picture_are_one_patient_and_an_empty_picture_ties_
     data, _ = made(tmp_path / "scans", "--gray", "--patient-regex", r"(P\d+)_", side=16)
     names, counts = np.unique(data.patients, return_counts=True)
     assert counts.max() == 6 and names[counts.argmax()] == "P1" and len(names) in (17, 18)
+
+
+def finding(number, side=96):
+    """0..1: an oval with a bright spot at its top where the number is odd, on a ground that brightens downwards."""
+    rng = np.random.default_rng(number)
+    y, x = np.mgrid[:side, : side * 3 // 4] / side - 0.5
+    x = x + 0.125
+    pixels = 0.15 + 0.2 * (y + 0.5) + 0.3 * (x**2 / 0.09 + y**2 / 0.2 < 1) + rng.normal(0, 0.02, x.shape)
+    middle, spot = rng.uniform(-0.1, 0.1), number % 2
+    return (pixels + spot * 0.4 * np.exp(-((x - middle) ** 2 + (y + 0.25) ** 2) / 0.006)).clip(0, 1)
+
+
+def test_dicom_deep_png_and_turned_jpeg_with_a_table_of_excel_become_an_encoder_and_an_auc(tmp_path):
+    from mocolayers.evaluation.judge import judge
+    from mocolayers.recipe import EVALUATIONS, preset
+    from mocolayers.training.pretrain import pretrain
+
+    root, rows = tmp_path / "hospital", ["file,finding,patient"]
+    (root / "images").mkdir(parents=True)
+    for number in range(90):
+        pixels, kind = finding(number), number // 2 % 3
+        name = f"images/{number:03d}" + (".dcm", ".png", ".jpg")[kind]
+        if kind == 0:
+            values = ((1 - pixels) * 4095).astype(np.uint16)
+            window = {"WindowCenter": 2048, "WindowWidth": 4096, "PhotometricInterpretation": "MONOCHROME1"}
+            dicom(root / name, values, "anonymous", BitsStored=12, **window)
+        elif kind == 1:
+            Image.fromarray((pixels * 4095).astype(np.uint16)).save(root / name)
+        else:
+            exif = Image.Exif()
+            exif[274] = 6
+            turned = Image.fromarray((pixels * 255).astype(np.uint8)).transpose(Image.Transpose.ROTATE_90)
+            turned.save(root / name, exif=exif, quality=95)
+        label = "spot " if number % 2 else "none"
+        rows.append(f"{name.replace('/', chr(92))},{label},P{number // 2:02d}")
+    (root / "table.csv").write_text("\r\n".join([*rows, ",,"]) + "\r\n", encoding="utf-8-sig", newline="")
+    words = ("--csv", root / "table.csv", "--label", "finding", "--patient", "patient", "--gray")
+    data, said = made(root, *words, "--title", "Three ways to keep an image", side=28)
+    assert "DICOM images scaled to 8 bits from their own window: 30" in said and "I;16 images scaled" in said
+    assert "turned upright, as EXIF asks: 30" in said and "padded to a square: 90" in said
+    assert data.card["report"]["not_square"] == {"none": [45, 45], "spot": [45, 45]}
+    shown, wanted = data.images[..., 0].astype(float), [finding(number) for number in range(90)]
+    wanted = np.stack([np.pad(pixels, ((0, 0), (12, 12))) for pixels in wanted])
+    close = [
+        np.corrcoef(image.ravel(), np.asarray(Image.fromarray((x * 255).astype(np.uint8)).resize((28, 28))).ravel())
+        for image, x in zip(shown, wanted, strict=True)
+    ]
+    assert min(each[0, 1] for each in close) > 0.97, "all three kinds are the same kind of picture"
+    recipe = preset("smoke", "moco", data, steps=40, batch=16, queue=32)
+    run = pretrain(recipe, data, tmp_path / "runs", device="cpu", progress=False)
+    row = judge(run, data, EVALUATIONS["smoke"], 1.0, device="cpu")
+    assert run.finished and 0.5 < row["auc"] <= 1
