@@ -81,20 +81,20 @@ def check_apart(source: Path, target: Path) -> None:
             raise DatasetError(f"{source} and the new data set {target}: one is inside the other; choose another --out")
 
 
-def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace) -> Converted:
-    """`convert` with the options of the command line."""
+def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace, tie=True) -> Converted:
+    """`convert` with the options of the command line; people who share a picture become one patient with `tie`."""
     if args.range and not args.range[0] < args.range[1]:
         raise DatasetError(f"--range {args.range[0]:g} {args.range[1]:g}: the first value should be below the second")
     intensity, target = args.range or args.window, args.out / args.name
     read = convert(pictures, prepare, channels, args.side, target, args.skip_bad, args.workers, intensity)
-    read.report["equal_with_other_label"] = tie_copies(read.images, read.kept)
+    read.report["equal_with_other_label"] = tie_copies(read.images, read.kept, tie)
     return read
 
 
-def tie_copies(images, pictures: list[Picture]) -> int:
+def tie_copies(images, pictures: list[Picture], tie: bool) -> int:
     """Give the patients of equal pictures one name, unless their split is given; counts pictures with several labels.
 
-    A picture of one value, such as an empty patch, ties no one.
+    A picture of one value, such as an empty patch, ties no one, and so does one that a tenth of all images equal.
     """
     groups, one_name = {}, {}
     for picture, image, key in zip(pictures, images, pixel_hashes(images).tolist(), strict=True):
@@ -103,7 +103,8 @@ def tie_copies(images, pictures: list[Picture]) -> int:
     given = {picture.patient for picture in pictures if picture.split is not None}
     groups, several = [group for group in groups.values() if len(group) > 1], []
     for group in groups:
-        names = {_name(picture.patient, one_name) for picture in group} - given
+        few = 10 * len(group) <= len(pictures)
+        names = {_name(picture.patient, one_name) for picture in group if tie and few} - given
         one_name |= dict.fromkeys(names - {min(names, default="")}, min(names, default=""))
         labelled = [picture for picture in group if picture.split != UNLABELLED]
         if other := [picture for picture in labelled if np.any(picture.label != labelled[0].label)]:

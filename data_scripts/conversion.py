@@ -63,7 +63,7 @@ def convert(
     target: Path,
     skip_bad: bool,
     workers: int,
-    intensity: list[float] | str | None = None,
+    intensity=None,
 ) -> Converted:
     """Read, prepare and resize all pictures.
 

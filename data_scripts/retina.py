@@ -92,7 +92,8 @@ def main(args) -> None:
     )
     idrid = (source / "train_labels.csv").is_file()
     pictures = find_idrid(source) if idrid else find_eyepacs(source)
-    images, kept, report = read_images(pictures, crop_to_disc, 3, args)
+    # IDRiD names no patients, and published results rest on its seeded split: copies are left out, and not tied.
+    images, kept, report = read_images(pictures, crop_to_disc, 3, args, tie=not idrid)
     patients = np.array([picture.patient for picture in kept])
     grades = np.array([picture.grade for picture in kept], np.uint8)
     fractions = (0.85, 0.15, 0.0) if idrid else (0.6, 0.15, 0.25)
