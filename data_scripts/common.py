@@ -10,10 +10,11 @@ from conversion import Converted, Picture, convert, not_work, pixel_hashes
 
 from mocolayers.data.folders import SHEET, check_name, check_target, clear
 from mocolayers.data.labels import class_matrix
-from mocolayers.data.prepared import SPLITS, MedicalImages, Rows, data_folder, load, save_prepared
+from mocolayers.data.prepared import SPLITS, UNLABELLED, MedicalImages, Rows, data_folder, load, save_prepared
 from mocolayers.runtime import DatasetError, atomic_write
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
+KEPT_FIRST = np.array([1, 2, 3, 0])  # which copy of a picture stays, by split code: test, val, train, unlabelled
 EACH = 10  # pictures of each kind on the contact sheet
 KINDS = 60  # lines of the contact sheet at most
 
@@ -80,12 +81,45 @@ def check_apart(source: Path, target: Path) -> None:
             raise DatasetError(f"{source} and the new data set {target}: one is inside the other; choose another --out")
 
 
-def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace) -> Converted:
-    """`convert` with the options of the command line."""
+def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace, tie=True) -> Converted:
+    """`convert` with the options of the command line; people who share a picture become one patient with `tie`."""
     if args.range and not args.range[0] < args.range[1]:
         raise DatasetError(f"--range {args.range[0]:g} {args.range[1]:g}: the first value should be below the second")
     intensity, target = args.range or args.window, args.out / args.name
-    return convert(pictures, prepare, channels, args.side, target, args.skip_bad, args.workers, intensity)
+    read = convert(pictures, prepare, channels, args.side, target, args.skip_bad, args.workers, intensity)
+    read.report["equal_with_other_label"] = tie_copies(read.images, read.kept, tie)
+    return read
+
+
+def tie_copies(images, pictures: list[Picture], tie: bool) -> int:
+    """Give the patients of equal pictures one name, unless their split is given; counts pictures with several labels.
+
+    A picture of one value, such as an empty patch, ties no one, and so does one that a tenth of all images equal.
+    """
+    groups, one_name = {}, {}
+    for picture, image, key in zip(pictures, images, pixel_hashes(images).tolist(), strict=True):
+        if image.min() < image.max():
+            groups.setdefault(key, []).append(picture)
+    given = {picture.patient for picture in pictures if picture.split is not None}
+    groups, several = [group for group in groups.values() if len(group) > 1], []
+    for group in groups:
+        few = 10 * len(group) <= len(pictures)
+        names = {_name(picture.patient, one_name) for picture in group if tie and few} - given
+        one_name |= dict.fromkeys(names - {min(names, default="")}, min(names, default=""))
+        labelled = [picture for picture in group if picture.split != UNLABELLED]
+        if other := [picture for picture in labelled if np.any(picture.label != labelled[0].label)]:
+            several.append(f"{labelled[0].path} and {other[0].path}")
+    for picture in pictures:
+        picture.patient = _name(picture.patient, one_name)
+    if several:
+        print(f"warning: {len(several)} equal pictures have different labels, for example {several[0]}")
+    return len(several)
+
+
+def _name(patient: str, one_name: dict[str, str]) -> str:
+    while patient in one_name:
+        patient = one_name[patient]
+    return patient
 
 
 def split_by_patient(patients: np.ndarray, positive: np.ndarray, seed: int, fractions=FRACTIONS) -> np.ndarray:
@@ -102,11 +136,11 @@ def split_by_patient(patients: np.ndarray, positive: np.ndarray, seed: int, frac
 
 
 def rows_without_copies(images: np.ndarray, split: np.ndarray) -> np.ndarray:
-    """Rows to keep, so that no picture stands in two splits: the copy in the higher split code (test) stays."""
+    """Rows to keep, so that no picture is in two splits: the copy in test stays, else in val, else in train."""
     names, member = np.unique(pixel_hashes(images), return_inverse=True)
-    highest = np.zeros(len(names), split.dtype)
-    np.maximum.at(highest, member, split)
-    return np.flatnonzero(split == highest[member])
+    rank, highest = KEPT_FIRST[split], np.zeros(len(names), int)
+    np.maximum.at(highest, member, rank)
+    return np.flatnonzero(rank == highest[member])
 
 
 def chosen(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -115,7 +149,7 @@ def chosen(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndar
 
 
 def duplicates(images: np.ndarray, split: np.ndarray) -> dict[str, int]:
-    """How many images equal an earlier one, and how many pictures stand in more than one split."""
+    """How many images equal an earlier one, and how many pictures are in more than one split."""
     names, member = np.unique(pixel_hashes(images), return_inverse=True)
     sides = np.zeros((len(names), len(SPLITS)), bool)
     sides[member, split] = True
@@ -123,7 +157,11 @@ def duplicates(images: np.ndarray, split: np.ndarray) -> dict[str, int]:
 
 
 def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, report: dict) -> dict:
-    """Complete the report, write the prepared data set, print what it holds, and return the report."""
+    """Leave out copies across splits, write the prepared data set, print what it holds, and return the full report."""
+    keep = rows_without_copies(arrays["images"], arrays["split"])
+    left_out = len(arrays["split"]) - len(keep)
+    report = report | {"copies_left_out": report.get("copies_left_out", 0) + left_out}
+    arrays = chosen(arrays, keep)
     split, labels = arrays["split"], arrays["labels"]
     report = report | duplicates(arrays["images"], split) | {"patients": {}, "classes": {}}
     if "intensity" in report:
@@ -143,7 +181,8 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
     print(f"{place}: {len(split)} images of {len(np.unique(arrays['patients']))} patients, {args.side} px")
     for name, counts in report["classes"].items():
         print(f"  {name}: {report['patients'][name]} patients, " + ", ".join(f"{k} {v}" for k, v in counts.items()))
-    print(f"  equal pixels: {report['duplicate_images']} images, {report['across_splits']} pictures in several splits")
+    copies = f"{report['copies_left_out']} copies of pictures in another split are left out"
+    print(f"  equal pixels: {report['duplicate_images']} images; {copies}")
     for note, count in report.get("notes", {}).items():
         print(f"  {note}: {count}")
     for line in report.get("skipped", []):

@@ -63,13 +63,13 @@ def convert(
     target: Path,
     skip_bad: bool,
     workers: int,
-    intensity: list[float] | str | None = None,
+    intensity=None,
 ) -> Converted:
     """Read, prepare and resize all pictures.
 
     Args:
         pictures: what to read.
-        prepare: `image -> (image, note)` at source resolution; notes are counted in the report.
+        prepare: `image -> (image, note, ...)` at source resolution; notes are counted in the report.
         channels: of the prepared images, 1 or 3.
         side: of the result, pixels.
         target: the data set that it is for. Pixels and a journal of what is done are kept in a hidden folder beside it,
@@ -82,7 +82,9 @@ def convert(
         DatasetError: an unreadable file without `skip_bad`, or no readable file at all.
     """
     paths = [picture.path for picture in pictures]
-    about = f"{prepare.__module__}.{prepare.__name__} {side} {intensity}"
+    whole = prepare.args if isinstance(prepare, partial) else ()
+    named = getattr(prepare, "func", prepare)
+    about = f"{named.__module__}.{named.__name__} {whole} {channels} {side} {intensity}"
     work = target.with_name(f".{target.name}.work-{fingerprint(paths, about)}")
     work.mkdir(parents=True, exist_ok=True)
     os.utime(work)
@@ -192,11 +194,11 @@ def _read_one(path: Path, prepare, shape: tuple[int, ...], intensity, windowed) 
     """(side, side, C) pixels and notes on what was odd."""
     side = shape[0]
     image, notes = eight_bits(path, intensity, windowed)
-    image, note = prepare(image)
+    image, *more = prepare(image)
     if image.size != (side, side):
         smaller = min(image.size) >= side
         image = image.resize((side, side), Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC)
-    return np.asarray(image, dtype=np.uint8).reshape(shape), notes + [note] * bool(note)
+    return np.asarray(image, dtype=np.uint8).reshape(shape), notes + [note for note in more if note]
 
 
 def pixel_hashes(images) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from common import arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, colour, gray
+from PIL import Image, ImageOps
 from pixels import convert_with, is_dicom
 from sources import inside, open_source, pictures_in, read_table, visible
 
@@ -15,6 +17,10 @@ from mocolayers.data.prepared import SPLITS, TASKS, TEST, TRAIN, UNLABELLED, VAL
 from mocolayers.runtime import DatasetError
 
 SPLIT_NAMES = SPLITS | {"training": TRAIN, "valid": VAL, "validation": VAL, "testing": TEST, "unlabeled": UNLABELLED}
+NO_LABEL = ["", "nan", "na", "n/a"]
+SQUARE = {"pad": "padded to a square", "crop": "cropped to a square", "stretch": "stretched to a square"}
+UNEVEN = 0.2  # between the shares of oblong images of two classes
+ORIENTATION = 274  # the EXIF tag
 MODALITIES = ("chest", "histology", "retina", "other")
 EXAMPLES = """  python data_scripts/folder.py --source ~/scans --name scans --modality chest --gray
       where ~/scans/CLASS/*.png, or ~/scans/train|val|test/CLASS/*.png
@@ -89,7 +95,7 @@ def from_table(source: Path, args) -> tuple[list[Picture], list[str]]:
     wanted = [args.file, *args.label, *filter(None, (args.patient, args.split))]
     table = read_table(args.csv, wanted)
     labels, classes = _labels(table, args)
-    pictures = []
+    pictures, known = [], {}
     for row, name in enumerate(table[args.file]):
         path = inside(source, name, args.csv)
         if not path.is_file():
@@ -99,7 +105,19 @@ def from_table(source: Path, args) -> tuple[list[Picture], list[str]]:
         if patient == "":
             raise DatasetError(f"{args.csv}: {name!r} has no patient; give it one of its own if it is the only image")
         pictures.append(Picture(path, patient, labels[row], split))
+        first = known.setdefault(path, pictures[-1])
+        if first != pictures[-1]:
+            raise DatasetError(f"{args.csv}: {name!r} is listed twice, and not with the same label, patient and split")
     return pictures, classes
+
+
+def check_spelling(names, what: str) -> None:
+    """Refuse names that differ only by blanks, case, leading zeros or ".0": they are hardly meant to differ."""
+    known = {}
+    for name in names:
+        key = re.sub(r"(?<![\d.])0+(?=\d)|\s|\.0+$", "", name).casefold()
+        if (other := known.setdefault(key, name)) != name:
+            raise DatasetError(f"{what} {other!r} and {name!r}: write them alike, or tell them apart by more than that")
 
 
 def _labels(table: pd.DataFrame, args) -> tuple[list, list[str]]:
@@ -107,9 +125,13 @@ def _labels(table: pd.DataFrame, args) -> tuple[list, list[str]]:
         table[args.split].str.lower().isin(["unlabelled", "unlabeled"]) if args.split else np.zeros(len(table), bool)
     )
     told = table.loc[~unlabelled, args.label]
-    if (empty := (told == "").any(axis=1)).any():
-        row = told.index[empty][0]
-        raise DatasetError(f"{args.csv}: {table[args.file][row]!r} has no label; remove the line or split 'unlabelled'")
+    if (empty := told.apply(lambda column: column.str.lower().isin(NO_LABEL)).any(axis=1)).any():
+        first = table[args.file][told.index[empty][0]]
+        remedy = "remove these lines, or name a --split column that says 'unlabelled' there"
+        raise DatasetError(f"{args.csv}: no label for {empty.sum()} images, for example {first!r}; {remedy}")
+    if (unsure := told.isin(["-1", "-1.0"])).any(axis=None) and told.isin(["0", "0.0"]).any(axis=None):
+        question = "is it uncertain, or no label? Write a word for it, or remove these lines"
+        raise DatasetError(f"{args.csv}: -1 in {unsure.sum().sum()} cells beside 0: {question}")
     if len(args.label) > 1:
         if not told.isin(["0", "1"]).all(axis=None):
             raise DatasetError(f"{args.csv}: the label columns {', '.join(args.label)} should hold 0 and 1 only")
@@ -136,6 +158,31 @@ def task_of(args, classes: list[str]) -> str:
     if len(classes) < 2:
         raise DatasetError(f"every image has the same class, {classes[0]!r}: there is nothing to learn")
     return args.task or ("binary" if len(classes) == 2 else "multiclass")
+
+
+def upright_square(shape: str, channels: int, image: Image.Image) -> tuple:
+    """Turn an image as its EXIF data ask, and make it square."""
+    turned = "turned upright, as EXIF asks" if image.getexif().get(ORIENTATION, 1) != 1 else ""
+    image, note = (gray if channels == 1 else colour)(ImageOps.exif_transpose(image))
+    if image.width == image.height:
+        return image, note, turned
+    if shape != "stretch":
+        size, fit = (max(image.size), ImageOps.pad) if shape == "pad" else (min(image.size), ImageOps.fit)
+        image = fit(image, (size, size))
+    return image, note, turned, SQUARE[shape]
+
+
+def oblong(kept: list[Picture], labels: np.ndarray, split: np.ndarray, classes: list[str]) -> dict[str, list[int]]:
+    """For each class how many of its images were not square, and how many it has."""
+    odd = np.array([bool(set(SQUARE.values()) & set(picture.notes)) for picture in kept])
+    one_hot = (labels if labels.ndim == 2 else np.eye(len(classes), dtype=int)[labels]) * (split != UNLABELLED)[:, None]
+    counts = {name: [int(odd @ shown), int(shown.sum())] for name, shown in zip(classes, one_hot.T, strict=True)}
+    if odd.any():
+        print("not square: " + ", ".join(f"{name} {some} of {every}" for name, (some, every) in counts.items()))
+    shares = [some / every for some, every in counts.values() if every]
+    if max(shares) - min(shares) > UNEVEN:
+        print("warning: the shape of an image gives its class away; try --crop, and see what is lost")
+    return counts
 
 
 def splits(kept: list[Picture], patients: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -169,12 +216,15 @@ def main(args) -> None:
     source = open_source(args.source, "your images", args.out, "")
     pictures, classes = from_table(source, args) if args.csv else from_classes(source, args.patient_regex)
     task = task_of(args, classes)
+    check_spelling(classes, "classes")
+    check_spelling(sorted({picture.patient for picture in pictures if picture.patient}), "patients")
     if unknown := [picture for picture in pictures if not picture.patient]:
         which = f"of {len(unknown)} images " * (len(unknown) < len(pictures))
         print(f"no patients {which}are known: every image counts as a patient of its own, so check that no one has two")
         for picture in unknown:
             picture.patient = str(picture.path.relative_to(source))
-    prepare, channels = (gray, 1) if args.gray else (colour, 3)
+    channels = 1 if args.gray else 3
+    prepare = partial(upright_square, args.shape or "pad", channels)
     images, kept, report = read_images(pictures, prepare, channels, args)
     report["left_out"] = left_out(source, pictures, args.csv)
     labels = np.array([picture.label for picture in kept], np.uint8 if task == "multilabel" else np.int64)
@@ -184,6 +234,7 @@ def main(args) -> None:
         raise DatasetError(f"no readable image shows {classes[min(empty)]!r}; mend or remove it")
     card = {"title": args.title or args.name, "modality": args.modality, "task": task, "classes": classes}
     card |= {"source": str(args.source.name), "licence": "your own", "citation": ""}
+    report["not_square"] = oblong(kept, labels, split, classes)
     if report["left_out"]:
         print("files left out: " + ", ".join(f"{count} {ending}" for ending, count in report["left_out"].items()))
     arrays = {"images": images, "labels": labels, "patients": patients, "split": split}
@@ -201,5 +252,11 @@ if __name__ == "__main__":
     parser.add_argument("--task", choices=[t for t in TASKS if t != "multilabel"], help="kind of labels; else guessed")
     parser.add_argument("--modality", choices=MODALITIES, default="other", help="decides the views (%(default)s)")
     parser.add_argument("--gray", action="store_true", help="one channel, for X-rays; else colour")
+    shape = parser.add_mutually_exclusive_group()
+    for way, what in (
+        ("crop", "cut the middle out of images that are not square; else a black border is added"),
+        ("stretch", "stretch them"),
+    ):
+        shape.add_argument(f"--{way}", dest="shape", action="store_const", const=way, help=what)
     parser.add_argument("--title", help="for figures; else the name")
     run(main, parser)

@@ -1,4 +1,7 @@
-"""NIH ChestX-ray14: the publisher's tree (Data_Entry_2017.csv, images_*/images/*.png) to the prepared format."""
+"""NIH ChestX-ray14: the publisher's tree (Data_Entry_2017.csv, images_*/images/*.png) to the prepared format.
+
+EXIF orientation is not applied and images are stretched to a square, as users of this set expect.
+"""
 
 from pathlib import Path
 

@@ -67,7 +67,8 @@ def read(path: Path, deep_only: bool = False, windowed: bool = True) -> Image.Im
         raise ValueError(f"it is {advice}")
     if is_dicom(path):
         return _dicom(path, deep_only, windowed)
-    with Image.open(path) as image:
+    # Opened as a stream: Pillow garbles a turned TIFF that it maps into memory by name.
+    with open(path, "rb") as stream, Image.open(stream) as image:
         raw = _raw_mode(image)
         if raw.startswith(("RGB;16", "RGBA;16")):
             return Deep(_deep_colour(path, image), raw[:-1], image.info)

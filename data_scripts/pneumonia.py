@@ -1,4 +1,7 @@
-"""Kermany's chest X-rays of children: the publisher's tree to the prepared format, bacteria against virus."""
+"""Kermany's chest X-rays of children: the publisher's tree to the prepared format, bacteria against virus.
+
+EXIF orientation is not applied and images are stretched to a square, as users of this set expect.
+"""
 
 import re
 from pathlib import Path

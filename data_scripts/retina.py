@@ -1,9 +1,12 @@
-"""Diabetic retinopathy, EyePACS (trainLabels.csv, train/) or IDRiD (train/, test/), to the prepared format."""
+"""Diabetic retinopathy, EyePACS (trainLabels.csv, train/) or IDRiD (train/, test/), to the prepared format.
+
+EXIF orientation is not applied; images are cropped to the retina's disc on a black square.
+"""
 
 from pathlib import Path
 
 import numpy as np
-from common import arguments, chosen, finish, read_images, rows_without_copies, run, split_by_patient
+from common import arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, to_rgb
 from PIL import Image
 from scipy import ndimage
@@ -89,20 +92,19 @@ def main(args) -> None:
     )
     idrid = (source / "train_labels.csv").is_file()
     pictures = find_idrid(source) if idrid else find_eyepacs(source)
-    images, kept, report = read_images(pictures, crop_to_disc, 3, args)
+    # IDRiD names no patients, and published results rest on its seeded split: copies are left out, and not tied.
+    images, kept, report = read_images(pictures, crop_to_disc, 3, args, tie=not idrid)
     patients = np.array([picture.patient for picture in kept])
     grades = np.array([picture.grade for picture in kept], np.uint8)
     fractions = (0.85, 0.15, 0.0) if idrid else (0.6, 0.15, 0.25)
     split = split_by_patient(patients, grades >= REFERABLE, args.seed, fractions)
     split[[picture.split == TEST for picture in kept]] = TEST
-    keep = rows_without_copies(images, split)
-    report["copies_left_out"] = len(split) - len(keep)
     labels, task = (grades >= REFERABLE).astype(np.uint8), ["not referable", "referable"]
     card = (IDRID if idrid else EYEPACS) | {"modality": "retina", "task": "binary", "classes": task}
     if args.task == "grade":
         labels, card = grades, card | {"task": "ordinal", "classes": [f"grade {g}" for g in range(5)]}
     arrays = {"images": images, "labels": labels, "patients": patients, "split": split, "grades": grades}
-    finish(args, chosen(arrays, keep), card, report)
+    finish(args, arrays, card, report)
 
 
 if __name__ == "__main__":

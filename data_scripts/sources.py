@@ -1,13 +1,15 @@
 """Where the images come from: an unpacked folder, an archive that is unpacked once, or the publisher by kagglehub."""
 
+import csv
 import hashlib
+import io
 import re
 import shutil
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pandas as pd
 from pixels import DICOM, is_dicom
@@ -155,7 +157,11 @@ def pictures_in(root: Path, pattern: str = "**/*") -> list[Path]:
 
 
 def inside(root: Path, name: str, source: object = "the table") -> Path:
-    """`root / name`, refused if it would leave `root`."""
+    """`root / name`, refused if it would leave `root`; a path as Windows writes it is understood."""
+    if "\\" in name and not (root / name).exists():
+        parts = PureWindowsPath(name).parts
+        ends = ["/".join(parts[first:]) for first in range(bool(PureWindowsPath(name).drive), len(parts))]
+        name = next((end for end in ends if (root / end).exists()), ends[0])
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
         raise DatasetError(f"{source}: {name!r} leads out of {root}; remove that line")
@@ -163,12 +169,25 @@ def inside(root: Path, name: str, source: object = "the table") -> Path:
 
 
 def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
-    """A CSV with at least the given columns, as text."""
+    """A CSV with at least the given columns, as text without blanks around it; empty rows are left out."""
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True, index_col=False)
-    except (OSError, ValueError) as error:
+        text = io.StringIO(path.read_text(encoding="utf-8-sig"))
+        rows = csv.reader(text, skipinitialspace=True)
+        header, cells = [name.strip() for name in next(rows, [])], []
+        for row in rows:
+            row = [cell.strip() for cell in row]
+            if any(row[len(header) :]):
+                what = f"{len(row)} cells where the header has {len(header)}"
+                raise DatasetError(f"{path}, line {rows.line_num}: {what}; put cells that hold a comma in quotes")
+            if any(row):
+                cells.append((row + [""] * len(header))[: len(header)])
+    except UnicodeDecodeError:
+        raise DatasetError(f"{path} is not in UTF-8; export it as UTF-8 with commas") from None
+    except (OSError, csv.Error) as error:
         raise DatasetError(f"{path}: {error}") from None
-    table.columns = table.columns.str.strip()
-    if missing := [name for name in columns if name not in table]:
-        raise DatasetError(f"{path} has no column {missing[0]!r}; it has {', '.join(table.columns)}")
-    return table
+    if missing := [name for name in columns if name not in header]:
+        if len(header) == 1 and re.search(r"[;\t]", header[0]):
+            raise DatasetError(f"{path}: its columns are not separated by commas; export it as UTF-8 with commas")
+        raise DatasetError(f"{path} has no column {missing[0]!r}; it has {', '.join(header)}")
+    table = pd.DataFrame(cells, columns=header, dtype=str)
+    return table.loc[:, ~table.columns.duplicated()]

@@ -145,7 +145,7 @@ def test_a_class_without_a_readable_image_is_an_error(tmp_path):
         (("--label", "finding"), "", "it has file, grade"),
         (("--label", "grade"), "../secret.png,1,0,0,P1,train", "leads out of"),
         (("--label", "grade"), "nowhere.png,1,0,0,P1,train", "is not under"),
-        (("--label", "grade"), "Köpfe und Füße/image 1.png,,0,0,P1,train", "has no label"),
+        (("--label", "grade"), "Köpfe und Füße/image 1.png,,0,0,P1,train", "no label for 1 images"),
         (("--label", "grade", "--split", "fold"), "Köpfe und Füße/image 1.png,1,0,0,P1,dev", "'dev' is no split"),
         (("--label", "grade", "opacity"), "", "should hold 0 and 1"),
         (("--label", "patient", "--task", "ordinal"), "", "wants numbers"),

@@ -299,3 +299,282 @@ def test_files_that_are_not_read_are_counted_by_ending(tmp_path):
     (root / "notes.txt").write_text("x")
     data, said = made(root)
     assert "files left out: 3 .gif, 1 .txt" in said and data.card["report"]["left_out"] == {".gif": 3, ".txt": 1}
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
+def test_images_stand_as_their_exif_data_ask(tmp_path, ending):
+    upright = np.full((48, 40), 30, np.uint8)
+    upright[:20, :20] = 220
+    turns = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    turns |= {2: Image.Transpose.FLIP_LEFT_RIGHT, 4: Image.Transpose.FLIP_TOP_BOTTOM}
+
+    def write(number, path):
+        tag = list(turns)[number // 2 % len(turns)]
+        image = Image.fromarray(one_pixel(upright, 25 + number))
+        exif = Image.Exif()
+        exif[274] = tag
+        (image.transpose(turns[tag]) if turns[tag] is not None else image).save(path, exif=exif)
+
+    data, said = made(classes(tmp_path / "scans", write, ending, 24), "--gray", side=24)
+    top_left, others = data.images[:, 2:8, 4:10].mean(axis=(1, 2, 3)), data.images[:, 14:22, 4:20]
+    assert (top_left > 190).all() and others.mean() < 50
+    assert ending == "tif" or "turned upright, as EXIF asks: 20" in said
+
+
+def disc(number, width=60):
+    """A circle on a black image, 60 high."""
+    y, x = np.mgrid[:60, :width]
+    pixels = np.where((x - width / 2) ** 2 + (y - 30) ** 2 < 22**2, 200 + number, 20)
+    return pixels.astype(np.uint8)
+
+
+@pytest.mark.parametrize("words", [(), ("--crop",), ("--stretch",)])
+def test_a_circle_stays_round_unless_stretching_is_asked_for(tmp_path, words):
+    root = classes(tmp_path / "scans", lambda n: disc(n, 150 if n % 2 else 60), "png")
+    data, said = made(root, "--gray", *words)
+    rows, columns = (data.images[data.labels == 1][0, ..., 0] > 120).nonzero()
+    assert (abs(np.ptp(rows) - np.ptp(columns)) <= 1) == (words != ("--stretch",))
+    assert data.card["report"]["not_square"] == {"a": [0, 10], "b": [10, 10]}
+    assert "not square: a 0 of 10, b 10 of 10" in said and "gives its class away" in said
+    assert any(f"{way} to a square: 10" in said for way in ("padded", "cropped", "stretched"))
+
+
+def test_shape_that_both_classes_share_is_counted_and_not_warned_of(tmp_path):
+    data, said = made(classes(tmp_path / "scans", lambda n: disc(n, 150 if n < 8 else 60), "png"), "--gray")
+    assert data.card["report"]["not_square"] == {"a": [4, 10], "b": [4, 10]} and "gives its class away" not in said
+
+
+@pytest.fixture
+def table(tmp_path):
+    """A function that writes 60 images and a table of them, each row changed by `change`; returns the words for it."""
+    rng = np.random.default_rng(1)
+    for number in range(60):
+        path = tmp_path / "scans" / "in" / f"im{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 20), np.uint8)).save(path)
+
+    def write(change=lambda number, *row: row, encoding="utf-8", separator=",", more=()):
+        rows = [("file", "label", "patient", "fold")]
+        for number in range(60):
+            fold = ("train", "train", "val", "test")[number // 3 % 4]
+            row = (f"in/im{number:02d}.png", ("benign", "malignant")[number % 2], f"P{number // 3:02d}", fold)
+            rows.append(change(number, *row))
+        lines = [separator.join(row) for row in [*rows, *more]]
+        (tmp_path / "table.csv").write_text("\r\n".join(lines) + "\r\n", encoding=encoding, newline="")
+        return tmp_path / "scans", "--csv", tmp_path / "table.csv", "--label", "label", "--patient", "patient"
+
+    return write
+
+
+HARMLESS = {
+    "as it should be": {},
+    "blanks around cells": {"change": lambda n, f, c, p, s: (f, f" {c} " if n % 3 else c, p + " " * (n % 2), s)},
+    "a mark of byte order": {"encoding": "utf-8-sig"},
+    "paths of Windows": {"change": lambda n, f, c, p, s: (f.replace("/", "\\"), c, p, s)},
+    "whole paths of Windows": {"change": lambda n, f, c, p, s: ("C:\\Data\\scans\\" + f.replace("/", "\\"), c, p, s)},
+    "empty rows as Excel leaves them": {"more": [("", "", "", ""), ("", "", "", "")]},
+    "empty cells behind": {"change": lambda n, *row: (*row, "", "") if n % 2 else row},
+}
+
+
+@pytest.mark.parametrize("kind", HARMLESS)
+def test_a_table_that_can_only_mean_one_thing_is_read(table, kind):
+    data, _ = made(*table(**HARMLESS[kind]))
+    assert data.classes == ["benign", "malignant"] and len(set(data.patients)) == 20 and len(data.images) == 60
+
+
+def some(number):
+    return number % 3 == 0
+
+
+SLIPS = {
+    "class in capitals": (
+        {"change": lambda n, f, c, p, s: (f, c.title() if some(n) else c, p, s)},
+        "classes 'Benign' and 'benign'",
+    ),
+    "class with a zero behind": (
+        {"change": lambda n, f, c, p, s: (f, f"{n % 2}" + ".0" * some(n), p, s)},
+        "classes '0.0' and '0'",
+    ),
+    "class with a blank inside": (
+        {"change": lambda n, f, c, p, s: (f, "no  tumour" if some(n) else "no tumour" if n % 2 else "tumour", p, s)},
+        "classes 'no  tumour' and 'no tumour'",
+    ),
+    "patient in small letters": (
+        {"change": lambda n, f, c, p, s: (f, c, p.lower() if some(n) else p, s)},
+        "patients 'P00' and 'p00'",
+    ),
+    "patient without its zeros": (
+        {"change": lambda n, f, c, p, s: (f, c, str(int(p[1:])) if some(n) else p[1:], s)},
+        "patients '0' and '00'",
+    ),
+    "patient as a decimal": (
+        {"change": lambda n, f, c, p, s: (f, c, p[1:].lstrip("0") + "1" + ".0" * some(n), s)},
+        "patients '1' and '1.0'",
+    ),
+    **{
+        f"{word!r} for no label": (
+            {"change": lambda n, f, c, p, s, word=word: (f, word if n % 7 == 0 else c, p, s)},
+            "no label for 9 images, for example 'in/im00.png'",
+        )
+        for word in ("", "NaN", "NA", "n/a", " ")
+    },
+    "-1 for uncertain": (
+        {"change": lambda n, f, c, p, s: (f, "-1" if n % 6 == 0 else str(n % 2), p, s)},
+        "-1 in 10 cells beside 0",
+    ),
+    "a file twice": ({"more": [("in/im00.png", "malignant", "P00", "train")]}, "'in/im00.png' is listed twice"),
+    "a file of two patients": ({"more": [("in/im00.png", "benign", "P01", "train")]}, "'in/im00.png' is listed twice"),
+    "UTF-16": ({"encoding": "utf-16"}, "export it as UTF-8 with commas"),
+    "cp1252": (
+        {"encoding": "cp1252", "change": lambda n, f, c, p, s: (f, c, "Müller " + p, s)},
+        "export it as UTF-8 with commas",
+    ),
+    "semicolons": ({"separator": ";"}, "export it as UTF-8 with commas"),
+    "tabs": ({"separator": "\t"}, "export it as UTF-8 with commas"),
+    "a comma in a cell": (
+        {"change": lambda n, f, c, p, s: (f, "mild, old" if n == 12 else c, p, s)},
+        "line 14: 5 cells where the header has 4",
+    ),
+    "a path out of the folder": (
+        {"change": lambda n, f, c, p, s: ("..\\..\\secret.png" if n == 5 else f, c, p, s)},
+        "leads out of",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SLIPS)
+def test_a_table_that_could_mean_two_things_is_refused_and_both_are_named(table, kind):
+    words, said = SLIPS[kind]
+    assert said in refused(*table(**words))
+
+
+def test_images_without_a_label_may_be_said_to_be_unlabelled(table):
+    def change(number, file, label, patient, fold):
+        return (file, "NA", patient, "unlabelled") if patient in ("P00", "P04") else (file, label, patient, fold)
+
+    data, _ = made(*table(change), "--split", "fold")
+    assert len(data.rows("unlabelled")) == 6 and data.classes == ["benign", "malignant"]
+
+
+@pytest.mark.parametrize(
+    "words", [("-1", "1"), ("-2", "-1"), ("I", "II"), ("1.0", "1.5"), ("10", "100"), ("1.2", "12")]
+)
+def test_names_that_truly_differ_are_classes_and_patients(table, words):
+    patients = ("1.2.840.10", "1.2.840.1")
+    change = lambda n, f, c, p, s: (f, words[n % 2], f"{patients[n // 3 % 2]}.{n // 3 + 1}", s)  # noqa: E731
+    data, _ = made(*table(change))
+    assert sorted(data.classes) == sorted(words) and len(set(data.patients)) == 20
+
+
+def test_a_file_that_is_listed_twice_in_the_same_way_is_read_as_before(table):
+    assert len(made(*table(more=[("in/im00.png", "benign", "P00", "train")]))[0].images) in (60, 61)
+
+
+def test_class_folders_that_differ_only_by_case_are_named(tmp_path):
+    for part, names in (("train", ("Normal", "tumour")), ("test", ("normal", "tumour"))):
+        for name in names:
+            for number in range(8):
+                path = tmp_path / "scans" / part / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(one_pixel((RAMP * 60).astype(np.uint8), number)).save(path)
+    assert "classes 'Normal' and 'normal'" in refused(tmp_path / "scans")
+
+
+def split_tree(root):
+    """Split folders with the classes a and b, every picture another."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("val", 6), ("test", 8), ("unlabelled", 4)):
+        for number in range(count):
+            path = root / part / "ab"[number % 2] / f"{part}{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(path)
+    return root
+
+
+def test_of_copies_in_several_splits_the_held_out_one_stays_and_other_labels_are_said(tmp_path):
+    root = split_tree(tmp_path / "scans")
+    whole, _ = made(root, "--gray", side=16, name="whole")
+    for source, copy in (
+        ("test/a/test0", "train/a/copy"),
+        ("test/a/test2", "val/a/copy"),
+        ("test/b/test1", "unlabelled/b/copy"),
+        ("val/b/val1", "train/b/copy"),
+        ("train/b/train1", "unlabelled/b/more"),
+        ("test/a/test4", "train/b/other"),
+    ):
+        (root / f"{copy}.png").write_bytes((root / f"{source}.png").read_bytes())
+    data, said = made(root, "--gray", side=16)
+    assert data.card["counts"] == whole.card["counts"] and data.card["report"]["copies_left_out"] == 6
+    assert {x.tobytes() for x in data.images} == {x.tobytes() for x in whole.images}
+    assert "1 equal pictures have different labels, for example" in said and "other.png" in said
+
+
+def test_people_with_an_equal_picture_are_one_patient_and_what_many_share_ties_no_one(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = [rng.integers(0, 256, (16, 16)).astype(np.uint8) for _ in range(40)]
+    pixels[4] = pixels[2]  # P1 and P2
+    pixels[7] = pixels[5]  # P2 and P3
+    for number in (20, 22, 24, 26):
+        pixels[number] = np.zeros((16, 16), np.uint8)
+    for number in range(30, 40, 2):
+        pixels[number] = pixels[28]  # the same placeholder for five people
+    for number, image in enumerate(pixels):
+        path = tmp_path / "scans" / "ab"[number // 2 % 2] / f"P{number // 2}_{number % 2}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    data, _ = made(tmp_path / "scans", "--gray", "--patient-regex", r"(P\d+)_", side=16)
+    names, counts = np.unique(data.patients, return_counts=True)
+    assert counts.max() == 6 and names[counts.argmax()] == "P1" and len(names) > 8
+
+
+def finding(number, side=96):
+    """0..1: an oval with a bright spot at its top where the number is odd, on a ground that brightens downwards."""
+    rng = np.random.default_rng(number)
+    y, x = np.mgrid[:side, : side * 3 // 4] / side - 0.5
+    x = x + 0.125
+    pixels = 0.15 + 0.2 * (y + 0.5) + 0.3 * (x**2 / 0.09 + y**2 / 0.2 < 1) + rng.normal(0, 0.02, x.shape)
+    middle, spot = rng.uniform(-0.1, 0.1), number % 2
+    return (pixels + spot * 0.4 * np.exp(-((x - middle) ** 2 + (y + 0.25) ** 2) / 0.006)).clip(0, 1)
+
+
+def test_dicom_deep_png_and_turned_jpeg_with_a_table_of_excel_become_an_encoder_and_an_auc(tmp_path):
+    from mocolayers.evaluation.judge import judge
+    from mocolayers.recipe import EVALUATIONS, preset
+    from mocolayers.training.pretrain import pretrain
+
+    root, rows = tmp_path / "hospital", ["file,finding,patient"]
+    (root / "images").mkdir(parents=True)
+    for number in range(90):
+        pixels, kind = finding(number), number // 2 % 3
+        name = f"images/{number:03d}" + (".dcm", ".png", ".jpg")[kind]
+        if kind == 0:
+            values = ((1 - pixels) * 4095).astype(np.uint16)
+            window = {"WindowCenter": 2048, "WindowWidth": 4096, "PhotometricInterpretation": "MONOCHROME1"}
+            dicom(root / name, values, "anonymous", BitsStored=12, **window)
+        elif kind == 1:
+            Image.fromarray((pixels * 4095).astype(np.uint16)).save(root / name)
+        else:
+            exif = Image.Exif()
+            exif[274] = 6
+            turned = Image.fromarray((pixels * 255).astype(np.uint8)).transpose(Image.Transpose.ROTATE_90)
+            turned.save(root / name, exif=exif, quality=95)
+        label = "spot " if number % 2 else "none"
+        rows.append(f"{name.replace('/', chr(92))},{label},P{number // 2:02d}")
+    (root / "table.csv").write_text("\r\n".join([*rows, ",,"]) + "\r\n", encoding="utf-8-sig", newline="")
+    words = ("--csv", root / "table.csv", "--label", "finding", "--patient", "patient", "--gray")
+    data, said = made(root, *words, "--title", "Three ways to keep an image", side=28)
+    assert "DICOM images scaled to 8 bits from their own window: 30" in said and "I;16 images scaled" in said
+    assert "turned upright, as EXIF asks: 30" in said and "padded to a square: 90" in said
+    assert data.card["report"]["not_square"] == {"none": [45, 45], "spot": [45, 45]}
+    shown, wanted = data.images[..., 0].astype(float), [finding(number) for number in range(90)]
+    wanted = np.stack([np.pad(pixels, ((0, 0), (12, 12))) for pixels in wanted])
+    close = [
+        np.corrcoef(image.ravel(), np.asarray(Image.fromarray((x * 255).astype(np.uint8)).resize((28, 28))).ravel())
+        for image, x in zip(shown, wanted, strict=True)
+    ]
+    assert min(each[0, 1] for each in close) > 0.97, "all three kinds are the same kind of picture"
+    recipe = preset("smoke", "moco", data, steps=40, batch=16, queue=32)
+    run = pretrain(recipe, data, tmp_path / "runs", device="cpu", progress=False)
+    row = judge(run, data, EVALUATIONS["smoke"], 1.0, device="cpu")
+    assert run.finished and 0.5 < row["auc"] <= 1
