@@ -64,7 +64,7 @@ def test_a_killed_conversion_goes_on_where_it_was_and_ends_byte_identical(tmp_pa
 
 
 def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
-    source, out = patches(tmp_path / "patches"), tmp_path / "out"
+    source, out = patches(tmp_path / "patches", 60), tmp_path / "out"
     running = start(source, out)
     for process in (*psutil.Process(running.pid).children(), psutil.Process(running.pid)):
         process.send_signal(signal.SIGINT)
