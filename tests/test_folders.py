@@ -244,3 +244,15 @@ def test_a_card_of_another_program_does_not_make_a_folder_ours(tmp_path):
     with pytest.raises(DatasetError, match="is left as it is"):
         check_target(folder)
     assert np.load(folder / "images.npy").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_labels_that_a_reader_corrected_are_not_replaced_by_the_same_command(tmp_path):
+    target = save_prepared(tmp_path / "mine", make_arrays(), make_card())
+    labels = np.load(target / "labels.npy")
+    np.save(target / "labels.npy", 1 - labels)
+    with pytest.raises(DatasetError, match="labels.npy was changed.*not replaced"):
+        save_prepared(target, make_arrays(), make_card())
+    assert np.array_equal(np.load(target / "labels.npy"), 1 - labels)
+    (target / "labels.npy").write_bytes(b"damaged")
+    save_prepared(target, make_arrays(), make_card())
+    assert np.array_equal(np.load(target / "labels.npy"), labels), "what cannot be read may be made again"

@@ -1,6 +1,7 @@
 """Folders that are replaced as a whole: only what we made ourselves, and nothing that another process works in."""
 
 import filecmp
+import hashlib
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import numpy as np
 
 from mocolayers.runtime import DatasetError
 
@@ -35,6 +38,25 @@ def check_target(target: Path) -> None:
             f"{target} is there already and holds {others[0]!r}, which no data script wrote; it is left as it is. "
             "Choose another name, or move it away"
         )
+    if target.is_dir() and (name := corrected(target)):
+        raise DatasetError(
+            f"{target / name}.npy was changed after it was prepared, perhaps corrected by hand; it is not replaced. "
+            "Choose another name, or move it away"
+        )
+
+
+def corrected(folder: Path) -> str | None:
+    """The first of the small arrays of a prepared data set that can be read but is not what the card says."""
+    try:
+        prepared = dict(json.loads((folder / "card.json").read_text(encoding="utf-8"))["sha256"])
+        for name in ARRAYS[1:]:
+            path = folder / f"{name}.npy"
+            np.load(path)
+            if hashlib.sha256(path.read_bytes()).hexdigest() != prepared[name]:
+                return name
+    except (OSError, ValueError, EOFError, KeyError, TypeError):
+        return None  # damaged: it may be made again
+    return None
 
 
 def strangers(folder: Path) -> list[str]:

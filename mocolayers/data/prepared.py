@@ -243,7 +243,7 @@ def _read(place: Path, verify: bool) -> MedicalImages:
     for name in (name for name in ARRAYS if found[name] != prepared.get(name)):
         if verify:
             raise DatasetError(f"{place / name}.npy: its sha256 is not the card's. {rebuild}")
-        say_once(f"{place / name}.npy was changed after it was prepared: what is made from it is kept apart. {rebuild}")
+        say_once(f"{place / name}.npy was changed after it was prepared: what is made from it is kept apart")
     _check_arrays(place.name, arrays, card)
     counts = _counts(arrays["split"])
     if counts != card.get("counts") or arrays["images"].shape[1] != card.get("side"):
