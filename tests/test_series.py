@@ -237,6 +237,14 @@ def test_a_failed_copy_that_the_series_did_not_make_is_kept_under_another_name(t
     assert [path.read_text() for path in folder.glob("01_any.failed.yours-*.ipynb")] == ["mine"]
 
 
+def test_a_relative_data_folder_means_the_same_in_the_notebook(tmp_path, monkeypatch):
+    write_notebook(tmp_path / "notebooks", "01_any", "import os; print(os.environ['MOCOLAYERS_DATA'])")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MOCOLAYERS_DATA", "prepared")
+    run(tmp_path, ["a"])
+    assert str(tmp_path / "prepared") in (place(tmp_path, "a") / "01_any.ipynb").read_text()
+
+
 def test_a_page_of_a_readers_own_is_not_replaced(tmp_path):
     write_notebook(tmp_path / "notebooks", "01_any", "1 + 1")
     (tmp_path / "executed").mkdir()

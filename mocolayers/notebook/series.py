@@ -137,7 +137,8 @@ def _execute(notebook: Path, target: Path, failed: Path, values: dict) -> tuple[
     from nbconvert import HTMLExporter
 
     work, peaks, error = target.with_name(f"{target.stem}.partial.ipynb"), [0], ""
-    os.environ["MOCOLAYERS_DATA"] = str(data_folder().resolve())  # the kernel runs in another folder
+    if "MOCOLAYERS_DATA" in os.environ:  # the kernel runs in another folder, where a relative one means another
+        os.environ["MOCOLAYERS_DATA"] = str(data_folder().resolve())
     try:
         papermill.execute_notebook(
             notebook,
