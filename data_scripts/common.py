@@ -159,8 +159,7 @@ def duplicates(images: np.ndarray, split: np.ndarray) -> dict[str, int]:
 def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, report: dict) -> dict:
     """Leave out copies across splits, write the prepared data set, print what it holds, and return the full report."""
     keep = rows_without_copies(arrays["images"], arrays["split"])
-    left_out = len(arrays["split"]) - len(keep)
-    report = report | {"copies_left_out": report.get("copies_left_out", 0) + left_out}
+    report = report | {"copies_left_out": len(arrays["split"]) - len(keep)}
     arrays = chosen(arrays, keep)
     split, labels = arrays["split"], arrays["labels"]
     report = report | duplicates(arrays["images"], split) | {"patients": {}, "classes": {}}

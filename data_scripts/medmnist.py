@@ -14,7 +14,7 @@ from medmnist import INFO  # noqa: E402
 sys.path.insert(0, HERE)
 
 import numpy as np  # noqa: E402
-from common import arguments, chosen, finish, rows_without_copies, run  # noqa: E402
+from common import arguments, finish, run  # noqa: E402
 from conversion import pixel_hashes  # noqa: E402
 
 from mocolayers.runtime import DatasetError  # noqa: E402
@@ -91,16 +91,6 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return {"images": images, "labels": labels, "split": np.repeat(np.arange(3, dtype=np.uint8), sizes)}
 
 
-def without_copies(arrays: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
-    """Leave out training and validation copies of pictures that are held out, and give equal pictures one patient.
-
-    MedMNIST publishes no patients; equal pixels are the one thing that can be known to belong together.
-    """
-    patients = np.unique(pixel_hashes(arrays["images"]), return_inverse=True)[1]
-    keep = rows_without_copies(arrays["images"], arrays["split"])
-    return chosen(arrays | {"patients": patients}, keep), len(patients) - len(keep)
-
-
 def main(args) -> None:
     name, info = args.set, INFO[args.set]
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +98,9 @@ def main(args) -> None:
             raise DatasetError(f"{args.source} does not exist; --source wants the .npz file of {name}")
         path = args.source or fetch(name, args.side, Path(folder))
         sure = verified(path, name, args.side, args.allow_unverified)
-        arrays, left_out = without_copies(read(path))
+        arrays = read(path)
+    # No patients are published; equal pixels are the one thing that can be known to belong together.
+    arrays["patients"] = np.unique(pixel_hashes(arrays["images"]), return_inverse=True)[1]
     if arrays["images"].shape[1] != args.side:
         raise DatasetError(f"{path} holds images of {arrays['images'].shape[1]} px; pass --side for that size")
     task = TASK[info["task"]]
@@ -123,7 +115,7 @@ def main(args) -> None:
         "citation": CITATION,
         "verified": sure,
     }
-    finish(args, arrays, card, {"copies_left_out": left_out})
+    finish(args, arrays, card, {})
 
 
 if __name__ == "__main__":
