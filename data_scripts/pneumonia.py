@@ -6,6 +6,7 @@ EXIF orientation is not applied and images are stretched to a square, as users o
 import re
 from pathlib import Path
 
+import nih
 import numpy as np
 from common import arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, gray
@@ -29,6 +30,7 @@ CARD = {
 }
 EXAMPLES = """  python data_scripts/pneumonia.py --source ~/chest_xray --side 64
   python data_scripts/pneumonia.py --source ~/chest_xray --task pneumonia --name pneumonia_or_normal
+  python data_scripts/pneumonia.py --source ~/chest_xray --split seeded --unlabelled ~/nih ~/nih_more
   python data_scripts/pneumonia.py                                    # downloads from Kaggle"""
 
 
@@ -57,6 +59,11 @@ def find(source: Path, task: str) -> list[Picture]:
     return pictures
 
 
+def others(source: Path) -> list[Picture]:
+    """Images of NIH ChestX-ray14, for pretraining only; its numbers of patients are not those of this set."""
+    return [Picture(picture.path, f"NIH/{picture.patient}", 0, UNLABELLED) for picture in nih.find(source)]
+
+
 def splits(pictures: list[Picture], patients: np.ndarray, labels: np.ndarray, args) -> np.ndarray:
     """The publisher's test part and a seeded validation part of the rest; or all of it seeded, by patient."""
     given = np.array([-1 if picture.split is None else picture.split for picture in pictures])
@@ -73,7 +80,10 @@ def splits(pictures: list[Picture], patients: np.ndarray, labels: np.ndarray, ar
 
 def main(args) -> None:
     source = open_source(args.source, "chest_xray/train and test", args.out, KAGGLE)
-    images, kept, report = read_images(find(source, args.task), gray, 1, args)
+    pictures = find(source, args.task)
+    for number, more in enumerate(args.unlabelled, start=1):
+        pictures += others(open_source(more, f"NIH tree {number}", args.out, nih.KAGGLE))
+    images, kept, report = read_images(pictures, gray, 1, args)
     labels = np.array([picture.label for picture in kept], np.uint8)
     patients = np.array([picture.patient for picture in kept])
     split = splits(kept, patients, labels, args)
@@ -87,4 +97,6 @@ if __name__ == "__main__":
     parser.add_argument("--task", choices=tuple(CLASSES), default="type", help=f"{task} (%(default)s)")
     how = "the publisher's test part, which is harder, or a seeded split of all"
     parser.add_argument("--split", choices=("official", "seeded"), default="official", help=f"{how} (%(default)s)")
+    more = "trees of NIH ChestX-ray14, used for pretraining only"
+    parser.add_argument("--unlabelled", nargs="+", type=Path, default=[], metavar="PATH", help=more)
     run(main, parser)
