@@ -1,11 +1,13 @@
-"""The study: tune, train and judge every arm, and say what came out.
+"""The study: train and judge every arm, and say what came out.
 
 examples:
-  make study                            # tune, run, report: the whole, resumed where it was stopped
-  python -m study run --preset smoke --dataset retina --seed 10 --out rehearsal
-  python -m study run --series larger --arm moco mse
-  python -m study report --tables rehearsal
-  python -m study again --dataset retina --arm moco --seed 10 --series first
+  make study                                       # the whole, resumed where it was stopped
+  make study SCALE=smoke                           # a rehearsal, in minutes
+  python -m study run --series gate                # only the first of its series
+  python -m study run --dataset mine --out runs/study/mine
+  python -m study run --scheduler tcp://10.0.0.1:8786       # on a Dask cluster that shares these folders
+  python -m study report --out runs/study/cpu
+  python -m study again --series comparison --dataset aptos --arm moco --seed 3
   python -m study as-released --dataset breast_histology --seed 10 11 12 --arm mse barlow
 """
 
@@ -24,119 +26,113 @@ from study import protocol
 class Part:
     """Which part of the study, and where; the whole by default."""
 
+    series: tuple[Literal["gate", "weights", "comparison", "conditions"], ...] = tuple(protocol.SERIES)
+    """In this order: a later one follows from the tables of the earlier ones."""
     dataset: tuple[str, ...] = ()
-    """Prepared data sets."""
+    """Prepared data sets; those of the protocol that are there by default."""
     arm: tuple[str, ...] = ()
-    """Arms."""
+    """Arms, of the comparison and the weights."""
     seed: tuple[int, ...] = ()
     """Seeds."""
-    series: tuple[Literal["first", "long", "larger"], ...] = ("first", "long")
-    """Grids of the protocol; larger needs a data folder of its own, see PROTOCOL.md."""
-    preset: Literal["smoke", "lesson", "paper", "paper-sound"] = "lesson"
-    """Size of the runs."""
-    settings: Path = protocol.TABLES
-    """Folder whose tuning.csv decides how each arm is trained."""
+    scale: Literal["smoke", "cpu", "gpu"] = "cpu"
+    """Size of every run."""
     plugin: Path | None = None
     """Python file that adds arms of your own, see CONTRIBUTING.md."""
     runs_dir: Path = Path("runs")
     """Folder that keeps runs."""
-    out: Path = Path("runs/study")
-    """Folder for tables."""
+    out: Path | None = None
+    """Folder of tables; rows that it has are not made again. runs/study/SCALE by default."""
     jobs: int = -1
     """Processes; one per core by default."""
+    scheduler: str = ""
+    """Address of a Dask cluster that does the work instead of this machine."""
+
+    @property
+    def folder(self) -> Path:
+        return self.out or Path("runs/study") / self.scale
 
     @property
     def about(self) -> dict:
-        if self.out.resolve() == protocol.TABLES:
-            raise ValueError(f"{self.out} holds the committed tables: write elsewhere (--out FOLDER), look, then copy")
-        return {"preset_name": self.preset, "runs_dir": self.runs_dir, "plugin": self.plugin}
-
-    def cells(self) -> list:
-        from study.run import chosen, grid
-
-        part = self.dataset, self.arm, self.seed, chosen(self.settings)
-        return [cell for series in self.series for cell in grid(series, *part, **self.about)]
-
-    def write(self, **tables) -> None:
-        from study.run import write_tables
-
-        write_tables(tables, self.out)
-        print(f"{', '.join(tables)}: written to {self.out}")
+        where = {"scale": self.scale, "runs_dir": self.runs_dir.resolve(), "plugin": self.plugin}
+        return where | {"datasets": self.dataset, "arms": self.arm, "seeds": self.seed}
 
 
 Options = tyro.conf.OmitArgPrefixes[Part]
 
 
-def tune(part: Options) -> None:
-    """Try the same settings for every arm, judged on validation; writes tuning.csv."""
-    from study.run import tune
-
-    part.write(tuning=tune(part.dataset or protocol.TUNED_ON, part.jobs, **part.about))
-
-
 def run(part: Options) -> None:
-    """Train and judge every arm on every data set from every seed; writes scores.csv, similarity.csv, outputs.csv."""
-    from study.run import sweep
+    """Train and judge what the tables lack, and add it to them one by one."""
+    from study.run import carry_out
 
-    part.write(**sweep(part.cells(), part.jobs))
+    for series in part.series:
+        print(f"{series}: {protocol.SERIES[series]}", flush=True)
+        carry_out(series, part.folder, part.jobs, part.scheduler, **part.about)
+    print(f"the tables are in {part.folder}")
 
 
-def report(tables: Path = protocol.TABLES) -> None:
+def report(out: Path = protocol.TABLES) -> None:
     """Say what the tables of a folder tell, and draw their figure; of the committed ones also into README.md."""
     from study import figures
     from study.report import findings, read, write_readme
 
-    scores = read("scores", folder=tables)
+    scores = read("scores", folder=out)
     if scores.empty:
-        raise ValueError(f"{tables / 'scores.csv'} does not exist: `python -m study run --out {tables}` makes it")
-    figures.gains(scores).savefig(tables / protocol.FIGURE, dpi=110)
+        raise ValueError(f"{out / 'scores.csv'} does not exist: `python -m study run --out {out}` makes it")
+    figures.gains(scores).savefig(out / protocol.FIGURE, dpi=110)
     print(findings(scores))
-    if tables.resolve() == protocol.TABLES:
+    if out.resolve() == protocol.TABLES:
         write_readme()
 
 
-def again(part: Options, cells: int = 24) -> None:
-    """Train a random part from nothing, beside the committed table; writes again.csv.
+def again(part: Options, cells: int = 3, tables: Path = protocol.TABLES) -> None:
+    """Train a random part of a table from nothing, beside what the table says; adds to again.csv in --out.
 
     Args:
         cells: At most so many arms on a data set from a seed, drawn at random.
+        tables: Folder of the table.
     """
-    from study.report import read, retest
-    from study.run import run_again
+    from study.report import retest
+    from study.run import keep, planned, run_again, scores_in
 
-    part.runs_dir = part.out / "runs-again"
-    table = run_again(part.cells(), cells, read("scores"), part.jobs)
-    part.write(again=table)
-    print(retest(table, read("scores")).round(4).to_string(index=False))
+    part.runs_dir = part.folder / "runs-again"
+    scores = scores_in(tables)
+    chosen = [cell for series in part.series for cell in planned(series, scores, **part.about)]
+    table = run_again(chosen, cells, scores, part.jobs)
+    keep({"again": table}, part.folder)
+    print(retest(table, scores).round(4).to_string(index=False))
 
 
 def status(part: Options) -> None:
-    """Count the runs that are trained."""
-    from mocolayers.data.prepared import load
-    from mocolayers.training.runs import Run
+    """Count the cells that the tables have, series by series, as far as the tables tell what is to be done."""
+    from study.run import missing, planned, scores_in
 
-    runs = [Run(cell.recipe(load(cell.dataset)), cell.runs_dir) for cell in part.cells()]
-    print(f"{sum(run.finished for run in runs)} of {len(runs)} runs are trained")
+    scores = scores_in(part.folder)
+    for series in part.series:
+        cells = planned(series, scores, **part.about)
+        print(f"{series}: {len(cells) - len(missing(cells, scores))} of {len(cells)} in {part.folder}")
 
 
 def as_released(part: Options) -> None:
-    """Do what the released code does beside the sound way, as in the preset; writes as_released.csv."""
+    """Do what the released code does beside the sound way; adds to as_released.csv."""
     import pandas as pd
 
     from study.as_released import Setting, control, moved
-    from study.run import grid, in_parallel
+    from study.run import Cell, in_parallel, keep
 
-    cells = grid("first", part.dataset or protocol.CONTROLLED, ("moco",), part.seed or protocol.SEEDS[:4], **part.about)
-    jobs = [(Setting(cell, ("moco", *(part.arm or ("mse",)))),) for cell in cells]
+    seeds, about = part.seed or protocol.REPETITIONS[:4], {"scale": part.scale, "runs_dir": part.runs_dir}
+    cells = [
+        Cell("conditions", name, "moco", s, **about) for s in seeds for name in part.dataset or protocol.CONTROLLED
+    ]
+    jobs = [Setting(cell, ("moco", *(part.arm or ("mse",)))) for cell in cells]
     table = pd.concat(in_parallel(control, jobs, "as released and soundly", part.jobs))
-    part.write(as_released=table)
+    keep({"as_released": table}, part.folder)
     print(moved(table).round(3).to_string(index=False))
 
 
 def main(words: list[str] | None = None) -> int:
     """Run one command of `python -m study`; returns its exit code."""
-    commands = {"tune": tune, "run": run, "report": report, "again": again, "status": status}
-    return run_command(commands | {"as-released": as_released}, "python -m study", __doc__, words)
+    commands = {"run": run, "report": report, "again": again, "status": status, "as-released": as_released}
+    return run_command(commands, "python -m study", __doc__, words)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from mocolayers.training.pretrain import Trainer
 from mocolayers.training.runs import Run, save_weights
 from study import protocol
 from study.report import over_seeds
-from study.run import Cell
+from study.run import Cell, draw
 
 BASE, FEW = "moco", 0.01
 MINUS = ", minus MoCo's"
@@ -49,11 +49,11 @@ class Setting:
 
     @functools.cached_property
     def data(self) -> MedicalImages:
-        return load(self.cell.dataset)
+        return draw(load(self.cell.dataset), self.cell.seed)
 
     def run(self, arm: str, **changes) -> Run:
         """The finished pretraining of an arm; trained on first use."""
-        return replace(self.cell, arm=arm, settings=self.cell.settings | changes).trained()[0]
+        return replace(self.cell, arm=arm, changes=changes).trained()[0]
 
     def subsets(self, fraction: float) -> list[np.ndarray]:
         """The label subsets of the seed, as linear evaluation takes them."""

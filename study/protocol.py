@@ -3,57 +3,99 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mocolayers.recipe import RELEASED, RELEASED_BATCH, RELEASED_VIEWS, Evaluation
+
 HOME = Path(__file__).resolve().parents[1]
 TABLES, README = HOME / "study" / "tables", HOME / "README.md"
+FIRST = HOME / "study" / "first"  # tables of the first study
 FIGURE = "low_label.png"
 BEGIN, END = "<!-- results: written by `python -m study report` -->", "<!-- end of results -->"
 
 # Data sets
-REAL = ("pneumoniamnist", "breast_histology", "nih_finding", "retina")
-PRIMARY = ("nih_finding", "breast_histology", "retina")  # one per modality of the paper
-OUTSIDE = {"retina": "idrid"}  # a data set of the same kind that judges the encoders of another
-TUNED_ON = ("pneumoniamnist", "breast_histology", "nih_finding")
-CONTROLLED = ("breast_histology", "retina")  # where the properties of the released code are tried
+PRIMARY = ("pneumonia", "breast_histology", "aptos")  # one per modality of the paper
+SECOND = ("odir", "aptos_severe", "nih_finding")
+OUTSIDE = {"aptos": "idrid"}  # a data set of the same kind that judges the encoders of another
+CONTROLLED = ("breast_histology", "aptos")  # where the properties of the released code are tried
+
+# A repetition draws its own split, by patient: ten folds, of which two are tested and one validates.
+FOLDS, TEST_FOLDS = 10, 2
+RATIO = TEST_FOLDS / (FOLDS - TEST_FOLDS - 1)  # test images per training image
+REPETITIONS = tuple(range(12))
+TUNING = (100, 101, 102)  # seeds whose test patients are set apart: no repetition tests on them
+FINE_TUNINGS = 3  # label subsets per fraction below 100%; linear evaluation has `Evaluation.subsets`
+FEW = (0.01, 0.1)  # fractions of the labels that the claims are about; the paper's 1% are as many labels as our 10%
 
 # Arms
 UNTRAINED = ("random", "supervised")  # what MoCo is compared with in linear evaluation, and in fine-tuning
-OWN = ("mse-standardized",)  # after the paper's idea; not what its claims are about
+OWN = ("mse-standardized", "contrast")  # after the paper's idea; not what its claims are about
 STAGE_ARMS = ("mse", "barlow", "mse-normalized", "barlow-conditioned", *OWN)
+LEADING = ("mse", "barlow-conditioned")  # with MoCo and the untrained arms they are run first
 
-# Runs
-SEEDS = (10, 11, 12, 13, 14)
-FINE_TUNINGS = 3  # label subsets per fraction below 100%
+# What all arms of a data set share. The gate chooses among the candidates; "longer" is in units of a scale's steps.
+WEAK = {"hue": 0.02, "saturation": 0.1, "brightness": 0.2, "contrast": 0.2, "gray": 0.0, "blur": 0.2}
+CANDIDATES = {
+    "preset": {},
+    "short": {"longer": 1 / 3},
+    "weak": {"views": WEAK},
+    "weak-large-crops": {"views": WEAK | {"crop": 0.6}},
+    "weak-small-crops": {"views": WEAK | {"crop": 0.2}},
+    "weak-warm": {"views": WEAK, "temperature": 0.2},
+    "weak-long": {"views": WEAK, "longer": 2},
+}
+# Stage weights are multiplied by these; what share of the gradient that gives is measured.
+WEIGHTS = {
+    "mse": (1, 5, 25, 100),
+    "mse-standardized": (0.2, 1, 4, 16),
+    "barlow": (1, 10, 50, 250),
+    "barlow-conditioned": (0.2, 1, 5, 25),
+    "contrast": (0.1, 0.3, 1, 3),
+}
+
+
+def released_changes(modality: str, arm: str) -> dict:
+    """The released recipe scaled down, for the setting "released": its views and its initial states."""
+    same = ("head", "momentum", "temperature", "bn_splits", "lr", "weight_decay", "schedule")
+    views = vars(RELEASED_VIEWS.get(modality, RELEASED_VIEWS["chest"]))
+    changes = {name: RELEASED[name] for name in same} | {"batch": RELEASED_BATCH.get(modality, 32), "queue": 4096}
+    return changes | {"zero_init_residual": arm != "moco", "longer": 10 / 3, "views": views}
 
 
 @dataclass(frozen=True)
-class Series:
-    """One grid of runs: data sets x arms x `SEEDS`."""
+class Scale:
+    """How large every run of the study is."""
 
-    title: str  # in sentences and figures
-    datasets: tuple[str, ...] = REAL
-    arms: tuple[str, ...] = (*UNTRAINED, "moco", *STAGE_ARMS)
-    longer: int = 1  # times as many steps as the preset has
-    changes: dict = field(default_factory=dict)  # fields of the recipe, in every arm
-    analyses: bool = False  # also probe every stage, and compare features and outputs
+    preset: str
+    plan: Evaluation
+    fields: dict = field(default_factory=dict)  # of the recipe, in every arm
+    repetitions: tuple[int, ...] = REPETITIONS
+    tuning: tuple[int, ...] = TUNING
 
 
-LARGER_ARMS = (*UNTRAINED, "moco", "mse", "barlow-conditioned", *OWN)
-SERIES = {
-    "first": Series("first series", analyses=True),
-    "long": Series("longer training", arms=("moco", "mse", *OWN), longer=3),
-    "larger": Series("longer training, 64 px", PRIMARY, LARGER_ARMS, longer=3, changes={"stem": "imagenet"}),
+# fp32, since "auto" would mean another arithmetic on another processor.
+SMALL = {"stem": "imagenet", "precision": "fp32", "steps": 1500, "monitor_every": 250, "log_every": 50}
+PLAN = Evaluation(subsets=10, least_steps=200, resamples=100)
+SCALES = {
+    "smoke": Scale(
+        "smoke",
+        Evaluation(subsets=2, penalties=(0.1,), least_steps=4, checks=2, most_validation_rows=100, resamples=20),
+        {"stem": "imagenet", "precision": "fp32", "steps": 12, "monitor_every": 6, "log_every": 6},
+        repetitions=(0, 1),
+        tuning=TUNING[:2],
+    ),
+    "cpu": Scale("lesson", PLAN, SMALL),
+    "gpu": Scale(
+        "lesson",
+        PLAN,
+        {"layout": "resnet18", "width": 64, "stem": "imagenet", "steps": 2500, "monitor_every": 500, "log_every": 100},
+        repetitions=REPETITIONS[:5],
+    ),
 }
-
-# Tuning: learning rate, temperature and crop take the same values in the same trial of every arm.
-TRIALS = 8
-TUNING_SEED = 100  # of all trials; no reported run has it
-TUNING_SUBSETS = 10
-AS_MOCO = ("mse", "barlow")  # keep their released stage weights and get MoCo's choice for the rest
-TUNED = ("moco", "mse-normalized", "barlow-conditioned", "mse-standardized")
-SHARED = {"lr": (0.03, 0.06, 0.12), "temperature": (0.1, 0.2), "crop": (0.2, 0.4, 0.7)}
-STAGES_ON = ((1, 1, 1, 1), (0, 1, 1, 1), (0, 0, 1, 1), (1, 1, 0, 0))
-WEIGHTS = {"mse-normalized": (0.1, 3.0), "barlow-conditioned": (0.003, 0.3), "mse-standardized": (0.1, 3.0)}
-WARM_UP = {"mse-standardized": (0.0, 0.5)}
+SERIES = {
+    "gate": "does MoCo beat no pretraining?",
+    "weights": "how hard should the stage losses pull?",
+    "comparison": "do they beat MoCo?",
+    "conditions": "do they beat MoCo under the released conditions?",
+}
 
 # Judging
 CLAIM = 0.05  # the gain at 1% of the labels that the paper reports on the average of its data sets
@@ -64,5 +106,5 @@ NEAR_CHANCE = 0.6
 NAMES = {"linear": "Linear evaluation", "finetune": "Fine-tuning"}
 
 # Columns of tables: what arms and seeds are compared within, and what names a row.
-CELL = ("code", "property", "judged_on", "quantity", "protocol", "source", "stage", "fraction")
-KEYS = ("series", "dataset", *CELL, "class", "arm", "trial", "seed", "subset")
+CELL = ("code", "property", "setting", "judged_on", "quantity", "protocol", "source", "stage", "fraction")
+KEYS = ("series", "dataset", *CELL, "class", "arm", "weight", "trial", "seed", "subset")

@@ -13,7 +13,7 @@ from study import protocol
 EQUAL = f"equal within {protocol.MARGIN:g}"
 
 
-def read(name: str, dataset: str | None = None, folder: Path = protocol.TABLES) -> pd.DataFrame:
+def read(name: str, dataset: str | None = None, folder: Path = protocol.FIRST) -> pd.DataFrame:
     """The table `folder/NAME.csv`, or its rows that are judged on one data set; empty if there is no such file."""
     file = folder / f"{name}.csv"
     table = pd.read_csv(file) if file.is_file() else pd.DataFrame()

@@ -1,213 +1,321 @@
-"""Tune, train and judge: the jobs of the study, in parallel, each resumed where it was stopped."""
+"""Train and judge: the jobs of the study, in parallel, each written into the tables as soon as it is done."""
 
+import contextlib
 import functools
-import itertools
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
+from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from mocolayers.data.labels import label_subset, subset_seed
-from mocolayers.data.prepared import MedicalImages, data_folder, load
+from mocolayers.data.prepared import TEST, TRAIN, UNLABELLED, VAL, MedicalImages, data_folder, load
 from mocolayers.evaluation.distributions import output_distances
-from mocolayers.evaluation.features import STAGES, stage_features
+from mocolayers.evaluation.features import STAGES
 from mocolayers.evaluation.judge import judge_all
-from mocolayers.evaluation.probes import best_probe
 from mocolayers.evaluation.similarity import feature_reuse
-from mocolayers.recipe import EVALUATIONS, Evaluation, Recipe, preset
+from mocolayers.recipe import ARMS, Evaluation, Recipe, preset
 from mocolayers.runtime import atomic_write, load_plugin
 from mocolayers.training.pretrain import pretrain
 from mocolayers.training.runs import Run
-from study import protocol
+from study import contrast, protocol
+
+ARMS["contrast"] = contrast.ARM
+NAMED = ("series", "dataset", "setting", "arm", "weight", "seed")  # one cell
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of the study: which arm, on what, in which series, with the settings that tuning chose for the arm."""
+    """One run of the study.
 
+    Attributes:
+        series: a key of `protocol.SERIES`.
+        dataset, arm, seed: what is trained; the seed also draws the split, see `draw`.
+        setting: a key of `protocol.CANDIDATES`, or "released": what all arms share.
+        weight: the arm's stage weights are multiplied by it.
+        scale: a key of `protocol.SCALES`.
+        runs_dir: folder that keeps runs.
+        plugin: Python file that adds arms.
+        changes: more fields of the recipe.
+    """
+
+    series: str
     dataset: str
     arm: str
     seed: int
-    series: str = "first"
-    preset_name: str = "lesson"
+    setting: str = "preset"
+    weight: float = 1.0
+    scale: str = "cpu"
     runs_dir: Path = Path("runs")
-    settings: dict = field(default_factory=dict)
     plugin: Path | None = None
+    changes: dict = field(default_factory=dict, hash=False)
 
     @property
     def plan(self) -> Evaluation:
-        return EVALUATIONS[self.preset_name]
+        return protocol.SCALES[self.scale].plan
 
     def recipe(self, data: MedicalImages) -> Recipe:
-        """In fp32, since "auto" would mean another arithmetic on another processor."""
+        """The recipe of the scale, the setting, the weight and the changes."""
         if self.plugin:
             load_plugin(self.plugin)
-        series = protocol.SERIES[self.series]
-        fields = {"precision": "fp32"} | self.settings | series.changes
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-        crop = fields.pop("crop", None)  # a field of the views
-        recipe = preset(self.preset_name, self.arm, data, self.seed, **fields)
-        views = recipe.views if crop is None else replace(recipe.views, crop=crop)
-        return replace(recipe, views=views, steps=recipe.steps * series.longer)
+        scale, released = protocol.SCALES[self.scale], self.setting == "released"
+        shared = protocol.released_changes(data.modality, self.arm) if released else protocol.CANDIDATES[self.setting]
+        fields = scale.fields | shared | self.changes
+        views, longer = fields.pop("views", {}), fields.pop("longer", 1)
+        recipe = preset(scale.preset, self.arm, data, self.seed, **fields)
+        if data.channels == 1:  # their colour stays off, as in every preset
+            views = {name: value for name, value in views.items() if name not in ("saturation", "hue", "gray")}
+        weights = tuple(self.weight * weight for weight in recipe.stage_weights)
+        return replace(
+            recipe,
+            steps=round(recipe.steps * longer),
+            stage_weights=weights,
+            views=replace(recipe.views, **views),
+        )
 
     def trained(self) -> tuple[Run, MedicalImages]:
         """The run, trained if it is not on disk, and its data."""
-        data = load(self.dataset)
+        data = draw(load(self.dataset), self.seed)
         return pretrain(self.recipe(data), data, self.runs_dir, progress=False), data
 
     def __str__(self) -> str:
-        return f"{self.dataset} {self.arm} {self.seed}"
+        return " ".join(str(getattr(self, column)) for column in NAMED)
 
 
-def grid(series: str, datasets=None, arms=None, seeds=None, settings: dict | None = None, **about) -> list[Cell]:
-    """The cells of a series, or of a part of it, seed by seed; `about` goes to every `Cell`."""
-    whole, chosen = protocol.SERIES[series], settings or {}
-    cells = itertools.product(seeds or protocol.SEEDS, datasets or whole.datasets, arms or whole.arms)
-    return [Cell(name, arm, seed, series, settings=chosen.get(arm, {}), **about) for seed, name, arm in cells]
+def draw(data: MedicalImages, seed: int) -> MedicalImages:
+    """The same images with a split of their own, by patient and near the class mix.
+
+    Patients of two of ten folds are the same for every seed. The seeds of `protocol.TUNING` are judged on them; other
+    seeds train on them, and test two folds of the rest. One more fold validates. Unlabelled images stay what they are.
+    """
+    split, labelled = data.split.copy(), np.flatnonzero(data.split != UNLABELLED)
+    labels = data.labels[labelled]
+    classes, patients = labels.any(axis=1) if labels.ndim == 2 else labels, data.patients[labelled]
+    apart = _fold(classes, patients, protocol.FOLDS // protocol.TEST_FOLDS, seed=0) == 0
+    fold = _fold(classes[~apart], patients[~apart], protocol.FOLDS - protocol.TEST_FOLDS, seed)
+    tuning = seed in protocol.TUNING
+    codes = np.full(len(labelled), TEST if tuning else TRAIN, split.dtype)
+    codes[~apart] = np.where(fold == 0, VAL, np.where((fold <= protocol.TEST_FOLDS) & (not tuning), TEST, TRAIN))
+    split[labelled] = codes
+    return data.with_split(split)
 
 
-def in_parallel(function: Callable, jobs: list[tuple], title: str, processes: int = -1) -> list:
-    """What a function returns for each job's arguments, in order of completion; one thread a job.
+def _fold(classes: np.ndarray, patients: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """For each image the number of its fold; whole patients, each fold near the class mix."""
+    found = np.zeros(len(classes), int)
+    folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    for number, (_, rows) in enumerate(folds.split(classes, classes, patients)):
+        found[rows] = number
+    return found
+
+
+def in_parallel(function: Callable, jobs: list, title: str, processes: int = -1, scheduler: str = "") -> Iterator:
+    """What a function returns for each job, as they end; one thread a job.
 
     The first error ends it, with the job's name as a note; jobs that have not begun are dropped.
+
+    Args:
+        processes: of this machine; -1 is one per core.
+        scheduler: address of a Dask cluster that does the work instead; its workers see the same folders.
     """
-    calls = (delayed(_alone)(function, job) for job in jobs)
-    done = Parallel(processes, return_as="generator_unordered")(calls)
-    return list(tqdm(done, title, len(jobs), unit="job"))
+    with engine(scheduler):
+        calls = (delayed(_alone)(function, job) for job in jobs)
+        done = Parallel(processes, return_as="generator_unordered")(calls)
+        yield from tqdm(done, title, len(jobs), unit="job")
 
 
-def _alone(function: Callable, job: tuple):
+@contextlib.contextmanager
+def engine(scheduler: str) -> Iterator[None]:
+    """Where joblib does its work: on this machine, or on the Dask cluster at an address.
+
+    Raises:
+        ValueError: Dask is not installed.
+    """
+    if not scheduler:
+        yield
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ValueError("--scheduler needs Dask: pip install distributed") from None
+    with Client(scheduler), parallel_config("dask"):
+        yield
+
+
+def _alone(function: Callable, job):
     torch.set_num_threads(1)
     try:
         with threadpool_limits(1):
-            return function(*job)
+            return function(job)
     except Exception as error:
-        error.add_note(f"in the job {' '.join(map(str, job))}")
+        error.add_note(f"in the job {job}")
         raise
 
 
-def judge_cell(cell: Cell, analyses: bool = True) -> dict[str, pd.DataFrame]:
-    """Pretrain and judge one arm on one data set from one seed: its part of the tables of `sweep`.
+def judge_cell(cell: Cell) -> dict[str, pd.DataFrame]:
+    """Train and judge one cell: its rows of the tables "scores" and, in the comparison, "similarity" and "outputs".
 
-    Encoders of a data set in `protocol.OUTSIDE` are also judged by linear evaluation on the other one, if it is there.
+    Values are means over label subsets. Encoders of a data set in `protocol.OUTSIDE` are also judged by linear
+    evaluation on the other one, if it is there.
     """
     run, data = cell.trained()
-    plan, arm, analyses = cell.plan, cell.arm, analyses and protocol.SERIES[cell.series].analyses
+    plan, arm, analyses = cell.plan, cell.arm, cell.series == "comparison"
     scores = [judge_all(run, data, plan, stages=STAGES if analyses else (4,), fine_tunings=protocol.FINE_TUNINGS)]
     outside = protocol.OUTSIDE.get(cell.dataset)
-    if outside and arm != "supervised" and (data_folder() / outside).is_dir():
+    if outside and analyses and arm != "supervised" and (data_folder() / outside).is_dir():
         scores.append(judge_all(run, load(outside), plan, ("linear",)))
     if analyses and arm == "random":
         scores.append(judge_all(run, data, plan, ("linear",), source="pixels"))
-    tables = {"scores": scores}
+    tables = {"scores": pd.concat(scores).assign(pull=pull(run))}
     if analyses and arm != "random":  # to fine-tune it is to train "supervised"
         *few, every = plan.fractions
-        draws = itertools.product(few, range(protocol.FINE_TUNINGS))
-        tables["similarity"] = [feature_reuse(run, data, plan, fraction) for fraction in (few[0], every)]
-        tables["outputs"] = [output_distances(run, data, plan, *draw) for draw in draws]
-    found = {name: pd.concat(parts).assign(series=cell.series) for name, parts in tables.items()}
-    return {name: table if "judged_on" in table else table.assign(judged_on=data.name) for name, table in found.items()}
+        reuse = [feature_reuse(run, data, plan, fraction) for fraction in (few[0], every)]
+        outputs = [output_distances(run, data, plan, f, n) for f in few for n in range(protocol.FINE_TUNINGS)]
+        tables |= {"similarity": pd.concat(reuse), "outputs": pd.concat(outputs).query("`class` == 'mean'")}
+    about = {name: getattr(cell, name) for name in NAMED}
+    return {name: _means(table.assign(**about)) for name, table in tables.items()}
 
 
-def sweep(cells: list[Cell], processes: int = -1, analyses: bool = True) -> dict[str, pd.DataFrame]:
-    """Run cells in parallel: the table "scores" and, in series that are analysed, "similarity" and "outputs"."""
-    parts = in_parallel(judge_cell, [(cell, analyses) for cell in cells], "arms x data sets x seeds", processes)
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: pd.concat([part[name] for part in parts if name in part]) for name in names}
+def _means(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over label subsets."""
+    if "judged_on" not in table:
+        table = table.assign(judged_on=table["dataset"])
+    keys = [key for key in protocol.KEYS if key in table and key != "subset"]
+    table = table.drop(columns=["subset", "pool"], errors="ignore")
+    kept = [name for name in ("recipe", "weights") if name in table]
+    groups = table.groupby(keys, sort=False, as_index=False)
+    return groups.agg({name: "first" if name in kept else "mean" for name in table if name not in keys})
 
 
-def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Write each table as `folder/NAME.csv`, sorted, atomically, five digits after the point.
+def pull(run: Run) -> float:
+    """The stage losses' share of the summed gradient norms, mean over the monitored steps; 0 without them."""
+    history = run.history()
+    return float(1 - history["gradient_info_nce"].mean()) if "gradient_info_nce" in history else 0.0
 
-    Raises:
-        ValueError: the folder has a table with rows that this one lacks.
-    """
+
+def keep(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Add rows to `folder/NAME.csv`, sorted, atomically; a row that is there already is replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
+        file = folder / f"{name}.csv"
         keys = [key for key in protocol.KEYS if key in table]
-        if (folder / f"{name}.csv").is_file() and (lost := _lacking(pd.read_csv(folder / f"{name}.csv"), table, keys)):
-            raise ValueError(f"{folder / name}.csv has {lost} rows that this run does not make; choose another --out")
-        table = table[keys + [column for column in table if column not in keys]].sort_values(keys, kind="stable")
-        write = functools.partial(table.to_csv, index=False, float_format="%.5f")
-        atomic_write(folder / f"{name}.csv", write)
+        table = pd.concat([pd.read_csv(file), table]) if file.is_file() else table
+        table = table[~_names(table, keys).duplicated(keep="last")].sort_values(keys, kind="stable")
+        table = table[keys + [column for column in table if column not in keys]]
+        atomic_write(file, functools.partial(table.to_csv, index=False, float_format="%.5f"))
 
 
-def _lacking(old: pd.DataFrame, new: pd.DataFrame, keys: list[str]) -> int:
-    """How many rows of an old table have no row with the same keys in a new one."""
-    if not set(keys) <= set(old):
-        return len(old)
-    known = set(new[keys].astype(str).itertuples(index=False, name=None))
-    return sum(row not in known for row in old[keys].astype(str).itertuples(index=False, name=None))
+def scores_in(folder: Path) -> pd.DataFrame:
+    """The table of scores as it is, or an empty one."""
+    file = folder / "scores.csv"
+    return pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=[*NAMED, "protocol", "fraction", "auc"])
+
+
+def missing(cells: list[Cell], scores: pd.DataFrame) -> list[Cell]:
+    """The cells that a table has no rows of."""
+    known = set(_names(scores, list(NAMED)))
+    return [cell for cell in cells if str(cell) not in known]
+
+
+def _names(table: pd.DataFrame, keys: list[str]) -> pd.Series:
+    weight = {"weight": float} if "weight" in keys else {}
+    return table[keys].astype(weight).astype(str).agg(" ".join, axis=1)
+
+
+def carry_out(series: str, folder: Path, processes: int = -1, scheduler: str = "", **part) -> None:
+    """Train and judge what a series still lacks in the tables of a folder; its next step may follow from the last.
+
+    Args:
+        part: see `planned`.
+    """
+    while cells := missing(planned(series, scores_in(folder), **part), scores_in(folder)):
+        for found in in_parallel(judge_cell, cells, series, processes, scheduler):
+            keep(found, folder)
+
+
+def planned(series: str, scores: pd.DataFrame, datasets=None, arms=None, seeds=None, scale="cpu", **about):
+    """The cells of a series, or of a part of it, as far as the table tells; `about` goes to every `Cell`.
+
+    Raises:
+        ValueError: the series needs rows of an earlier one.
+    """
+    cell = functools.partial(Cell, series, scale=scale, **about)
+    size = protocol.SCALES[scale]
+    tuning, repetitions = seeds or size.tuning, seeds or size.repetitions
+    datasets = datasets or [name for name in protocol.PRIMARY if (data_folder() / name).is_dir()]
+    if series == "gate":
+        first = [cell(name, arm, tuning[0]) for name in datasets for arm in protocol.UNTRAINED]
+        first += [cell(name, "moco", tuning[0], setting) for setting in protocol.CANDIDATES for name in datasets]
+        if missing(first, scores):
+            return first
+        best = {name: setting_of(name, scores) for name in datasets}
+        trios = [("random", "preset"), ("supervised", "preset"), ("moco", None)]
+        later = [(seed, name, arm, setting) for seed in tuning[1:] for name in datasets for arm, setting in trios]
+        return first + [cell(name, arm, seed, setting or best[name]) for seed, name, arm, setting in later]
+    shared = {name: setting_of(name, scores) for name in datasets}
+    if series == "weights":
+        pairs = [("moco", 1.0)] + [
+            (arm, weight) for arm in arms or protocol.WEIGHTS for weight in protocol.WEIGHTS[arm]
+        ]
+        grid = [(seed, name, *pair) for seed in tuning[:2] for pair in pairs for name in datasets]
+        return [cell(name, arm, seed, shared[name], float(weight)) for seed, name, arm, weight in grid]
+    if series == "conditions":
+        grid = [(seed, name, arm) for seed in repetitions for name in datasets for arm in ("moco", "mse", "barlow")]
+        return [cell(name, arm, seed, "released") for seed, name, arm in grid]
+    pairs = [(arm, 1.0) for arm in (*protocol.UNTRAINED, "moco", "mse", "barlow", "barlow-conditioned")]
+    pairs += [(arm, weight) for arm, weight in best_weights(scores).items() if (arm, weight) not in pairs]
+    pairs = [pair for pair in pairs if not arms or pair[0] in arms]
+    grid = [(seed, name, *pair) for seed in repetitions for name in datasets for pair in pairs]
+    return [cell(name, arm, seed, shared[name], weight) for seed, name, arm, weight in grid]
+
+
+def low_label(scores: pd.DataFrame) -> pd.DataFrame:
+    """What choices are made by: AUC of the last stage and of fine-tuning, at the fractions `protocol.FEW`."""
+    return scores[scores["fraction"].isin(protocol.FEW) & (scores["stage"] == 4) & (scores["source"] == "encoder")]
+
+
+def setting_of(dataset: str, scores: pd.DataFrame) -> str:
+    """MoCo's best candidate on a data set: mean AUC over both protocols and few labels, first seed of the gate.
+
+    Raises:
+        ValueError: the gate has not been run on the data set.
+    """
+    rows = low_label(scores[(scores["series"] == "gate") & (scores["dataset"] == dataset) & (scores["arm"] == "moco")])
+    if rows.empty:
+        raise ValueError(f"the gate has no rows of {dataset}; run first: python -m study run --series gate")
+    return rows[rows["seed"] == rows["seed"].min()].groupby("setting", sort=False)["auc"].mean().idxmax()
+
+
+def best_weights(scores: pd.DataFrame) -> dict[str, float]:
+    """The best weight of each arm: the mean over data sets of its AUC minus MoCo's, both protocols, few labels.
+
+    Raises:
+        ValueError: the weights have not been tried.
+    """
+    rows = low_label(scores[scores["series"] == "weights"])
+    if rows.empty:
+        raise ValueError("no weights have been tried; run first: python -m study run --series weights")
+    means = rows[rows["arm"] != "moco"].groupby(["arm", "weight", "dataset"])["auc"].mean().groupby(["arm", "weight"])
+    best = means.mean().groupby("arm").idxmax()
+    return {arm: float(weight) for arm, weight in best}
 
 
 def run_again(cells: list[Cell], count: int, scores: pd.DataFrame, processes: int = -1) -> pd.DataFrame:
-    """Train and judge at most `count` of the cells, at random: `again`, beside the `auc` of each row of a table.
+    """Train and judge at most `count` of the cells of a table, at random: `again`, beside the `auc` of each row.
 
     Raises:
-        ValueError: the table has no row of a cell; nothing is trained then.
+        ValueError: the table has none of them; nothing is trained then.
     """
+    absent = missing(cells, scores)
+    cells = [cell for cell in cells if cell not in absent]
+    if not cells:
+        raise ValueError("the table has none of these rows; choose among its data sets, arms and seeds")
     cells = [cells[place] for place in sorted(np.random.default_rng(0).permutation(len(cells))[:count])]
-    known = set(scores[["series", "dataset", "arm", "seed"]].itertuples(index=False, name=None))
-    if missing := [str(cell) for cell in cells if (cell.series, cell.dataset, cell.arm, cell.seed) not in known]:
-        raise ValueError(f"the table has no rows of {', '.join(missing)}; choose among its data sets, arms and seeds")
-    found = sweep(cells, processes, analyses=False)["scores"]
+    found = pd.concat(tables["scores"] for tables in in_parallel(judge_cell, cells, "again", processes))
     keys = [key for key in protocol.KEYS if key in found]
     return scores[[*keys, "auc"]].merge(found.rename(columns={"auc": "again"})[[*keys, "again"]], on=keys)
-
-
-def trials(arm: str) -> list[dict]:
-    """The settings of each trial of an arm, the same at every call; the first trial changes nothing."""
-    shared, own = np.random.default_rng((protocol.TUNING_SEED, 0)), np.random.default_rng((protocol.TUNING_SEED, 1))
-    values = [dict(zip(protocol.SHARED, each, strict=True)) for each in itertools.product(*protocol.SHARED.values())]
-    found = [values[number] for number in shared.permutation(len(values))[: protocol.TRIALS - 1]]
-    for trial in found if arm in protocol.WEIGHTS else []:
-        weight = float(np.exp(own.uniform(*np.log(protocol.WEIGHTS[arm]))))
-        stages = protocol.STAGES_ON[own.integers(len(protocol.STAGES_ON))]
-        trial["stage_weights"] = [round(weight, 4) * on for on in stages]
-        if arm in protocol.WARM_UP:
-            trial["stage_warmup"] = protocol.WARM_UP[arm][own.integers(2)]
-    return [{}, *found]
-
-
-def try_out(cell: Cell, trial: int) -> dict:
-    """Pretrain a trial and judge it on validation: mean AUC of linear evaluation at the smallest label fraction."""
-    data = load(cell.dataset).without_test()
-    run = pretrain(cell.recipe(data), data, cell.runs_dir, progress=False)
-    encoder = run.load_encoder()
-    # Not `run_features`: what that keeps on disk has the test split, too.
-    features = {split: stage_features(encoder, data, data.rows(split))[-1] for split in ("train", "val")}
-    seeds = [subset_seed(cell.seed, number) for number in range(protocol.TUNING_SUBSETS)]
-    rows = [label_subset(data, cell.plan.fractions[0], seed) for seed in seeds]
-    auc = np.mean([best_probe(features, data, labelled, cell.plan)[1] for labelled in rows])
-    about = {"arm": cell.arm, "dataset": cell.dataset, "trial": trial, "validation_auc": auc}
-    return about | {"changes": json.dumps(cell.settings), "recipe": run.recipe.key}
-
-
-def tune(datasets: tuple[str, ...], processes: int = -1, **about) -> pd.DataFrame:
-    """Every trial of every tuned arm on every data set, one row each; `about` goes to every `Cell`."""
-    seed, names = protocol.TUNING_SEED, itertools.product(range(protocol.TRIALS), datasets, protocol.TUNED)
-    jobs = [(Cell(name, arm, seed, settings=trials(arm)[trial], **about), trial) for trial, name, arm in names]
-    return pd.DataFrame(in_parallel(try_out, jobs, "trials x data sets x arms", processes))
-
-
-def chosen(folder: Path) -> dict[str, dict]:
-    """The settings of each arm's best trial in `folder/tuning.csv`: the best mean of validation AUCs over data sets.
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    file = folder / "tuning.csv"
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist: name a folder that `python -m study tune` has written to")
-    found = {}
-    for arm, part in pd.read_csv(file).groupby("arm"):
-        best = part.groupby("trial")["validation_auc"].mean().idxmax()
-        found[arm] = json.loads(part.loc[part["trial"] == best, "changes"].iloc[0])
-    return found | {arm: found["moco"] for arm in protocol.AS_MOCO if "moco" in found}

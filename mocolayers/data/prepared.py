@@ -109,6 +109,12 @@ class MedicalImages:
         small = {name: getattr(self, name)[kept] for name in ("labels", "patients", "split")}
         return replace(self, images=Rows(self.images, kept), **small)
 
+    def with_split(self, split: np.ndarray) -> "MedicalImages":
+        """The same images split in another way, (N,) codes as in `split`; with a fingerprint of its own."""
+        digest = hashlib.sha256(np.ascontiguousarray(split).tobytes()).hexdigest()
+        card = self.card | {"counts": _counts(split), "sha256": self.card["sha256"] | {"split": digest}}
+        return replace(self, card=card, split=split)
+
 
 def data_folder() -> Path:
     """$MOCOLAYERS_DATA, else `data/` of this checkout, or where we are if this is none."""
