@@ -2,14 +2,15 @@ PYTHON  ?= $(shell command -v python3.11 || command -v python3)
 PRESET  ?= lesson
 DATASET ?= chest_phantom
 SEED    ?= 0
-TABLES  ?= runs/study/$(PRESET)
+SCALE   ?= cpu
+TABLES  ?= runs/study/$(SCALE)
 PY      := .venv/bin/python
 READY   := .venv/.ready
 
 .PHONY: help run lab student test browser bench study
 help: ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
-	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  TABLES=runs/study/lesson  OPTIONS='--jobs 1 ...'  PYTHON=python3.11"
+	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  SCALE=smoke|cpu|gpu  TABLES=runs/study/cpu  OPTIONS='--jobs 1 ...'  PYTHON=python3.11"
 
 run: $(READY) ## execute the notebook series; pages in executed/index.html
 	$(PY) -m mocolayers series --preset $(PRESET) --dataset $(DATASET) --seed $(SEED)
@@ -37,10 +38,9 @@ bench: $(READY) ## speed side by side, and the notebooks' time and memory, into 
 	$(PY) tests/benchmarks/bench.py
 	$(PY) tests/benchmarks/whole_series.py
 
-study: $(READY) ## tune, train and judge all arms on the prepared real data sets; tables and findings in runs/study/PRESET
-	$(PY) -m study tune --preset $(PRESET) --out $(TABLES) $(OPTIONS)
-	$(PY) -m study run --preset $(PRESET) --out $(TABLES) --settings $(TABLES) $(OPTIONS)
-	$(PY) -m study report --tables $(TABLES)
+study: $(READY) ## gate, weights, comparison, conditions on the prepared data sets; tables and findings in runs/study/SCALE
+	$(PY) -m study run --scale $(SCALE) --out $(TABLES) $(OPTIONS)
+	$(PY) -m study report --out $(TABLES)
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -42,8 +42,8 @@ class Part:
     """Folder that keeps runs."""
     out: Path | None = None
     """Folder of tables; rows that it has are not made again. runs/study/SCALE by default."""
-    jobs: int = -1
-    """Processes; one per core by default."""
+    jobs: int | None = None
+    """Processes; one per core by default, and one where there is a GPU."""
     scheduler: str = ""
     """Address of a Dask cluster that does the work instead of this machine."""
 
@@ -53,6 +53,8 @@ class Part:
 
     @property
     def about(self) -> dict:
+        if self.jobs == 0:
+            raise ValueError("--jobs 0: give how many processes may run at once, or -1 for one per core")
         where = {"scale": self.scale, "runs_dir": self.runs_dir.resolve(), "plugin": self.plugin}
         return where | {"datasets": self.dataset, "arms": self.arm, "seeds": self.seed}
 

@@ -53,7 +53,7 @@ class Setting:
 
     def run(self, arm: str, **changes) -> Run:
         """The finished pretraining of an arm; trained on first use."""
-        return replace(self.cell, arm=arm, changes=changes).trained()[0]
+        return replace(self.cell, arm=arm, changes=self.cell.changes | changes).trained()[0]
 
     def subsets(self, fraction: float) -> list[np.ndarray]:
         """The label subsets of the seed, as linear evaluation takes them."""

@@ -1,27 +1,42 @@
-"""The study's figures, all of them forest plots of differences."""
+"""The study's figures, most of them forest plots of differences."""
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from mocolayers.notebook.figures import forest
+from mocolayers.notebook.figures import forest, panels
 from study import protocol
 from study.as_released import CONTROLS
-from study.report import compared, main_claim, paired, usual
+from study.report import compared, gate, main_claim, paired, pulls, usual
 
 
 def gains(scores: pd.DataFrame) -> Figure:
-    """AUC minus MoCo's at the smallest label fraction: a line per data set, and one for the mean in each series."""
+    """With few labels: the leading arms' AUC minus MoCo's, a row per data set and one for the mean.
+
+    Before the comparison has been run: MoCo's minus that of no pretraining, a row per data set.
+    """
+    few = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
+    if "comparison" not in set(scores["series"]):
+        table = gate(scores).rename(columns={"dataset": "name"}).assign(arm="moco")
+        table["panel"] = table["protocol"].map(protocol.NAMES)
+        return forest(table, f"Does pretraining help at {few} of the labels?", "AUC minus that of no pretraining")
     rows = usual(scores)
-    few = rows["fraction"].min()
-    alone = rows[(rows["fraction"] == few) & ~rows["arm"].isin(protocol.UNTRAINED)]
-    parts = [compared(paired(alone)).assign(name=lambda table: table["judged_on"])]
-    for series in [name for name in protocol.SERIES if name in set(scores["series"])]:
-        parts.append(main_claim(usual(scores, series)).assign(name=f"mean, {protocol.SERIES[series].title}"))
-    table = pd.concat(parts)
-    table = table.assign(panel=table["protocol"].map(protocol.NAMES)).sort_values(
-        "panel", ascending=False, kind="stable"
-    )
-    return forest(table, f"Do intermediate layers help at {few:.0%} of the labels?", "AUC minus MoCo's", protocol.CLAIM)
+    leading = [arm for arm in rows["arm"].unique() if arm.split(" x")[0] in (*protocol.LEADING, "moco")]
+    rows = rows[rows["fraction"].isin(protocol.FEW) & rows["arm"].isin(leading)]
+    parts = [compared(paired(rows), ratio=protocol.RATIO), main_claim(rows, gate(scores)).assign(judged_on="mean")]
+    table = pd.concat(parts).rename(columns={"judged_on": "name"})
+    table["panel"] = table["protocol"].map(protocol.NAMES) + table["fraction"].map(", {:.0%} of the labels".format)
+    table = table.sort_values("panel", ascending=False, kind="stable")
+    return forest(table, "Do intermediate layers help?", "AUC minus MoCo's", protocol.CLAIM)
+
+
+def gain_by_pull(scores: pd.DataFrame) -> Figure:
+    """AUC minus MoCo's over the share of the gradient that the stage losses hold, a panel per data set."""
+    table = pulls(scores).rename(columns={"dataset": "panel"}).sort_values("pull")
+    text = {"xlabel": "share of the gradient", "ylabel": "AUC minus MoCo's"}
+    figure = panels(table, "pull", "gain", title="Does a harder pull help?", **text)
+    for axis in figure.axes:
+        axis.axhline(0, color="black", linewidth=1)
+    return figure
 
 
 def released(moved: pd.DataFrame, unit: str = "AUC") -> Figure:

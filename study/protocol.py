@@ -13,6 +13,7 @@ BEGIN, END = "<!-- results: written by `python -m study report` -->", "<!-- end 
 
 # Data sets
 PRIMARY = ("pneumonia", "breast_histology", "aptos")  # one per modality of the paper
+FIRST_PRIMARY = ("nih_finding", "breast_histology", "retina")  # of the first study
 SECOND = ("odir", "aptos_severe", "nih_finding")
 OUTSIDE = {"aptos": "idrid"}  # a data set of the same kind that judges the encoders of another
 CONTROLLED = ("breast_histology", "aptos")  # where the properties of the released code are tried
@@ -80,7 +81,7 @@ SCALES = {
         Evaluation(subsets=2, penalties=(0.1,), least_steps=4, checks=2, most_validation_rows=100, resamples=20),
         {"stem": "imagenet", "precision": "fp32", "steps": 12, "monitor_every": 6, "log_every": 6},
         repetitions=(0, 1),
-        tuning=TUNING[:2],
+        tuning=TUNING[:1],
     ),
     "cpu": Scale("lesson", PLAN, SMALL),
     "gpu": Scale(
@@ -106,5 +107,5 @@ NEAR_CHANCE = 0.6
 NAMES = {"linear": "Linear evaluation", "finetune": "Fine-tuning"}
 
 # Columns of tables: what arms and seeds are compared within, and what names a row.
-CELL = ("code", "property", "setting", "judged_on", "quantity", "protocol", "source", "stage", "fraction")
-KEYS = ("series", "dataset", *CELL, "class", "arm", "weight", "trial", "seed", "subset")
+CELL = ("code", "property", "judged_on", "quantity", "protocol", "source", "stage", "fraction")
+KEYS = ("series", "dataset", "setting", *CELL, "class", "arm", "weight", "trial", "seed", "subset")

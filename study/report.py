@@ -14,21 +14,99 @@ EQUAL = f"equal within {protocol.MARGIN:g}"
 
 
 def read(name: str, dataset: str | None = None, folder: Path = protocol.FIRST) -> pd.DataFrame:
-    """The table `folder/NAME.csv`, or its rows that are judged on one data set; empty if there is no such file."""
+    """The table `folder/NAME.csv`, or its rows that are judged on one data set; empty if there is no such file.
+
+    An arm with other stage weights than its own is called by both: "mse x5".
+    """
     file = folder / f"{name}.csv"
     table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    if "weight" in table:
+        named = table["arm"] + " x" + table["weight"].map("{:g}".format)
+        table["arm"] = table["arm"].where(table["weight"] == 1, named)
     return table if dataset is None or table.empty else table[table["judged_on"] == dataset]
 
 
-def usual(scores: pd.DataFrame, series: str = "first") -> pd.DataFrame:
-    """The rows of a series that the main claim is about: fine-tuning, and linear evaluation of the last stage."""
+def usual(scores: pd.DataFrame, series: str | None = None) -> pd.DataFrame:
+    """The rows of a series that the main claim is about: fine-tuning, and linear evaluation of the last stage.
+
+    Args:
+        series: None is the comparison, or the first study's series where there is none.
+    """
+    series = series or ("comparison" if "comparison" in set(scores["series"]) else "first")
     return scores[(scores["series"] == series) & (scores["stage"] == 4) & (scores["source"] == "encoder")]
 
 
+def low_label(scores: pd.DataFrame, series: str) -> pd.DataFrame:
+    """What choices are made by: the `usual` rows of a series with few labels, on test images of their own data set."""
+    rows = usual(scores, series)
+    return rows[rows["fraction"].isin(protocol.FEW) & (rows["judged_on"] == rows["dataset"])]
+
+
+def setting_of(dataset: str, scores: pd.DataFrame) -> str:
+    """MoCo's best candidate on a data set: mean AUC over both protocols and few labels, first seed of the gate.
+
+    Raises:
+        ValueError: the gate has not been run on the data set.
+    """
+    rows = low_label(scores, "gate").query("dataset == @dataset and arm == 'moco'")
+    if rows.empty:
+        raise ValueError(f"the gate has no rows of {dataset}; run first: python -m study run --series gate")
+    return rows[rows["seed"] == rows["seed"].min()].groupby("setting", sort=False)["auc"].mean().idxmax()
+
+
+def gate(scores: pd.DataFrame) -> pd.DataFrame:
+    """MoCo minus no pretraining, per data set and protocol: mean over few labels and seeds, and whether it passes.
+
+    Returns:
+        Rows of dataset, protocol, setting, difference, lowest (of the seeds), seeds, passes.
+    """
+    rows, found = low_label(scores, "gate"), []
+    for dataset in rows.loc[rows["arm"] == "moco", "dataset"].unique():
+        setting = setting_of(dataset, scores)
+        own = rows[(rows["dataset"] == dataset) & ((rows["arm"] != "moco") | (rows["setting"] == setting))]
+        for kind, base in zip(protocol.NAMES, protocol.UNTRAINED, strict=True):
+            arms = own[own["protocol"] == kind].pivot_table(index="seed", columns="arm", values="auc")
+            if {base, "moco"} <= set(arms):
+                gain = (arms["moco"] - arms[base]).dropna()
+                lowest, mean = gain.min(), gain.mean()
+                about = {"dataset": dataset, "protocol": kind, "setting": setting}
+                about |= {"difference": mean, "lowest": lowest, "seeds": len(gain)}
+                found.append(about | {"passes": bool((lowest if kind == "linear" else mean) > 0)})
+    return pd.DataFrame(found)
+
+
+def pulls(scores: pd.DataFrame) -> pd.DataFrame:
+    """AUC minus MoCo's over the share of the gradient that the stage losses hold, in the series of weights.
+
+    Returns:
+        Rows of dataset, arm, weight, pull, gain: means over seeds, both protocols and few labels.
+    """
+    rows = low_label(scores, "weights")
+    cell = ["dataset", "seed", "protocol", "fraction"]
+    base = rows.loc[rows["arm"] == "moco", [*cell, "auc"]].rename(columns={"auc": "base"})
+    rows = rows[~rows["arm"].isin(["moco", *protocol.UNTRAINED])].merge(base, on=cell)
+    rows = rows.assign(gain=rows["auc"] - rows["base"], arm=rows["arm"].str.split(" x").str[0])
+    return rows.groupby(["dataset", "arm", "weight"], as_index=False)[["pull", "gain"]].mean()
+
+
+def best_weights(scores: pd.DataFrame) -> dict[str, float]:
+    """The weight of each arm with the best mean gain over data sets; of the own arms only those ahead of MoCo.
+
+    Raises:
+        ValueError: the weights have not been tried.
+    """
+    table = pulls(scores)
+    if table.empty:
+        raise ValueError("no weights have been tried; run first: python -m study run --series weights")
+    gains = table.groupby(["arm", "weight"])["gain"].mean()
+    best = {arm: float(weight) for arm, weight in gains.groupby("arm").idxmax()}
+    return {arm: weight for arm, weight in best.items() if arm not in protocol.OWN or gains[arm, weight] > 0}
+
+
 def primary(rows: pd.DataFrame) -> pd.DataFrame:
-    """The pretrained arms on one data set of each modality; on all data sets if there are none of these."""
+    """The pretrained arms on the data sets of the protocol, or on all data sets if there are none of these."""
     rows = rows[~rows["arm"].isin(protocol.UNTRAINED)]
-    inside = rows["judged_on"].isin(protocol.PRIMARY)
+    inside = rows["judged_on"].isin(protocol.PRIMARY if ratio_of(rows) else protocol.FIRST_PRIMARY)
     return rows[inside] if inside.any() else rows
 
 
@@ -109,30 +187,76 @@ def compared(differences: pd.DataFrame, sign: int = 1, ratio: float = 0.0) -> pd
     return table.assign(verdict=[verdict(*row) for row in judged])
 
 
-def main_claim(rows: pd.DataFrame) -> pd.DataFrame:
-    """AUC minus MoCo's at the smallest label fraction, mean over the primary data sets, per protocol and arm."""
-    return compared(averaged(paired(primary(rows[rows["fraction"] == rows["fraction"].min()]))))
+def ratio_of(rows: pd.DataFrame) -> float:
+    """The `ratio` of `repeated`: that of the protocol's draws, or 0 for the first study, which had one split."""
+    return protocol.RATIO if len(rows) and set(rows["series"]) <= set(protocol.SERIES) else 0.0
+
+
+def main_claim(rows: pd.DataFrame, passed: pd.DataFrame | None = None) -> pd.DataFrame:
+    """AUC minus MoCo's with few labels, mean over the primary data sets, per protocol, fraction and arm.
+
+    Args:
+        rows: of `usual`.
+        passed: of `gate`; data sets that did not pass for a protocol enter no average of it.
+    Returns:
+        As `compared`, with `family`: "primary" for the arms of `protocol.LEADING`, else "secondary"; p values are
+        corrected within each.
+    """
+    few = protocol.FEW if ratio_of(rows) else [rows["fraction"].min()]
+    rows = primary(rows[rows["fraction"].isin(few)])
+    if passed is not None and len(passed):
+        inside = passed[passed["passes"]][["dataset", "protocol"]]
+        rows = rows.merge(inside.rename(columns={"dataset": "judged_on"}), on=["judged_on", "protocol"])
+    # Each protocol for itself: it has its own data sets.
+    differences = pd.concat(averaged(paired(part)) for _, part in rows.groupby("protocol", sort=False))
+    leading = [arm for arm in differences if arm.split(" x")[0] in protocol.LEADING]
+    families = {"primary": differences[leading], "secondary": differences.drop(columns=leading)}
+    ratio = ratio_of(rows)
+    return pd.concat(compared(part, ratio=ratio).assign(family=name) for name, part in families.items() if part.size)
+
+
+def conditions(scores: pd.DataFrame) -> pd.DataFrame:
+    """Each arm's gain over MoCo under the released conditions minus its gain in the comparison, as `compared`."""
+    few = [low_label(scores, series) for series in ("conditions", "comparison")]
+    released, tuned = (averaged(paired(primary(rows))) for rows in few)
+    both = [arm for arm in released if arm in tuned]
+    return compared((released[both] - tuned[both]).dropna(how="all"), ratio=protocol.RATIO) if both else pd.DataFrame()
+
+
+def power(scores: pd.DataFrame, repetitions: int = len(protocol.REPETITIONS)) -> pd.DataFrame:
+    """Half widths of the intervals to expect, from how far tuning seeds are apart: per protocol and fraction.
+
+    Args:
+        scores: with the series of weights; every arm and weight with at least two seeds counts.
+    """
+    differences = paired(primary(low_label(scores, "weights")))
+    spread = differences.groupby(["protocol", "fraction", "judged_on"]).var().mean(axis=1)  # of one data set
+    kinds = spread.groupby(["protocol", "fraction"])
+    error = np.sqrt(kinds.sum() / kinds.size() ** 2 * (1 / repetitions + protocol.RATIO))  # of the mean over data sets
+    return (error * stats.t.ppf(1 - protocol.LEVEL / 2, repetitions - 1)).rename("half_width").reset_index()
 
 
 def claims(folder: Path = protocol.TABLES) -> pd.DataFrame:
     """The claims of the paper's abstract as comparisons with MoCo; "better" is in the claimed direction."""
-    parts = []
+    parts, ratio = [], ratio_of(usual(read("scores", folder=folder)))
     for claim, measured, sign, differences in _claimed(folder):
         over = [name for name in differences.index.names if name != "seed"]
-        parts.append(compared(averaged(differences, over), sign).assign(claim=claim, measured=measured))
+        compared_here = compared(averaged(differences, over), sign, ratio)
+        parts.append(compared_here.assign(claim=claim, measured=measured))
     return pd.concat(parts, ignore_index=True)
 
 
 def _claimed(folder: Path) -> Iterator[tuple[str, str, int, pd.DataFrame]]:
     """(claim, what is measured, claimed sign, paired differences) for each claim that has a table."""
     scores = read("scores", folder=folder)
-    gains = paired(primary(usual(scores)))
-    few, many = scores["fraction"].min(), scores["fraction"].max()
+    rows = usual(scores)
+    gains, series = paired(primary(rows)), rows["series"].iloc[0]
+    few, many = rows["fraction"].min(), rows["fraction"].max()
     at = {fraction: gains.xs(fraction, level="fraction") for fraction in (few, many)}
     yield "1, 2 improves or matches MoCo", "AUC, all fractions and protocols", 1, gains
     yield f"3 gains at {few:.0%} of the labels", f"AUC at {few:.0%}", 1, at[few]
     yield "3 gains are largest with few labels", f"gain at {few:.0%} - gain at {many:.0%}", 1, at[few] - at[many]
-    early = scores[(scores["series"] == "first") & scores["stage"].isin(protocol.EARLY)]
+    early = scores[(scores["series"] == series) & scores["stage"].isin(protocol.EARLY)]
     reuse, outputs = read("similarity", folder=folder), read("outputs", folder=folder)
     outputs = outputs[outputs["class"] == "mean"] if len(outputs) else outputs
     for claim, measured, sign, table, value in (
@@ -164,37 +288,57 @@ def retest(twice: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(scores: pd.DataFrame) -> str:
-    """What a table of scores says, in sentences made from its numbers."""
-    rows = usual(scores)
-    few, judged = rows["fraction"].min(), ", ".join(sorted(primary(rows)["judged_on"].unique()))
-    lines = [f"AUC minus MoCo's with {few:.0%} of the labels, mean over {judged}:\n"]
-    lines += [_of_series(usual(scores, name), name) for name in protocol.SERIES if name in set(scores["series"])]
-    lines.append("\nWhat these can tell:\n")
-    for name, base in zip(protocol.NAMES, protocol.UNTRAINED, strict=True):
-        part = rows[(rows["protocol"] == name) & (rows["fraction"] == few) & rows["arm"].isin([base, "moco"])]
-        if part["arm"].nunique() == 2:
-            lines.append(
-                f"- {protocol.NAMES[name]}, MoCo minus `{base}`: {_said(compared(paired(part, base)), 'judged_on')}."
-            )
-    most = rows[rows["fraction"] == rows["fraction"].max()]
-    best = most.groupby(["judged_on", "arm", "protocol"])["auc"].mean().groupby("judged_on").max()
-    weak = ", ".join(best.index[best < protocol.NEAR_CHANCE]) or "none"
-    said = ", ".join(f"{name} {value:.3f}" for name, value in best.items())
-    lines.append(f"- Best mean AUC of any arm with all labels: {said}. Near chance in every arm: {weak}.")
-    level = f"at the {protocol.LEVEL:.0%} level, corrected for the comparisons of a series (Holm)"
-    lines.append(f"- Intervals are 95% Student-t intervals over seeds; few seeds make them wide. Verdicts are {level}.")
-    return "\n".join(lines)
+    """What a table of scores says, in sentences made from its numbers; what has not been run is said as well."""
+    done = set(scores["series"]) if len(scores) else set()
+    passed = gate(scores) if "gate" in done else pd.DataFrame()
+    lines = [_gate_said(passed)] if len(passed) else ["The gate has not been run."]
+    lines.append(_pulls_said(pulls(scores)) if "weights" in done else "No weights of the stage losses have been tried.")
+    if "comparison" not in done:
+        return " ".join([*lines, "The comparison of the arms has not been run."])
+    rows = usual(scores, "comparison")
+    lines.append(_comparison_said(main_claim(rows, passed), rows["seed"].nunique()))
+    found = conditions(scores) if "conditions" in done else pd.DataFrame()
+    if len(found):
+        said = _said(found.assign(name=found["arm"] + ", " + _where(found)), "name")
+        lines.append(f"Under the released conditions the gain over MoCo is larger by: {said}.")
+    return "\n\n".join(lines)
 
 
-def _of_series(rows: pd.DataFrame, name: str) -> str:
-    """The comparisons of one series in words."""
-    found, title = main_claim(rows), protocol.SERIES[name].title
-    counts = ", ".join(f"{count} {word}" for word, count in found["verdict"].value_counts().items())
-    holds = ((found["low"] <= protocol.CLAIM) & (found["high"] >= protocol.CLAIM)).sum()
-    line = f"- **{title.capitalize()}** ({rows['seed'].nunique()} seeds): of {len(found)} comparisons {counts}; "
-    line += f"{holds} of the intervals hold the paper's gain of about {protocol.CLAIM:+.2f}."
-    kinds = found.groupby("protocol", sort=False)
-    return line + "".join(f" {protocol.NAMES[kind]}: {_said(part, 'arm')}." for kind, part in kinds)
+def _gate_said(passed: pd.DataFrame) -> str:
+    """Where MoCo helps."""
+    lines = []
+    for kind, base in zip(protocol.NAMES, protocol.UNTRAINED, strict=True):
+        part = passed[passed["protocol"] == kind].sort_values("difference", ascending=False)
+        said = ", ".join(f"{row.dataset} {row.difference:+.3f}" for row in part.itertuples())
+        failed = ", ".join(part.loc[~part["passes"], "dataset"])
+        closed = f" ({failed}: cannot tell by design)" if failed else ""
+        lines.append(f"{protocol.NAMES[kind].lower()}, MoCo minus `{base}`: {said}{closed}")
+    labels = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
+    over = f"mean over {labels} of the labels, tuning seeds: {passed['seeds'].min()}"
+    return f"**Does pretraining help?** Test AUC, {over}; {'; '.join(lines)}."
+
+
+def _pulls_said(table: pd.DataFrame) -> str:
+    """How hard the losses pull, and what the best weight gains."""
+    means = table.groupby(["arm", "weight"])[["pull", "gain"]].mean()
+    best = means.loc[means.groupby("arm")["gain"].idxmax()].sort_values("gain", ascending=False)
+    each = [f"{arm} x{weight:g} {row.gain:+.3f} (pull {row.pull:.0%})" for (arm, weight), row in best.iterrows()]
+    where = f"mean over {table['dataset'].nunique()} data sets, patients that no later number is tested on"
+    return f"**How hard should they pull?** AUC minus MoCo's at each loss's best weight: {', '.join(each)}; {where}."
+
+
+def _comparison_said(found: pd.DataFrame, repetitions: int) -> str:
+    """The primary family in words, then the best of the others."""
+    lines = []
+    for family, part in found.groupby("family", sort=False):
+        counts = ", ".join(f"{count} {word}" for word, count in part["verdict"].value_counts().items())
+        part = part.assign(name=part["arm"] + ", " + _where(part))
+        lines.append(f"Of {len(part)} {family} comparisons {counts}: {_said(part, 'name')}.")
+    return f"**Do intermediate layers help?** AUC minus MoCo's, {repetitions} repetitions. " + " ".join(lines)
+
+
+def _where(found: pd.DataFrame) -> pd.Series:
+    return found["protocol"].map(protocol.NAMES).str.lower() + " " + found["fraction"].map("{:.0%}".format)
 
 
 def _said(found: pd.DataFrame, name: str) -> str:
@@ -213,6 +357,6 @@ def write_readme(readme: Path = protocol.README, folder: Path = protocol.TABLES)
     _, end, after = rest.partition(protocol.END)
     if not (begin and end):
         raise ValueError(f"{readme} lacks the lines {protocol.BEGIN!r} and {protocol.END!r} around the results")
-    text = "AUC minus MoCo's with few labels: a line per data set and loss, whiskers are 95% intervals over seeds"
+    text = "AUC differences with few labels, one row per data set, with 95% intervals where there are repetitions"
     said = f"![{text}](study/tables/{protocol.FIGURE})\n\n{findings(read('scores', folder=folder))}"
     atomic_write(readme, lambda path: path.write_text(f"{before}{begin}\n\n{said}\n\n{end}{after}", encoding="utf-8"))

@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from mocolayers.data.prepared import TEST, TRAIN, UNLABELLED, VAL, MedicalImages, data_folder, load
+from mocolayers.data.prepared import PHANTOMS, TEST, TRAIN, UNLABELLED, VAL, MedicalImages, data_folder, load
 from mocolayers.evaluation.distributions import output_distances
 from mocolayers.evaluation.features import STAGES
 from mocolayers.evaluation.judge import judge_all
@@ -24,6 +24,7 @@ from mocolayers.runtime import atomic_write, load_plugin
 from mocolayers.training.pretrain import pretrain
 from mocolayers.training.runs import Run
 from study import contrast, protocol
+from study.report import best_weights, setting_of
 
 ARMS["contrast"] = contrast.ARM
 NAMED = ("series", "dataset", "setting", "arm", "weight", "seed")  # one cell
@@ -114,18 +115,21 @@ def _fold(classes: np.ndarray, patients: np.ndarray, count: int, seed: int) -> n
     return found
 
 
-def in_parallel(function: Callable, jobs: list, title: str, processes: int = -1, scheduler: str = "") -> Iterator:
+def in_parallel(
+    function: Callable, jobs: list, title: str, processes: int | None = None, scheduler: str = ""
+) -> Iterator:
     """What a function returns for each job, as they end; one thread a job.
 
     The first error ends it, with the job's name as a note; jobs that have not begun are dropped.
 
     Args:
-        processes: of this machine; -1 is one per core.
+        processes: of this machine; None is one per core, or one where there is a GPU.
         scheduler: address of a Dask cluster that does the work instead; its workers see the same folders.
     """
     with engine(scheduler):
         calls = (delayed(_alone)(function, job) for job in jobs)
-        done = Parallel(processes, return_as="generator_unordered")(calls)
+        many = -1 if scheduler or not torch.cuda.is_available() else 1
+        done = Parallel(processes or many, return_as="generator_unordered")(calls)
         yield from tqdm(done, title, len(jobs), unit="job")
 
 
@@ -182,14 +186,13 @@ def judge_cell(cell: Cell) -> dict[str, pd.DataFrame]:
 
 
 def _means(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over label subsets."""
+    """Means over label subsets; of words, which are the same in all, the first."""
     if "judged_on" not in table:
         table = table.assign(judged_on=table["dataset"])
     keys = [key for key in protocol.KEYS if key in table and key != "subset"]
     table = table.drop(columns=["subset", "pool"], errors="ignore")
-    kept = [name for name in ("recipe", "weights") if name in table]
-    groups = table.groupby(keys, sort=False, as_index=False)
-    return groups.agg({name: "first" if name in kept else "mean" for name in table if name not in keys})
+    how = {name: "mean" if pd.api.types.is_numeric_dtype(table[name]) else "first" for name in table}
+    return table.groupby(keys, sort=False, as_index=False).agg({name: how[name] for name in table if name not in keys})
 
 
 def pull(run: Run) -> float:
@@ -213,7 +216,7 @@ def keep(tables: dict[str, pd.DataFrame], folder: Path) -> None:
 def scores_in(folder: Path) -> pd.DataFrame:
     """The table of scores as it is, or an empty one."""
     file = folder / "scores.csv"
-    return pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=[*NAMED, "protocol", "fraction", "auc"])
+    return pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=[*protocol.KEYS, "auc", "pull"])
 
 
 def missing(cells: list[Cell], scores: pd.DataFrame) -> list[Cell]:
@@ -227,7 +230,7 @@ def _names(table: pd.DataFrame, keys: list[str]) -> pd.Series:
     return table[keys].astype(weight).astype(str).agg(" ".join, axis=1)
 
 
-def carry_out(series: str, folder: Path, processes: int = -1, scheduler: str = "", **part) -> None:
+def carry_out(series: str, folder: Path, processes: int | None = None, scheduler: str = "", **part) -> None:
     """Train and judge what a series still lacks in the tables of a folder; its next step may follow from the last.
 
     Args:
@@ -242,12 +245,18 @@ def planned(series: str, scores: pd.DataFrame, datasets=None, arms=None, seeds=N
     """The cells of a series, or of a part of it, as far as the table tells; `about` goes to every `Cell`.
 
     Raises:
-        ValueError: the series needs rows of an earlier one.
+        ValueError: the series needs rows of an earlier one, or no data set is prepared.
     """
     cell = functools.partial(Cell, series, scale=scale, **about)
     size = protocol.SCALES[scale]
     tuning, repetitions = seeds or size.tuning, seeds or size.repetitions
     datasets = datasets or [name for name in protocol.PRIMARY if (data_folder() / name).is_dir()]
+    datasets = datasets or (PHANTOMS if scale == "smoke" else [])  # made on first use
+    if not datasets:
+        raise ValueError(
+            f"{data_folder()} has none of {', '.join(protocol.PRIMARY)}: study/PROTOCOL.md has the commands that "
+            "prepare them, or name another prepared data set with --dataset"
+        )
     if series == "gate":
         first = [cell(name, arm, tuning[0]) for name in datasets for arm in protocol.UNTRAINED]
         first += [cell(name, "moco", tuning[0], setting) for setting in protocol.CANDIDATES for name in datasets]
@@ -274,38 +283,7 @@ def planned(series: str, scores: pd.DataFrame, datasets=None, arms=None, seeds=N
     return [cell(name, arm, seed, shared[name], weight) for seed, name, arm, weight in grid]
 
 
-def low_label(scores: pd.DataFrame) -> pd.DataFrame:
-    """What choices are made by: AUC of the last stage and of fine-tuning, at the fractions `protocol.FEW`."""
-    return scores[scores["fraction"].isin(protocol.FEW) & (scores["stage"] == 4) & (scores["source"] == "encoder")]
-
-
-def setting_of(dataset: str, scores: pd.DataFrame) -> str:
-    """MoCo's best candidate on a data set: mean AUC over both protocols and few labels, first seed of the gate.
-
-    Raises:
-        ValueError: the gate has not been run on the data set.
-    """
-    rows = low_label(scores[(scores["series"] == "gate") & (scores["dataset"] == dataset) & (scores["arm"] == "moco")])
-    if rows.empty:
-        raise ValueError(f"the gate has no rows of {dataset}; run first: python -m study run --series gate")
-    return rows[rows["seed"] == rows["seed"].min()].groupby("setting", sort=False)["auc"].mean().idxmax()
-
-
-def best_weights(scores: pd.DataFrame) -> dict[str, float]:
-    """The best weight of each arm: the mean over data sets of its AUC minus MoCo's, both protocols, few labels.
-
-    Raises:
-        ValueError: the weights have not been tried.
-    """
-    rows = low_label(scores[scores["series"] == "weights"])
-    if rows.empty:
-        raise ValueError("no weights have been tried; run first: python -m study run --series weights")
-    means = rows[rows["arm"] != "moco"].groupby(["arm", "weight", "dataset"])["auc"].mean().groupby(["arm", "weight"])
-    best = means.mean().groupby("arm").idxmax()
-    return {arm: float(weight) for arm, weight in best}
-
-
-def run_again(cells: list[Cell], count: int, scores: pd.DataFrame, processes: int = -1) -> pd.DataFrame:
+def run_again(cells: list[Cell], count: int, scores: pd.DataFrame, processes: int | None = None) -> pd.DataFrame:
     """Train and judge at most `count` of the cells of a table, at random: `again`, beside the `auc` of each row.
 
     Raises:

@@ -16,16 +16,16 @@ from study.as_released import BASE, LINEAR, MINUS, ReleasedTrainer, Setting, ali
 from study.run import Cell
 
 CPU = torch.device("cpu")
-SMALL = {"width": 4, "batch": 16, "queue": 40, "steps": 20}
+SMALL = {"stem": "small", "width": 4, "batch": 16, "queue": 40, "steps": 20}
 
 
 def setting(place, **options):
     """A setting on a tiny data set whose runs take no time."""
     channels = options.get("channels", 3)
     save_prepared(
-        place / "data" / "tiny", make_arrays(**{"n": 480, "channels": 3} | options), make_card("binary", channels)
+        place / "data" / "tiny", make_arrays(**{"n": 416, "channels": 3} | options), make_card("binary", channels)
     )
-    return Setting(Cell("tiny", BASE, 0, preset_name="smoke", runs_dir=place / "runs", settings=SMALL))
+    return Setting(Cell("conditions", "tiny", BASE, 0, scale="smoke", runs_dir=place / "runs", changes=SMALL))
 
 
 @pytest.fixture

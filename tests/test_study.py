@@ -1,111 +1,161 @@
-"""Claims about running the study: the same trials for every arm, no look at the test split, rows that come back."""
+"""Claims about running the study: draws, choices, rows that are kept as they come, and rows that come back."""
 
-import json
+import dataclasses
 
+import distributed
 import numpy as np
 import pandas as pd
 import pytest
 
+from mocolayers.data.prepared import PHANTOMS
 from study import protocol, report, run
 from study.__main__ import main
-from study.run import Cell, chosen, grid, in_parallel, judge_cell, run_again, sweep, trials, try_out
+from study.run import Cell, draw, in_parallel, judge_cell, keep, missing, planned, run_again, scores_in
 
 
 @pytest.fixture
 def tiny(make_data, tmp_path, monkeypatch):
     """A function that makes the prepared data set "tiny" for every process, and the folder of runs."""
     monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
+    monkeypatch.setitem(protocol.SCALES["smoke"].fields, "stem", "small")  # small images, on which mse pools to 4 x 4
     return lambda **options: {"data": make_data(**options), "runs_dir": tmp_path / "runs"}
 
 
-def small(tiny, arms=("moco",), series="first", **options):
-    runs_dir = tiny(n=240, **options)["runs_dir"]
-    return grid(series, ["tiny"], arms, [0], preset_name="smoke", runs_dir=runs_dir)
+def cell(tiny, series="gate", arm="moco", seed=0, **options):
+    return Cell(series, "tiny", arm, seed, scale="smoke", runs_dir=tiny(n=240)["runs_dir"], **options)
 
 
-def test_every_arm_gets_the_same_trials_in_what_all_arms_share():
-    shared = {
-        arm: [{k: v for k, v in t.items() if k in protocol.SHARED} for t in trials(arm)] for arm in protocol.TUNED
+def row(series, arm, auc, dataset="tiny", seed=100, setting="preset", weight=1.0, pull=0.0):
+    """Both protocols with few labels."""
+    about = {"series": series, "dataset": dataset, "judged_on": dataset, "setting": setting, "arm": arm, "seed": seed}
+    about |= {"weight": weight, "pull": pull, "stage": 4, "source": "encoder", "auc": auc}
+    return [about | {"protocol": kind, "fraction": few} for kind in protocol.NAMES for few in protocol.FEW]
+
+
+def table(*rows):
+    return pd.DataFrame([each for four in rows for each in four])
+
+
+def test_a_draw_moves_whole_patients_and_keeps_the_class_mix(make_data):
+    data = make_data(n=600, per_patient=3)
+    drawn = [draw(data, seed) for seed in (0, 0, 1)]
+    assert (drawn[0].split == drawn[1].split).all() and drawn[0].fingerprint == drawn[1].fingerprint
+    assert (drawn[0].split != drawn[2].split).any() and drawn[0].fingerprint != drawn[2].fingerprint
+    assert drawn[0].fingerprint != data.fingerprint
+    rows = {split: drawn[0].rows(split) for split in ("train", "val", "test")}
+    sides = [set(data.patients[part]) for part in rows.values()]
+    assert not sides[0] & sides[1] and not sides[0] & sides[2] and not sides[1] & sides[2]
+    share = len(rows["test"]) / len(rows["train"])
+    assert share == pytest.approx(protocol.RATIO, abs=0.05), "the ratio of the corrected t is that of the draw"
+    for part in rows.values():
+        assert data.labels[part].mean() == pytest.approx(data.labels.mean(), abs=0.03)
+
+
+def test_no_choice_sees_an_image_that_a_repetition_tests_on(make_data):
+    data = make_data(n=600, per_patient=3)
+    tuned = set(np.concatenate([draw(data, seed).rows("test") for seed in protocol.TUNING]))
+    tested = set(np.concatenate([draw(data, seed).rows("test") for seed in protocol.REPETITIONS]))
+    assert tuned and tested and not tuned & tested
+    assert len(tested) > 0.9 * (len(data.labels) - len(tuned)), "over the repetitions every other image is tested"
+
+
+def test_unlabelled_images_stay_unlabelled(make_data):
+    data = make_data(n=300)
+    data.split[:50] = 3
+    assert (draw(data, 0).split[:50] == 3).all() and (draw(data, 0).split[50:] != 3).all()
+
+
+def test_all_arms_of_a_seed_differ_in_the_arm_alone(make_data):
+    data = draw(make_data(channels=3), 0)
+    about = {"setting": "weak", "scale": "smoke"}
+    moco, mse = (
+        dataclasses.asdict(Cell("comparison", "tiny", arm, 0, **about).recipe(data)) for arm in ("moco", "mse")
+    )
+    assert {name for name in moco if moco[name] != mse[name]} == {"arm", "stage_loss", "stage_weights", "stage_options"}
+    assert moco["views"]["hue"] == protocol.WEAK["hue"] and moco["precision"] == "fp32"
+
+
+def test_a_cell_has_the_steps_the_views_and_the_weights_that_it_names(make_data):
+    gray = draw(make_data(), 0)
+    base = Cell("weights", "tiny", "mse", 100).recipe(gray)
+    harder = Cell("weights", "tiny", "mse", 100, "weak-long", 5.0).recipe(gray)
+    assert harder.steps == 2 * base.steps == 3000 and harder.stage_weights == tuple(5 * w for w in base.stage_weights)
+    assert harder.views.hue == 0, "gray images have no colour to change"
+    released = Cell("conditions", "tiny", "mse", 0, "released").recipe(gray)
+    assert (released.head, released.schedule, released.batch, released.bn_splits) == ("linear", "constant", 16, 1)
+    assert released.views.released_order and released.views.crop == 1 and released.zero_init_residual
+    assert not Cell("conditions", "tiny", "moco", 0, "released").recipe(gray).zero_init_residual
+    assert Cell("comparison", "tiny", "random", 0, "weak-long").recipe(gray).steps == 0
+
+
+def test_the_gate_tries_every_candidate_and_repeats_the_best(tiny):
+    tiny(n=240)
+    part = {"datasets": ["tiny"], "seeds": [100, 101]}
+    first = planned("gate", scores_in(protocol.HOME / "nowhere"), **part)
+    assert {c.setting for c in first if c.arm == "moco"} == set(protocol.CANDIDATES)
+    done = [row("gate", c.arm, 0.9 if c.setting == "weak-warm" else 0.6, setting=c.setting) for c in first]
+    later = missing(planned("gate", table(*done), **part), table(*done))
+    assert {(c.arm, c.setting) for c in later} == {
+        ("random", "preset"),
+        ("supervised", "preset"),
+        ("moco", "weak-warm"),
     }
-    assert all(part == shared["moco"] for part in shared.values())
-    assert shared["moco"] == trials("moco"), "MoCo has no stage loss to tune"
-    assert shared["moco"][0] == {} and len({str(trial) for trial in shared["moco"]}) == protocol.TRIALS
+    assert {c.seed for c in later} == {101}
 
 
-def test_stage_weights_are_drawn_within_their_range_and_reach_the_recipe(make_data):
-    data = make_data()
-    for arm, (low, high) in protocol.WEIGHTS.items():
-        for trial in trials(arm)[1:]:
-            assert low <= max(trial["stage_weights"]) <= high
-            recipe = Cell("tiny", arm, 3, settings=trial).recipe(data)
-            assert list(recipe.stage_weights) == trial["stage_weights"]
-            assert (recipe.views.crop, recipe.lr, recipe.precision) == (trial["crop"], trial["lr"], "fp32")
+def test_the_comparison_takes_the_best_weights_and_leaves_a_losing_arm_of_our_own_out(tiny):
+    tiny(n=240)
+    rows = [row("gate", "moco", 0.7, setting="weak"), row("weights", "moco", 0.7)]
+    rows += [row("weights", "mse", 0.7 + 0.01 * w, weight=w) for w in (1.0, 5.0)]
+    rows += [row("weights", "mse-standardized", 0.72, weight=4.0), row("weights", "contrast", 0.69, weight=1.0)]
+    cells = planned("comparison", table(*rows), ["tiny"], seeds=[0, 1], scale="smoke")
+    assert {c.setting for c in cells} == {"weak"} and [c.seed for c in cells] == sorted(c.seed for c in cells)
+    pairs = {(c.arm, c.weight) for c in cells}
+    assert {("mse", 1.0), ("mse", 5.0), ("mse-standardized", 4.0), ("random", 1.0), ("barlow", 1.0)} <= pairs
+    assert "contrast" not in {arm for arm, _ in pairs}
 
 
-def test_a_series_changes_every_arm_and_leaves_the_untrained_ones_untrained(make_data):
-    data = make_data()
-    steps = {series: Cell("tiny", "moco", 0, series).recipe(data).steps for series in protocol.SERIES}
-    assert steps["long"] == 3 * steps["first"] == steps["larger"]
-    assert Cell("tiny", "moco", 0, "larger").recipe(data).stem == "imagenet"
-    assert Cell("tiny", "random", 0, "long").recipe(data).steps == 0
+def test_a_series_asks_for_the_one_before_it(tiny):
+    tiny(n=240)
+    with pytest.raises(ValueError, match="--series gate"):
+        planned("weights", scores_in(protocol.HOME / "nowhere"), ["tiny"])
+    with pytest.raises(ValueError, match="--series weights"):
+        planned("comparison", table(row("gate", "moco", 0.7)), ["tiny"])
 
 
-def test_a_trial_reads_no_test_image_and_no_test_label(make_data, watched, tmp_path, monkeypatch):
-    data = make_data()
-    asked, test = watched(data), data.rows("test")
-    data.labels[test] = -1  # nothing could be made of such a label
-    monkeypatch.setattr(run, "load", lambda name: data)
-    row = try_out(Cell("tiny", "moco", protocol.TUNING_SEED, preset_name="smoke", runs_dir=tmp_path), 0)
-    read = np.unique(np.concatenate([np.atleast_1d(rows) for rows in asked]))
-    assert len(read) and not set(read) & set(test)
-    assert 0 <= row["validation_auc"] <= 1
+def test_without_data_the_remedy_is_named_and_a_rehearsal_takes_synthetic_images(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path))
+    assert typed("status --series gate") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "PROTOCOL.md" in error and str(tmp_path) in error
+    cells = planned("gate", scores_in(tmp_path), scale="smoke")
+    assert {c.dataset for c in cells} == set(PHANTOMS)
 
 
-def test_the_choice_is_the_best_mean_over_data_sets(tmp_path):
-    names = ["arm", "trial", "dataset", "validation_auc"]
-    made = [("moco", 0, "a", 0.9), ("moco", 0, "b", 0.5), ("moco", 1, "a", 0.8), ("moco", 1, "b", 0.8)]
-    table = pd.DataFrame(made, columns=names)
-    table["changes"] = ["{}" if trial == 0 else '{"lr": 0.5}' for trial in table["trial"]]
-    table.to_csv(tmp_path / "tuning.csv", index=False)
-    settings = chosen(tmp_path)
-    assert settings["moco"] == settings["mse"] == settings["barlow"] == {"lr": 0.5}, "released arms follow MoCo"
+def test_rows_are_added_and_nothing_is_lost(tmp_path):
+    keep({"scores": table(row("gate", "moco", 0.7), row("gate", "random", 0.6))}, tmp_path)
+    keep({"scores": table(row("gate", "moco", 0.8), row("weights", "mse", 0.75, weight=5.0))}, tmp_path)
+    kept = scores_in(tmp_path)
+    assert kept.groupby("arm")["auc"].mean().to_dict() == {"moco": 0.8, "mse": 0.75, "random": 0.6}
+    assert len(kept) == 12
+    cells = [Cell("weights", "tiny", "mse", 100, weight=w) for w in (1.0, 5.0)]
+    assert missing(cells, kept) == cells[:1]
 
 
 def test_a_row_comes_back_from_nothing(tiny, tmp_path):
-    cells = small(tiny)
-    scores = judge_cell(cells[0])["scores"]
-    other = [Cell("tiny", "moco", 0, preset_name="smoke", runs_dir=tmp_path / "elsewhere")]
-    twice = run_again(other, 24, scores, processes=1)
-    usual = scores[scores["stage"] == 4]
-    assert len(twice) == len(usual) and twice["again"].tolist() == twice["auc"].tolist()
+    one = cell(tiny, "comparison")
+    scores = judge_cell(one)["scores"]
+    other = dataclasses.replace(one, runs_dir=tmp_path / "elsewhere")
+    twice = run_again([other], 24, scores, processes=1)
+    assert len(twice) == len(scores) and twice["again"].tolist() == twice["auc"].tolist()
     assert len(list((tmp_path / "elsewhere").glob("*/encoder.safetensors"))) == 1, "it was trained again"
-
-
-def test_a_random_part_is_a_part_and_the_same_every_time(monkeypatch):
-    cells, seen, scores = grid("first"), [], report.read("scores")
-    monkeypatch.setattr(run, "sweep", lambda cells, *_, **__: seen.append(cells) or {"scores": scores})
-    for _ in range(2):
-        run_again(cells, 5, scores)
-    assert seen[0] == seen[1] and len(seen[0]) == 5 and seen[0] == [cell for cell in cells if cell in seen[0]]
-
-
-def test_what_the_table_does_not_hold_is_refused_before_it_is_trained(capsys):
-    assert typed("again --dataset mine --arm moco --seed 10 --series first") == 1
-    assert "no rows of mine moco 10" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="none of these rows"):
+        run_again([dataclasses.replace(one, seed=7)], 24, scores)
 
 
 def typed(line: str, *more) -> int:
     """The exit code of `python -m study LINE`."""
     return main([*line.split(), *map(str, more)])
-
-
-def test_status_counts_what_is_trained(tiny, tmp_path, capsys):
-    cells = small(tiny, ["random", "moco"])
-    line = "status --dataset tiny --seed 0 --arm random moco --series first --preset smoke --runs-dir"
-    for trained in (0, 1):
-        assert typed(line, tmp_path / "runs") == 0
-        assert capsys.readouterr().out == f"{trained} of 2 runs are trained\n"
-        cells[0].trained()
 
 
 def fail(number: int) -> int:
@@ -116,49 +166,52 @@ def fail(number: int) -> int:
 
 def test_a_failed_job_ends_the_others_and_is_named():
     with pytest.raises(ValueError, match="nothing to learn") as caught:
-        in_parallel(fail, [(n,) for n in range(200)], "jobs", 2)
+        list(in_parallel(fail, list(range(200)), "jobs", 2))
     assert caught.value.__notes__ == ["in the job 2"]
 
 
-def test_from_runs_to_sentences(tiny, tmp_path, capsys):
-    """Two arms, one data set, one seed, as a user types it: tables, typed, then findings and a figure."""
+def test_from_an_empty_folder_to_sentences(tiny, tmp_path, capsys, monkeypatch):
+    """A small study as a user types it: it stops where a job fails, goes on from its tables, and says what it found."""
     tiny(n=240)
     before = protocol.README.read_text(encoding="utf-8")
-    out, words = tmp_path / "out", ["--dataset", "tiny", "--seed", "0", "--series", "first", "--preset", "smoke"]
-    words += ["--runs-dir", str(tmp_path / "runs"), "--out", str(out)]
-    assert main(["run", *words, "--arm", "random", "mse", "--jobs", "1"]) == 0
+    monkeypatch.setattr(protocol, "CANDIDATES", {"preset": {}, "weak": {"views": protocol.WEAK}})
+    monkeypatch.setattr(protocol, "WEIGHTS", {"mse": (5,), "contrast": (1,)})
+    monkeypatch.setattr(protocol, "TUNING", (100,))
+    out, words = tmp_path / "out", "--dataset tiny --scale smoke --jobs 1"
+    words += f" --runs-dir {tmp_path / 'runs'} --out {tmp_path / 'out'}"
+    assert typed("status --series gate " + words) == 0 and "gate: 0 of 4" in capsys.readouterr().out
+    whole, count = run.judge_cell, []
+    monkeypatch.setattr(run, "judge_cell", lambda job: fail(2) if len(count) == 3 else (count.append(1), whole(job))[1])
+    assert typed("run --series gate " + words) == 1 and "in the job" in capsys.readouterr().err
+    assert len(missing(planned("gate", scores_in(out), ["tiny"], scale="smoke"), scores_in(out))) == 1
+    monkeypatch.setattr(run, "judge_cell", whole)
+    assert typed("run " + words) == 0
+    assert typed("status " + words) == 0
+    said = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.split()[1] == line.split()[3] for line in said] == [True] * 4, said
     scores = report.read("scores", folder=out)
-    assert set(scores["arm"]) == {"random", "mse"} and set(scores["judged_on"]) == {"tiny"}
-    assert set(scores.loc[scores["source"] == "encoder", "stage"]) == {1, 2, 3, 4}
-    assert set(scores.loc[scores["source"] == "pixels", "arm"]) == {"random"}
+    assert set(scores["series"]) == set(protocol.SERIES) and "mse x5" in set(scores["arm"])
+    assert set(scores.query("series == 'comparison' and source == 'encoder'")["stage"]) == {1, 2, 3, 4}
     for name in ("similarity", "outputs"):
-        assert set(report.read(name, "tiny", out)["arm"]) == {"mse"}
-    assert main(["run", *words, "--arm", "moco", "mse", "--jobs", "1"]) == 1, "rows of random would be lost"
-    assert "choose another --out" in capsys.readouterr().err
-    assert main(["run", *words, "--arm", "random", "moco", "mse", "--jobs", "1"]) == 0
-    assert main(["report", "--tables", str(out)]) == 0
-    assert "mean over tiny" in capsys.readouterr().out and (out / protocol.FIGURE).is_file()
-    assert report.main_claim(report.usual(report.read("scores", folder=out)))["seeds"].tolist() == [1, 1]
+        assert {"moco", "mse"} <= set(report.read(name, "tiny", out)["arm"])
+    assert (scores.groupby(["series", "seed", "protocol", "fraction", "judged_on"])["labels"].nunique() == 1).all()
+    assert typed(f"report --out {out}") == 0
+    said = capsys.readouterr().out
+    for words in ("Does pretraining help?", "How hard should they pull?", "2 repetitions", "released conditions"):
+        assert words in said
+    assert (out / protocol.FIGURE).is_file()
     assert protocol.README.read_text(encoding="utf-8") == before, "only the committed tables go into the README"
 
 
 def test_an_arm_of_a_plugin_is_studied_like_any_other(tiny, tmp_path):
     plugin, seen = tmp_path / "mine.py", tmp_path / "loaded"
     plugin.write_text(f"open({str(seen)!r}, 'a').write('x')\n")
-    cells = [Cell("tiny", "moco", 0, "long", "smoke", tiny(n=240)["runs_dir"], {"steps": 2}, plugin)]
-    assert set(sweep(cells, 1)) == {"scores"}, "a later series has no analyses"
+    assert set(judge_cell(cell(tiny, "weights", plugin=plugin))) == {"scores"}, "only the comparison is analysed"
     assert seen.is_file()
 
 
-@pytest.mark.parametrize("command", ["tune", "run", "again", "as-released"])
-def test_nothing_is_written_over_the_committed_tables(command, capsys):
-    assert main([command, "--out", str(protocol.TABLES)]) == 1
-    assert "committed tables" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("words", ["run --settings /no/such/folder", "report --tables /no/such/folder"])
-def test_a_folder_that_is_not_there_is_one_line(words, capsys):
-    assert main(words.split()) == 1
+def test_a_folder_that_is_not_there_is_one_line(capsys):
+    assert typed("report --out /no/such/folder") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "/no/such/folder" in error and "python -m study" in error
 
@@ -167,11 +220,33 @@ def test_help_shows_what_to_type(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     said = capsys.readouterr().out
-    for command in ("make study", "tune", "run", "report", "again", "status", "as-released"):
+    for command in ("make study", "run", "report", "again", "status", "as-released"):
         assert command in said
 
 
-def test_the_committed_trials_are_as_many_for_every_arm():
-    table = report.read("tuning")
-    assert set(table["arm"]) == set(protocol.TUNED) and table.groupby("arm").size().nunique() == 1
-    assert set(table["changes"]) >= {json.dumps(changes) for changes in chosen(protocol.TABLES).values()}
+def test_the_scale_for_a_gpu_runs_here_in_tiny(tiny, monkeypatch):
+    monkeypatch.setitem(protocol.SCALES["gpu"].fields, "steps", 2)
+    monkeypatch.setitem(protocol.SCALES["gpu"].fields, "width", 4)
+    plan = dataclasses.replace(protocol.PLAN, subsets=1, penalties=(1.0,), least_steps=1, checks=1)
+    monkeypatch.setitem(protocol.SCALES, "gpu", dataclasses.replace(protocol.SCALES["gpu"], plan=plan))
+    runs_dir = tiny(n=240, side=64)["runs_dir"]
+    scores = judge_cell(Cell("comparison", "tiny", "mse", 0, "weak", 5.0, "gpu", runs_dir))["scores"]
+    assert set(scores["protocol"]) == set(protocol.NAMES) and scores["pull"].iloc[0] > 0
+
+
+def test_a_gpu_has_one_worker_and_a_processor_one_per_core(monkeypatch):
+    asked = []
+    monkeypatch.setattr(run, "Parallel", lambda count, **_: asked.append(count) or (lambda calls: []))
+    for gpu in (True, False):
+        monkeypatch.setattr(run.torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        assert list(in_parallel(fail, [], "jobs")) == [] and list(in_parallel(fail, [], "jobs", 3)) == []
+    assert asked == [1, 3, -1, 3]
+
+
+def test_a_dask_cluster_does_the_same_work(tiny, tmp_path):
+    job = cell(tiny, changes={"stem": "small"})  # what a fixture changes does not reach other processes
+    here = judge_cell(job)["scores"]
+    job = dataclasses.replace(job, runs_dir=tmp_path / "elsewhere")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        found = list(in_parallel(judge_cell, [job, job], "gate", scheduler=cluster.scheduler_address))
+    pd.testing.assert_frame_equal(found[1]["scores"].drop(columns="seconds"), here.drop(columns="seconds"))
