@@ -144,16 +144,12 @@ def test_a_copied_data_set_has_the_same_fingerprint(make_data, tmp_path, capsys)
     assert "changed" not in capsys.readouterr().out
 
 
-def test_without_test_no_test_row_is_left_and_no_image_is_copied(make_data):
+def test_another_split_is_another_fingerprint_on_the_same_images(make_data):
     data = make_data()
-    less = data.without_test()
-    kept = data.rows("train", "val")
-    assert not len(less.rows("test")) and isinstance(less.images.array, np.memmap)
-    assert less.images.shape == (len(kept), 16, 16, 1) and less.side == 16
-    rows = less.rows("val")
-    assert np.array_equal(less.images[rows], data.images[data.rows("val")])
-    assert np.array_equal(less.labels[rows], data.labels[data.rows("val")])
-    assert label_subset(less, 0.5, 0).tolist() == np.searchsorted(kept, label_subset(data, 0.5, 0)).tolist()
+    other = data.with_split(np.roll(data.split, 3))
+    assert other.images is data.images and other.fingerprint != data.fingerprint
+    assert other.card["counts"]["test"] == len(other.rows("test")) and other.with_split(data.split).side == 16
+    assert other.fingerprint == data.with_split(np.roll(data.split, 3)).fingerprint
 
 
 def test_an_unknown_name_lists_what_there_is(make_data, tmp_path):

@@ -103,12 +103,6 @@ class MedicalImages:
         """Rows a pretraining may look at: train and unlabelled images, never validation or test."""
         return self.rows("train", "unlabelled")
 
-    def without_test(self) -> "MedicalImages":
-        """The same data without its test rows, which get other numbers; no image is copied."""
-        kept = np.flatnonzero(self.split != TEST)
-        small = {name: getattr(self, name)[kept] for name in ("labels", "patients", "split")}
-        return replace(self, images=Rows(self.images, kept), **small)
-
     def with_split(self, split: np.ndarray) -> "MedicalImages":
         """The same images split in another way, (N,) codes as in `split`; with a fingerprint of its own."""
         digest = hashlib.sha256(np.ascontiguousarray(split).tobytes()).hexdigest()
