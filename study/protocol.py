@@ -45,11 +45,11 @@ CANDIDATES = {
 }
 # Stage weights are multiplied by these; what share of the gradient that gives is measured.
 WEIGHTS = {
-    "mse": (1, 5, 25, 100),
-    "mse-standardized": (0.2, 1, 4, 16),
-    "barlow": (1, 10, 50, 250),
-    "barlow-conditioned": (0.2, 1, 5, 25),
-    "contrast": (0.1, 0.3, 1, 3),
+    "mse": (1, 3, 12, 60),
+    "mse-standardized": (0.05, 0.25, 1, 3),
+    "barlow": (1, 5, 15, 50),
+    "barlow-conditioned": (1, 6, 20, 70),
+    "contrast": (0.005, 0.03, 0.1, 0.3),
 }
 
 
