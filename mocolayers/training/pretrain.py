@@ -19,9 +19,8 @@ from tqdm import tqdm
 from mocolayers.data.prepared import MedicalImages
 from mocolayers.data.views import TwoViews, batches
 from mocolayers.method.collectives import own_part, rank, world_size
-from mocolayers.method.losses import STAGE_LOSSES
 from mocolayers.method.moco import MoCo, MoCoOutput
-from mocolayers.recipe import ARMS, SOUND_QUEUE, Recipe, loss_name
+from mocolayers.recipe import SOUND_QUEUE, Recipe
 from mocolayers.runtime import RunError, autocast_type, resolve_device, step_generator
 from mocolayers.training.distributed import average_running_statistics, averaged, from_first, parallel
 from mocolayers.training.monitors import (
@@ -32,6 +31,7 @@ from mocolayers.training.monitors import (
     stage_statistics,
 )
 from mocolayers.training.runs import Run, build_encoder, save_weights, start_from, unusable, write_file
+from mocolayers.training.stage_loss import stage_loss_of
 
 CHECKPOINT_SECONDS = 30
 CHECKPOINTS = 10  # at least so many in a run, however short it is
@@ -42,25 +42,11 @@ def build_moco(recipe: Recipe) -> MoCo:
     """The model that a recipe asks for, with weights from torch's current random state.
 
     Raises:
-        RunError: the recipe's stage loss is a class that no entry of `ARMS` holds, or that was edited since.
-        ValueError: options that the stage loss does not take.
+        RunError, ValueError: see `stage_loss_of`.
     """
-    losses = {"none": None} | STAGE_LOSSES
-    if recipe.stage_loss not in losses:
-        own = [arm["stage_loss"] for arm in ARMS.values() if isinstance(arm.get("stage_loss"), type)]
-        losses |= {loss_name(loss): loss for loss in own}
-    if recipe.stage_loss not in losses:
-        raise RunError(f"no arm has the loss {recipe.stage_loss}; run the cell or file that adds it to ARMS")
-    stage_loss = losses[recipe.stage_loss]
     names = ("stage_weights", "head", "dim", "queue", "momentum", "temperature", "bn_splits")
-    try:
-        return MoCo(
-            functools.partial(build_encoder, recipe),
-            stage_loss and functools.partial(stage_loss, **recipe.stage_options),
-            **{name: getattr(recipe, name) for name in names},
-        )
-    except TypeError as error:
-        raise ValueError(f"stage_options={recipe.stage_options} do not fit {recipe.stage_loss}: {error}") from None
+    settings = {name: getattr(recipe, name) for name in names}
+    return MoCo(functools.partial(build_encoder, recipe), stage_loss_of(recipe), **settings)
 
 
 def pretrain(
