@@ -58,6 +58,7 @@ def pretrain(
     after_step: Callable[["Trainer"], bool] | None = None,
     init: str | Path | None = None,
     compiled: bool = False,
+    wait: bool = True,
 ) -> Run:
     """Train by a recipe, or find that it has been trained already.
 
@@ -80,10 +81,11 @@ def pretrain(
             call with a checkpoint to resume from.
         init: file of weights that the encoder starts from; the recipe's `init` is its fingerprint.
         compiled: compile the encoders with torch.compile; pays on GPUs in long runs, and rounds a little differently.
+        wait: if another process trains this run, wait for what it leaves instead of an error.
     Returns:
         The run; `run.finished` is False only if `after_step` ended it.
     Raises:
-        RunError: data that is not the recipe's, a damaged checkpoint, or a loss that is not finite.
+        RunError: data that is not the recipe's, a damaged checkpoint or encoder, or a loss that is not finite.
     """
     if data.fingerprint != recipe.fingerprint:
         raise RunError(
@@ -91,11 +93,15 @@ def pretrain(
             "make the recipe again from the data set as it is now"
         )
     run, progress = Run(recipe, runs_dir), progress and rank() == 0
-    if from_first(lambda: run.finished):
+    if from_first(lambda: run.finished and run.load_encoder() is not None):  # a damaged encoder is no result
         return run
-    with memory_errors(recipe):
+    with memory_errors(recipe), contextlib.ExitStack() as lock:
         trainer = Trainer(recipe, data, resolve_device(device), init, compiled)
         from_first(run.open)
+        if rank() == 0:
+            lock.enter_context(run.alone(wait))
+        if from_first(lambda: run.finished):  # by the process that we waited for
+            return run
         if state := from_first(run.checkpoint):
             trainer.restore(state, run.checkpoint_file)
         if progress and recipe.steps and recipe.queue * SOUND_QUEUE > len(trainer.rows):
@@ -104,8 +110,8 @@ def pretrain(
         if not _train(trainer, run, progress, after_step):
             return run
         trainer.calibrate()
-    from_first(lambda: run.save_history(trainer.history))
-    from_first(lambda: save_weights(trainer.model.encoder_q, run.encoder_file, recipe))
+        from_first(lambda: run.save_history(trainer.history))
+        from_first(lambda: save_weights(trainer.model.encoder_q, run.encoder_file, recipe))
     return run
 
 
