@@ -9,6 +9,7 @@ examples:
   python -m study as-released --dataset breast_histology --seed 10 11 12 --arm mse barlow
 """
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Literal
 import tyro
 
 from mocolayers.__main__ import run_command
+from mocolayers.runtime import atomic_write, writing
 from study import protocol
 
 
@@ -49,19 +51,39 @@ class Part:
     def about(self) -> dict:
         if self.out.resolve() == protocol.TABLES:
             raise ValueError(f"{self.out} holds the committed tables: write elsewhere (--out FOLDER), look, then copy")
+        if self.jobs == 0:
+            raise ValueError("--jobs 0: give how many processes may run at once, or -1 for one per core")
         return {"preset_name": self.preset, "runs_dir": self.runs_dir, "plugin": self.plugin}
 
     def cells(self) -> list:
         from study.run import chosen, grid
 
-        part = self.dataset, self.arm, self.seed, chosen(self.settings)
+        with readable(self.settings / "tuning.csv", "tune"):
+            settings = chosen(self.settings)
+            if not settings:
+                raise ValueError("no rows")
+        part = self.dataset, self.arm, self.seed, settings
         return [cell for series in self.series for cell in grid(series, *part, **self.about)]
 
     def write(self, **tables) -> None:
         from study.run import write_tables
 
-        write_tables(tables, self.out)
+        with writing(self.out):
+            write_tables(tables, self.out)
         print(f"{', '.join(tables)}: written to {self.out}")
+
+
+@contextlib.contextmanager
+def readable(file: Path, command: str):
+    """Turn whatever a table that is there but is not ours leads to into one line."""
+    try:
+        yield
+    except Exception as error:
+        if not file.is_file():
+            raise
+        why = f"{type(error).__name__}: {error}".splitlines()[0]
+        remedy = f"move it away, and make it again: python -m study {command} --out {file.parent}"
+        raise ValueError(f"{file} is damaged, or of another program ({why}); {remedy}") from error
 
 
 Options = tyro.conf.OmitArgPrefixes[Part]
@@ -86,11 +108,15 @@ def report(tables: Path = protocol.TABLES) -> None:
     from study import figures
     from study.report import findings, read, write_readme
 
-    scores = read("scores", folder=tables)
-    if scores.empty:
-        raise ValueError(f"{tables / 'scores.csv'} does not exist: `python -m study run --out {tables}` makes it")
-    figures.gains(scores).savefig(tables / protocol.FIGURE, dpi=110)
-    print(findings(scores))
+    file, picture = tables / "scores.csv", tables / protocol.FIGURE
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist: `python -m study run --out {tables}` makes it")
+    with readable(file, "run"):
+        scores = read("scores", folder=tables)
+        figure, said = figures.gains(scores), findings(scores)
+    with writing(picture):
+        atomic_write(picture, lambda path: figure.savefig(path, format="png", dpi=110))
+    print(said)
     if tables.resolve() == protocol.TABLES:
         write_readme()
 
