@@ -4,6 +4,7 @@ DATASET ?= chest_phantom
 SEED    ?= 0
 SCALE   ?= cpu
 TABLES  ?= runs/study/$(SCALE)
+STUDENT ?= student
 PY      := .venv/bin/python
 READY   := .venv/.ready
 
@@ -18,10 +19,13 @@ run: $(READY) ## execute the notebook series; pages in executed/index.html
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks
 
-student: $(READY) ## copy the notebooks without solutions and outputs into student/
-	$(PY) -m jupyter nbconvert --log-level WARN --to notebook --output-dir student --ClearOutputPreprocessor.enabled=True \
+student: $(READY) ## copy the notebooks without solutions and outputs into student/, or into STUDENT=FOLDER
+	@test ! -e $(STUDENT) || { echo "$(STUDENT)/ is there already, perhaps with a student's work, and is left as it is;" \
+	  "move it away, or name a new folder: make student STUDENT=autumn"; exit 1; }
+	$(PY) -m jupyter nbconvert --log-level WARN --to notebook --output-dir $(STUDENT).partial --ClearOutputPreprocessor.enabled=True \
 	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution notebooks/0*.ipynb
-	@echo "the student edition is in student/"
+	@mv $(STUDENT).partial $(STUDENT)
+	@echo "the student edition is in $(STUDENT)/"
 
 test: $(READY) browser ## style, unit tests, and every notebook at the smoke preset
 	$(PY) -m ruff check .

@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import os
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +93,8 @@ def finetune(
     from mocolayers.evaluation.judge import judge
     from mocolayers.training.distributed import from_first, processes
 
+    if subset < 0 or not all(0 < share <= 1 for share in fraction):  # known before a long pretraining
+        raise ValueError("--subset is a number from 0 up, and --fraction in (0, 1], such as 0.01 for 1% of the labels")
     with processes(job.device):
         run, data = _pretrained(job)
         plan = EVALUATIONS[job.preset]
@@ -108,16 +112,26 @@ def main(words: list[str] | None = None) -> int:
 
 
 def run_command(commands: dict, prog: str, description: str, words: list[str] | None = None) -> int:
-    """Run one of some functions as a command; an error that a person can mend is one line and exit code 1."""
+    """Run one of some functions as a command; an error that a person can mend is one line and exit code 1.
+
+    Ctrl-C and SIGTERM are one line too. Processes of torchrun leave SIGTERM to the system, which needs no answer of a
+    process that waits for another one.
+    """
     about = {"prog": prog, "description": description, "config": (tyro.conf.FlagCreatePairsOff,)}
+    if "RANK" not in os.environ:
+        signal.signal(signal.SIGTERM, _interrupted)
     try:
         return tyro.extras.subcommand_cli_from_dict(commands, args=words, **about) or 0
     except (DatasetError, RunError, ValueError, OSError) as error:
         print("error:", error, *getattr(error, "__notes__", ()), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as came:
         print("interrupted; the same command goes on", file=sys.stderr)
-        return 130
+        return 128 + (came.args[0] if came.args else signal.SIGINT)
+
+
+def _interrupted(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def parse_changes(words: tuple[str, ...]) -> dict:

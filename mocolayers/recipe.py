@@ -1,11 +1,9 @@
 """`Recipe`: every hyper-parameter of one pretraining, and the arms and presets that fill it in."""
 
-import ast
 import dataclasses
 import hashlib
 import inspect
 import json
-import math
 import re
 from dataclasses import dataclass, field
 
@@ -37,6 +35,8 @@ CHOICES = {
     "schedule": ("cosine", "constant"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
 }
+MOST = 2**32 - 1  # of every number: the largest that all libraries take as a seed
+COLDEST, SLOWEST = 1e-4, 1e-12  # temperature and rate below which single precision loses the step
 LEAST = {"seed": 0, "steps": 0, "batch": 2} | dict.fromkeys(
     ("channels", "side", "width", "dim", "queue", "bn_splits", "monitor_every", "log_every"), 1
 )
@@ -53,11 +53,11 @@ def _untrained(arm: str) -> bool:
 
 
 def _whole(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MOST
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= MOST
 
 
 def _alike(value: object, good: object) -> bool:
@@ -183,11 +183,12 @@ class Recipe:
         for name, allowed in CHOICES.items():
             _demand(self, name, getattr(self, name) in allowed, " or ".join(map(str, allowed)))
         for name, least in LEAST.items():
-            _demand(self, name, _whole(getattr(self, name), least), f"a whole number from {least} up")
+            _demand(self, name, _whole(getattr(self, name), least), f"a whole number from {least} to {MOST}")
         for name in ("momentum", "sgd_momentum"):
             _demand(self, name, _number(getattr(self, name)) and getattr(self, name) < 1, "a number from 0 to below 1")
-        for name in ("temperature", "lr"):
-            _demand(self, name, _number(getattr(self, name)) and getattr(self, name) > 0, "a number above 0")
+        for name, least in (("temperature", COLDEST), ("lr", SLOWEST)):
+            value = getattr(self, name)
+            _demand(self, name, _number(value) and value >= least, f"a number from {least} up")
         _demand(self, "weight_decay", _number(self.weight_decay), "a number from 0 up")
         _demand(self, "stage_warmup", _number(self.stage_warmup) and self.stage_warmup <= 1, "a number from 0 to 1")
         untrained = _untrained(self.arm)
@@ -302,6 +303,8 @@ def preset(name: str, arm: str, data, seed: int | None = None, /, **changes) -> 
     for value, known in ((name, PRESETS), (arm, ARMS)):
         if value not in known:
             raise ValueError(f"{value!r} is unknown; choose one of {', '.join(known)}")
+    if wrong := sorted(set(ARMS[arm]) - {f.name for f in dataclasses.fields(Recipe)}):
+        raise ValueError(f"the arm {arm} sets {wrong[0]!r}, which is no field of a recipe; mend its entry in ARMS")
     about = {"arm": arm, "dataset": data.name, "fingerprint": data.fingerprint}
     about |= {"channels": data.channels, "side": data.side} | ({} if seed is None else {"seed": seed})
     fields = (SMALL[name] | {"views": _views(LESSON_VIEWS, data)} if name in SMALL else _released(data)) | ARMS[arm]
@@ -324,21 +327,17 @@ def preset(name: str, arm: str, data, seed: int | None = None, /, **changes) -> 
 
 
 def loss_name(loss: type) -> str:
-    """`NAME-HASH` of a class of one's own, with a hash of its source: an edited loss is another run.
+    """`NAME-HASH` of a class of one's own, with a hash of its file or cell: an edited loss is another run.
 
     Raises:
         ValueError: Python does not know the source of the class.
     """
-    try:  # inspect.getsource does not find a class that was defined in a notebook, but it does find its methods
+    try:  # Python does not find a class that was defined in a notebook, but it does find its methods
         method = next(part for part in vars(loss).values() if inspect.isfunction(part))
-        lines, line = inspect.findsource(method)
-        source = "".join(lines)
-        classes = [node for node in ast.walk(ast.parse(source)) if getattr(node, "name", "") == loss.__name__]
-        own = next(node for node in classes if node.lineno <= line < node.end_lineno)
-    except (OSError, TypeError, StopIteration):
+        source, _ = inspect.findsource(method)
+    except (OSError, StopIteration):
         raise ValueError(f"Python has no source of {loss.__name__}; define it in a cell or a file") from None
-    digest = hashlib.sha256(ast.get_source_segment(source, own).encode()).hexdigest()
-    return f"{loss.__name__}-{digest[:8]}"
+    return f"{loss.__name__}-{hashlib.sha256(''.join(source).encode()).hexdigest()[:8]}"
 
 
 def _released(data) -> dict:

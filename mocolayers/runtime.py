@@ -3,6 +3,7 @@
 torch is imported inside the functions that need it, so that the data scripts start fast.
 """
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -35,6 +36,18 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path):
+    """Turn a full disk, or a folder that cannot be written, into one line that names the file and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror or error}): free some space, or choose a folder that can be "
+            "written. What was there is kept; the same command goes on"
+        ) from None
 
 
 def load_plugin(path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Literal
 import tyro
 
 from mocolayers.__main__ import run_command
+from mocolayers.runtime import atomic_write, writing
 from study import protocol
 
 
@@ -80,7 +81,9 @@ def report(out: Path = protocol.TABLES) -> None:
     scores = read("scores", folder=out)
     if scores.empty:
         raise ValueError(f"{out / 'scores.csv'} does not exist: `python -m study run --out {out}` makes it")
-    figures.gains(scores).savefig(out / protocol.FIGURE, dpi=110)
+    figure, picture = figures.gains(scores), out / protocol.FIGURE
+    with writing(picture):
+        atomic_write(picture, lambda path: figure.savefig(path, format="png", dpi=110))
     print(findings(scores))
     if out.resolve() == protocol.TABLES:
         write_readme()

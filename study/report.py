@@ -13,13 +13,33 @@ from study import protocol
 EQUAL = f"equal within {protocol.MARGIN:g}"
 
 
+def table_in(file: Path) -> pd.DataFrame:
+    """A table as it is in its file.
+
+    Raises:
+        ValueError: it is damaged, or no table of this study.
+    """
+    try:
+        table = pd.read_csv(file)
+        if file.stem == "scores":
+            table = table.astype({"seed": int, "stage": int, "fraction": float, "auc": float})
+            table[["series", "dataset", "judged_on", "arm", "protocol", "source"]]
+    except (ValueError, KeyError, pd.errors.ParserError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"{file} is damaged, or no table of this study ({why}); move it away, and make it again: "
+            f"python -m study run --out {file.parent}"
+        ) from None
+    return table
+
+
 def read(name: str, dataset: str | None = None, folder: Path = protocol.FIRST) -> pd.DataFrame:
     """The table `folder/NAME.csv`, or its rows that are judged on one data set; empty if there is no such file.
 
     An arm with other stage weights than its own is called by both: "mse x5".
     """
     file = folder / f"{name}.csv"
-    table = pd.read_csv(file) if file.is_file() else pd.DataFrame()
+    table = table_in(file) if file.is_file() else pd.DataFrame()
     if "weight" in table:
         named = table["arm"] + " x" + table["weight"].map("{:g}".format)
         table["arm"] = table["arm"].where(table["weight"] == 1, named)

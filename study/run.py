@@ -20,11 +20,11 @@ from mocolayers.evaluation.features import STAGES
 from mocolayers.evaluation.judge import judge_all
 from mocolayers.evaluation.similarity import feature_reuse
 from mocolayers.recipe import ARMS, Evaluation, Recipe, preset
-from mocolayers.runtime import atomic_write, load_plugin
+from mocolayers.runtime import atomic_write, load_plugin, writing
 from mocolayers.training.pretrain import pretrain
 from mocolayers.training.runs import Run
 from study import contrast, protocol
-from study.report import best_weights, setting_of
+from study.report import best_weights, setting_of, table_in
 
 ARMS["contrast"] = contrast.ARM
 NAMED = ("series", "dataset", "setting", "arm", "weight", "seed")  # one cell
@@ -203,20 +203,21 @@ def pull(run: Run) -> float:
 
 def keep(tables: dict[str, pd.DataFrame], folder: Path) -> None:
     """Add rows to `folder/NAME.csv`, sorted, atomically; a row that is there already is replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
         file = folder / f"{name}.csv"
         keys = [key for key in protocol.KEYS if key in table]
-        table = pd.concat([pd.read_csv(file), table]) if file.is_file() else table
+        table = pd.concat([table_in(file), table]) if file.is_file() else table
         table = table[~_names(table, keys).duplicated(keep="last")].sort_values(keys, kind="stable")
         table = table[keys + [column for column in table if column not in keys]]
-        atomic_write(file, functools.partial(table.to_csv, index=False, float_format="%.5f"))
+        with writing(file):
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, functools.partial(table.to_csv, index=False, float_format="%.5f"))
 
 
 def scores_in(folder: Path) -> pd.DataFrame:
     """The table of scores as it is, or an empty one."""
     file = folder / "scores.csv"
-    return pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=[*protocol.KEYS, "auc", "pull"])
+    return table_in(file) if file.is_file() else pd.DataFrame(columns=[*protocol.KEYS, "auc", "pull"])
 
 
 def missing(cells: list[Cell], scores: pd.DataFrame) -> list[Cell]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -227,14 +228,46 @@ def foreign(path):
     save_file({"weight": torch.zeros(3)}, path)
 
 
-@pytest.mark.parametrize("damage", [cut, foreign])
-def test_a_damaged_row_is_a_clear_error(pretrained, damage):
+def other_byte(place):
+    """A function that changes the lowest bit of one byte of a file, as a worn disk does."""
+
+    def change(path):
+        content = bytearray(path.read_bytes())
+        content[int(place * (len(content) - 1))] ^= 1
+        path.write_bytes(content)
+
+    return change
+
+
+def other_number(path):
+    path.write_bytes(re.sub(rb'(seed\\+": )0', rb"\g<1>7", path.read_bytes()))
+
+
+@pytest.mark.parametrize("damage", [cut, foreign, other_number, *map(other_byte, (0.15, 0.3, 0.6, 1.0))])
+@pytest.mark.parametrize("protocol", ["linear", "finetune"])
+def test_a_damaged_row_is_made_again_with_a_line(pretrained, capsys, damage, protocol):
     data, run = pretrained()
-    judge(run, data, PLAN, 0.1)
+    good = judge(run, data, PLAN, 0.1, protocol=protocol)
     (kept,) = (run.folder / "evaluations").iterdir()
+    before = kept.read_bytes()
     damage(kept)
-    with pytest.raises(RunError, match=f"{kept.name} is damaged.*remove it: rm"):
-        judge(run, data, PLAN, 0.1)
+    assert kept.read_bytes() != before
+    again = judge(run, data, PLAN, 0.1, protocol=protocol)
+    assert f"{kept.name} is damaged" in capsys.readouterr().out
+    assert again | {"seconds": 0} == pytest.approx(good | {"seconds": 0}, nan_ok=True)
+    assert judge(run, data, PLAN, 0.1, protocol=protocol) == pytest.approx(again, nan_ok=True)
+    assert "damaged" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("card", [{"task": "multiclass"}, {"modality": "retina"}])
+def test_the_same_arrays_prepared_as_another_task_or_modality_are_judged_anew(pretrained, card):
+    """The fingerprint of the data is that of its arrays; graded labels are also scored by kappa."""
+    data, run = pretrained(task="ordinal")
+    other = dataclasses.replace(data, card=data.card | card)
+    assert other.fingerprint == data.fingerprint
+    first, second = (judge(run, each, PLAN, 0.1, protocol="finetune") for each in (data, other))
+    assert not np.isnan(first["kappa"])
+    assert np.isnan(second["kappa"]) if "task" in card else first["auc"] != second["auc"]
 
 
 @pytest.mark.parametrize(

@@ -76,13 +76,26 @@ def test_every_committed_picture_has_a_text_for_those_who_cannot_see_it(path):
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
-    """The student edition, made as `make student` makes it."""
-    place = tmp_path_factory.mktemp("student")
-    recipe = (HOME / "Makefile").read_text(encoding="utf-8").split("\nstudent:")[1].split("notebooks/0*.ipynb")[0]
-    flags = [word for word in recipe.split() if word.startswith("--") and "Preprocessor" in word]
-    command = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--output-dir", str(place), *flags]
-    subprocess.run([*command, *map(str, NOTEBOOKS)], check=True, capture_output=True)
+    """The student edition of `make student`."""
+    place = tmp_path_factory.mktemp("student") / "edition"
+    done = make_student(place)
+    assert done.returncode == 0, done.stderr
     return place
+
+
+def make_student(place):
+    command = ["make", "student", f"STUDENT={place}", f"PY={sys.executable}", "READY="]
+    return subprocess.run(command, cwd=HOME, capture_output=True, text=True)
+
+
+def test_an_edition_in_which_students_may_have_worked_is_not_replaced(tmp_path):
+    place = tmp_path / "edition"
+    place.mkdir()
+    (place / f"{NAMES[0]}.ipynb").write_text("my answers")
+    done = make_student(place)
+    assert done.returncode != 0 and f"{place}/ is there already" in done.stdout and "STUDENT=" in done.stdout
+    assert [(path.name, path.read_text()) for path in place.iterdir()] == [(f"{NAMES[0]}.ipynb", "my answers")]
+    assert [path.name for path in tmp_path.iterdir()] == ["edition"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -263,6 +263,36 @@ def test_a_checkpoint_of_another_recipe_is_refused(make_data, tmp_path):
         pretrain(ours.recipe, data, tmp_path, progress=False)
 
 
+@pytest.mark.parametrize("damage", ["cut", "one bit", "type of the numbers"])
+def test_a_finished_run_with_a_damaged_encoder_is_said_and_made_again_without_training(
+    make_data, tmp_path, monkeypatch, damage
+):
+    data = make_data()
+    recipe = preset("smoke", "moco", data, **SMALL)
+    run = pretrain(recipe, data, tmp_path, progress=False)
+    good = run.encoder_file.read_bytes()
+    bit, kind = good[:-1] + bytes([good[-1] ^ 1]), good.replace(b'"F32"', b'"I32"', 1)
+    bad = {"cut": good[:100], "one bit": bit, "type of the numbers": kind}[damage]
+    run.encoder_file.write_bytes(bad)
+    monkeypatch.setattr(Trainer, "train_step", None)
+    with pytest.raises(RunError, match="encoder.safetensors is damaged.*to make it again, remove it: rm"):
+        pretrain(recipe, data, tmp_path, progress=False)
+    assert run.encoder_file.read_bytes() == bad
+    run.encoder_file.unlink()
+    assert pretrain(recipe, data, tmp_path, progress=False).encoder_file.read_bytes() == good
+
+
+@pytest.mark.parametrize("step", [-1, 13, 10**9, 3.5, "3", None])
+def test_a_checkpoint_at_a_step_that_the_recipe_has_not_is_refused(make_data, tmp_path, step):
+    data = make_data()
+    recipe = preset("smoke", "moco", data, **SMALL)
+    run = pretrain(recipe, data, tmp_path, progress=False, after_step=lambda trainer: trainer.step == 5)
+    torch.save(torch.load(run.checkpoint_file, weights_only=True) | {"step": step}, run.checkpoint_file)
+    with pytest.raises(RunError, match="checkpoint.pt is at step .* of 12.*remove it: rm"):
+        pretrain(recipe, data, tmp_path, progress=False)
+    assert not run.finished
+
+
 def test_a_damaged_recipe_or_history_is_named_and_kept(make_data, tmp_path):
     data = make_data()
     run = pretrain(preset("smoke", "moco", data, **SMALL), data, tmp_path, progress=False)
@@ -478,7 +508,7 @@ def test_a_loss_of_ones_own_trains_is_found_again_and_resumed(make_data, tmp_pat
     with pytest.raises(RunError, match="no arm has the loss ToyLoss-"):
         Trainer(recipe, data, CPU)
     monkeypatch.setitem(ARMS, "toy", toy | {"stage_options": {"width": 3}})
-    with pytest.raises(ValueError, match="stage_options=.*do not fit ToyLoss"):
+    with pytest.raises(ValueError, match="ToyLoss in .*test_pretrain.py cannot be made with stage_options=.*width"):
         Trainer(preset("smoke", "toy", data), data, CPU)
 
 

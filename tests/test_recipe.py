@@ -28,9 +28,10 @@ NONSENSE = {
     "dim": (0,),
     "momentum": (1.5, 1, -0.1),
     "sgd_momentum": (1,),
-    "temperature": (0, -1, float("nan"), float("inf"), None),
-    "lr": (-1, 0),
-    "weight_decay": (-1e-4,),
+    "temperature": (0, -1, float("nan"), float("inf"), None, 1e-60, True),
+    "lr": (-1, 0, True, 1e300, 10**400),
+    "weight_decay": (-1e-4, False),
+    "seed": (-1, 2**63, True),
     "batch": (0, -4, 1),
     "bn_splits": (0, 7, 32, 99),
     "width": (0, 8.0),
@@ -190,7 +191,9 @@ class Toy:
 """
 
 
-def test_a_loss_of_ones_own_is_named_after_its_source(tmp_path):
+def test_a_loss_of_ones_own_is_named_after_its_file(tmp_path):
+    """The whole file, since the class may call a function beside it."""
+
     def name(text):
         path = tmp_path / "plugin.py"
         path.write_text(text)
@@ -201,7 +204,8 @@ def test_a_loss_of_ones_own_is_named_after_its_source(tmp_path):
 
     first = name(LOSS)
     assert first.startswith("Toy-")
-    assert name("# another line in the file\nOTHER = 1\n" + LOSS) == first
+    assert name(LOSS) == first
+    assert name("def helper():\n    pass\n" + LOSS) != first
     assert name(LOSS.replace("return query", "return key  ")) != first
     assert name(LOSS.replace("factor = 1", "factor = 2")) != first
 
@@ -213,7 +217,7 @@ def test_a_loss_from_a_notebooks_cell_is_named_after_its_source():
         assert shell.run_cell(text, store_history=True).success
         return loss_name(shell.user_ns["Toy"])
 
-    assert name(LOSS) == name("x = 1\n" + LOSS) != name(LOSS.replace("query\n", "key\n"))
+    assert name(LOSS) == name(LOSS) != name(LOSS.replace("query\n", "key\n"))
     exec(LOSS, made := {})
     with pytest.raises(ValueError, match="no source of Toy"):
         loss_name(made["Toy"])

@@ -1,5 +1,6 @@
 """The notebook series in batch: the whole grid, only what changed, on past a failure, and an index that tells."""
 
+import errno
 import json
 import os
 import shutil
@@ -366,6 +367,24 @@ def test_a_page_that_cannot_be_rendered_does_not_end_the_series(home, same_runs,
     monkeypatch.setattr("nbconvert.HTMLExporter.from_file", cannot)
     [cell] = run(home, DATASETS[:1], ["01"], force=True, **same_runs)
     assert (cell["status"], cell["error"]) == ("failed", "RuntimeError: no template")
+
+
+@pytest.mark.parametrize("number, said", [(errno.ENOSPC, "No space left"), (errno.EROFS, "Read-only file system")])
+def test_a_disk_that_takes_no_more_ends_the_series_with_one_line(home, same_runs, monkeypatch, number, said):
+    def full(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("papermill.execute_notebook", full)
+    with pytest.raises(RunError, match=f"01_parameters.ipynb cannot be written .{said}.*same command") as caught:
+        run(home, DATASETS[:1], ["01"], force=True, **same_runs)
+    assert "\n" not in str(caught.value) and (place(home, DATASETS[0]) / "01_parameters.ipynb").is_file()
+
+
+def test_a_folder_for_pages_that_cannot_be_made_is_one_line(tmp_path):
+    write_notebook(tmp_path / "notebooks", "01_any", "1 + 1")
+    (tmp_path / "executed").write_text("a file where the folder should be")
+    with pytest.raises(RunError, match="executed/index.html cannot be written"):
+        run(tmp_path, ["a"])
 
 
 @pytest.fixture

@@ -74,20 +74,22 @@ def strangers(folder: Path) -> list[str]:
 
 
 @contextmanager
-def held(folder: Path, wait: bool = True):
-    """Lock a folder against other processes; yields False where one of them has it and we do not wait.
+def held(place: Path, wait: bool = True):
+    """Lock a folder or file against other processes and threads; yields False if one has it and we do not wait.
 
-    The lock of a killed process ends with it. Windows and some network disks lock no folders: there it yields None.
+    Also False if it was removed while we waited. The lock of a killed process ends with it. Windows locks neither and
+    some network disks no folders: there it yields None.
     """
     try:
         import fcntl
     except ImportError:
         yield None
         return
-    handle = os.open(folder, os.O_RDONLY)
+    # Network disks lock only what is open for writing.
+    handle = os.open(place, os.O_RDWR if place.is_file() and os.access(place, os.W_OK) else os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        mine = True
+        mine = os.fstat(handle).st_nlink > 0
     except BlockingIOError:
         mine = False
     except OSError:

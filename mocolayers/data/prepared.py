@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mocolayers.data.folders import ARRAYS, CHECKED, check_target, held, put_in_place, restore
+from mocolayers.data.folders import ARRAYS, CHECKED, check_name, check_target, held, put_in_place, restore
 from mocolayers.runtime import DatasetError, atomic_write
 
 TRAIN, VAL, TEST, UNLABELLED = 0, 1, 2, 3
@@ -185,6 +185,7 @@ def load(name: str = "auto", folder: str | Path | None = None, verify: bool = Fa
     root = Path(folder or data_folder())
     if name == "auto":
         name = _choose(root)
+    check_name(name)
     place = root / name
     restore(place)
     if not place.is_dir():

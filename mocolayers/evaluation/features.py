@@ -4,8 +4,6 @@ import copy
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from torch.nn import functional as F
 
 from mocolayers.data.prepared import MedicalImages
@@ -14,7 +12,7 @@ from mocolayers.method.encoder import StagedResNet
 from mocolayers.method.losses import check_side
 from mocolayers.runtime import resolve_device
 from mocolayers.training.distributed import from_first, share_rows
-from mocolayers.training.runs import Run, unusable, write_file
+from mocolayers.training.runs import Run, read_kept, save_kept
 
 STAGES = (1, 2, 3, 4)
 SPLITS = ("train", "val", "test")
@@ -57,22 +55,16 @@ def run_features(run: Run, data: MedicalImages, pool: int = 1, device: str = "au
     """`stage_features` of a run, one dictionary of splits per stage, rows as in `data.rows(split)`; kept with the run.
 
     The file's name holds the hash of the encoder's weights and the fingerprint of the data.
-
-    Raises:
-        RunError: what is kept is damaged.
     """
     place = run.folder / "features" / f"{run.weights_hash}-{data.fingerprint}-pool{pool}.safetensors"
-    if not from_first(place.is_file):
-        encoder, found = run.load_encoder(), {}
+    found = from_first(lambda: read_kept(place)[1])
+    if not found:
+        encoder = run.load_encoder()
         for split in SPLITS:
             stages = stage_features(encoder, data, data.rows(split), pool, device)
-            found |= {f"{split}.{stage}": array for stage, array in zip(STAGES, stages, strict=True)}
-        from_first(lambda: write_file(place, lambda path: save_file(found, path)))
-    try:
-        arrays = load_file(place)
-        return [{split: arrays[f"{split}.{stage}"] for split in SPLITS} for stage in STAGES]
-    except (SafetensorError, LookupError):
-        raise unusable(place, "is damaged, or holds no features") from None
+            found |= {f"{split}.{n}": torch.from_numpy(stage) for n, stage in zip(STAGES, stages, strict=True)}
+        from_first(lambda: save_kept(place, found))
+    return [{split: found[f"{split}.{stage}"].numpy() for split in SPLITS} for stage in STAGES]
 
 
 def pixel_features(data: MedicalImages) -> dict[str, np.ndarray]:

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from mocolayers.data.labels import class_matrix, label_subset, subset_seed
 from mocolayers.data.prepared import MedicalImages
@@ -21,7 +19,7 @@ from mocolayers.evaluation.scores import patient_bootstrap, scores
 from mocolayers.recipe import Evaluation
 from mocolayers.runtime import DatasetError
 from mocolayers.training.distributed import from_first
-from mocolayers.training.runs import Run, build_encoder, unfilled, unusable, write_file
+from mocolayers.training.runs import Run, build_encoder, read_kept, save_kept, unfilled
 
 
 def judge(
@@ -66,8 +64,8 @@ def judge(
     if empty := [split for split in SPLITS if not len(data.rows(split))]:
         raise DatasetError(f"{data.name} has no {empty[0]} images, which judging needs; prepare it with another split")
     place = _place(run, data, plan, settings)
-    if from_first(place.is_file):
-        return _kept(place)[0]
+    if kept := from_first(lambda: read_kept(place)[0]):
+        return json.loads(kept)
     started, seed = time.perf_counter(), run.recipe.seed
     rows, test, weights = label_subset(data, fraction, subset_seed(seed, subset)), data.rows("test"), {}
     if protocol == "finetune":
@@ -83,9 +81,8 @@ def judge(
     row |= {"labels": len(rows), "labels_read": read, "auc": found.pop("auc"), "low": low, "high": high} | found
     row["seconds"] = round(time.perf_counter() - started, 2)
     row |= {"recipe": run.recipe.key, "weights": run.weights_hash}
-    tensors = {name: tensor.contiguous() for name, tensor in weights.items()}
-    tensors["probabilities"] = torch.from_numpy(probabilities)
-    from_first(lambda: write_file(place, lambda path: save_file(tensors, path, {"row": json.dumps(row)})))
+    tensors = weights | {"probabilities": torch.from_numpy(probabilities)}
+    from_first(lambda: save_kept(place, tensors, json.dumps(row)))
     return row
 
 
@@ -94,20 +91,12 @@ def _place(run: Run, data: MedicalImages, plan: Evaluation, settings: dict) -> P
     made_from = {name: settings[name] for name in ("fraction", "subset", "protocol", "stage", "source", "pool")}
     # Fractions and subsets say how many rows there are, not what is in one.
     made_from["plan"] = dataclasses.asdict(dataclasses.replace(plan, fractions=(), subsets=0))
+    # The task says how labels are scored, the modality how images are augmented; a fingerprint tells neither.
     made_from |= {"weights": run.weights_hash, "data": data.fingerprint}
+    made_from["card"] = [data.task, data.modality, len(data.classes)]
     tag = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     name = f"{settings['protocol']}-{settings['fraction']:g}-{settings['subset']}-{tag}.safetensors"
     return run.folder / "evaluations" / name
-
-
-def _kept(place: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """A row, and its test probabilities beside the weights of a fine-tuned classifier."""
-    try:
-        with safe_open(place, "pt") as file:
-            names = file.keys()
-            return json.loads(file.metadata()["row"]), {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, TypeError, LookupError, ValueError):
-        raise unusable(place, "is damaged, or not a row of results") from None
 
 
 def fine_tuned(
@@ -115,7 +104,7 @@ def fine_tuned(
 ) -> tuple[Classifier, np.ndarray]:
     """The classifier that `judge` fine-tunes and keeps, in evaluation mode, with its (n_test, L) probabilities."""
     row = judge(run, data, plan, fraction, subset, "finetune", device=device)
-    weights = _kept(_place(run, data, plan, row))[1]
+    weights = read_kept(_place(run, data, plan, row))[1]
     probabilities = weights.pop("probabilities").numpy()
     model = unfilled(lambda: Classifier(build_encoder(run.recipe), data.task, len(data.classes)))
     model.load_state_dict(weights)

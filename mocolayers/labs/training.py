@@ -18,7 +18,7 @@ from mocolayers.labs.panel import WIDGET_TYPE, as_html, error_html, someone_is_t
 from mocolayers.notebook.figures import STAGE_COLOURS, new_figure, show
 from mocolayers.recipe import Recipe
 from mocolayers.training.pretrain import Trainer, pretrain
-from mocolayers.training.runs import Run
+from mocolayers.training.runs import BUSY, Run
 
 REDRAW_SECONDS = 2.0
 PANELS = {
@@ -56,14 +56,15 @@ def draw_training(history: pd.DataFrame, steps: int) -> Figure:
 
 def discard(run: Run) -> str:
     """Remove the files that a pretraining wrote, and say which; a folder that is not this run is left as it is."""
-    recipe = run.folder / "recipe.json"
     try:
-        ours = json.loads(recipe.read_text()) == json.loads(run.recipe.to_json())
+        ours = json.loads(run.recipe_file.read_text()) == json.loads(run.recipe.to_json())
     except (OSError, ValueError):
         ours = False
     if not ours or run.folder.is_symlink():
         return f"{run.folder} is left as it is: it holds no recipe.json of this run"
-    files = [run.checkpoint_file, run.history_file, run.encoder_file, recipe]
+    if run.busy:
+        return f"{run.folder} is left as it is: {BUSY}"
+    files = [run.checkpoint_file, run.history_file, run.encoder_file, run.recipe_file]
     files = [file for file in files if file.is_file() and not file.is_symlink()]
     for file in files:
         file.unlink()
@@ -80,7 +81,7 @@ class Work(threading.Thread):
         self.panel, self.of, self.paused = panel, panel.run, threading.Event()
 
     def run(self) -> None:
-        error, options = None, {"progress": False, "after_step": self._after_step}
+        error, options = None, {"progress": False, "after_step": self._after_step, "wait": False}
         try:
             pretrain(self.of.recipe, self.panel.data, self.panel.runs_dir, self.panel.device, **options)
         except Exception as found:
@@ -138,11 +139,18 @@ class TrainingPanel:
         """The chosen arm's run on disk."""
         return Run(self.recipes[self.arm.value], self.runs_dir)
 
+    @property
+    def elsewhere(self) -> str:
+        """Where else the chosen arm is being trained; empty where it is not."""
+        if self.run.folder.resolve() in _at_work:
+            return OTHER_PANEL
+        return BUSY if self.run.busy else ""
+
     def start(self) -> None:
         """Train the chosen arm from where it is."""
         with _lock:
-            if self.run.folder.resolve() in _at_work:
-                self.state.value = OTHER_PANEL
+            if elsewhere := self.elsewhere:
+                self.state.value = elsewhere
                 return
             self.work = _at_work[self.run.folder.resolve()] = Work(self)
         self._set("training", training=True)
@@ -215,13 +223,14 @@ class TrainingPanel:
         """Show what is on disk of the chosen arm."""
         run, step, state = self.run, 0, "ready"
         self.view.value = ""
+        if run.folder.exists():
+            state = "this run was interrupted before its first checkpoint; Start begins again"
         if run.history_file.is_file():
             history = run.history()
             step = run.recipe.steps if run.finished else int(history["step"].max())
             state = "finished" if run.finished else f"paused: a checkpoint is in {run.folder}"
             self._draw(history)
-        elif run.folder.exists():
-            state = "this run was interrupted before its first checkpoint; Start begins again"
+        state = self.elsewhere or state
         self.bar.max = run.recipe.steps
         self._step(step)
         self._set(state)

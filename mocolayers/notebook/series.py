@@ -1,5 +1,6 @@
 """Run the notebook series in batch with papermill: a grid of data sets, presets and seeds, resumed and indexed."""
 
+import errno
 import hashlib
 import html
 import itertools
@@ -14,12 +15,13 @@ from urllib.parse import quote
 from mocolayers.data.folders import check_name
 from mocolayers.data.prepared import data_folder
 from mocolayers.recipe import PRESETS
-from mocolayers.runtime import RunError, atomic_write
+from mocolayers.runtime import RunError, atomic_write, writing
 
 PACKAGE = Path(__file__).resolve().parents[1]
 HOME = PACKAGE.parent
 NOTEBOOKS = HOME / "notebooks"
 ROW = ("dataset", "preset", "seed", "notebook", "seconds", "megabytes", "status", "error")
+NO_PLACE = (errno.ENOSPC, errno.EROFS, errno.EACCES)
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>mocolayers: executed notebooks</title>
 <style>body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem } td, th { text-align: left; padding: .3rem .7rem }
@@ -78,8 +80,11 @@ def executed(dataset, preset, seed, notebook=(), runs_dir="runs", out="executed"
             raise RunError(f"preset {size!r} is unknown; choose one of {', '.join(PRESETS)}")
         values = {"DATASET": name, "PRESET": size, "SEED": number, "DEVICE": device}
         values["RUNS_DIR"] = str(Path(runs_dir).resolve())
+        folder = Path(out) / name / size / f"seed{number}"
         for path in paths:
-            yield _run(path, values, Path(out) / name / size / f"seed{number}", force)
+            with writing(folder / path.name):
+                row = _run(path, values, folder, force)
+            yield row
             write_index(Path(out))
 
 
@@ -158,6 +163,8 @@ def _execute(notebook: Path, target: Path, failed: Path, values: dict) -> tuple[
     except papermill.PapermillExecutionError as problem:
         error = f"{problem.ename}: {problem.evalue}".splitlines()[0]
     except Exception as problem:
+        if getattr(problem, "errno", None) in NO_PLACE:
+            raise  # the next notebook would fail like this one
         error = f"{type(problem).__name__}: {problem}".splitlines()[0]
     failed.unlink(missing_ok=True)
     if work.is_file():
@@ -228,5 +235,6 @@ def write_index(out: Path) -> None:
             cells["notebook"] = f'<a href="{place}{ending}">{cells["notebook"]}</a>'
             lines.append(f'<tr class="{cells["status"]}">' + "".join(f"<td>{cell}</td>" for cell in cells.values()))
     text = PAGE + "\n".join(lines) + "\n</table>\n"
-    out.mkdir(parents=True, exist_ok=True)
-    atomic_write(index, lambda path: path.write_text(text, encoding="utf-8"))
+    with writing(index):
+        out.mkdir(parents=True, exist_ok=True)
+        atomic_write(index, lambda path: path.write_text(text, encoding="utf-8"))

@@ -19,9 +19,8 @@ from tqdm import tqdm
 from mocolayers.data.prepared import MedicalImages
 from mocolayers.data.views import TwoViews, batches
 from mocolayers.method.collectives import own_part, rank, world_size
-from mocolayers.method.losses import STAGE_LOSSES
 from mocolayers.method.moco import MoCo, MoCoOutput
-from mocolayers.recipe import ARMS, SOUND_QUEUE, Recipe, loss_name
+from mocolayers.recipe import SOUND_QUEUE, Recipe
 from mocolayers.runtime import RunError, autocast_type, resolve_device, step_generator
 from mocolayers.training.distributed import average_running_statistics, averaged, from_first, parallel
 from mocolayers.training.monitors import (
@@ -32,6 +31,7 @@ from mocolayers.training.monitors import (
     stage_statistics,
 )
 from mocolayers.training.runs import Run, build_encoder, save_weights, start_from, unusable, write_file
+from mocolayers.training.stage_loss import stage_loss_of
 
 CHECKPOINT_SECONDS = 30
 CHECKPOINTS = 10  # at least so many in a run, however short it is
@@ -42,25 +42,11 @@ def build_moco(recipe: Recipe) -> MoCo:
     """The model that a recipe asks for, with weights from torch's current random state.
 
     Raises:
-        RunError: the recipe's stage loss is a class that no entry of `ARMS` holds, or that was edited since.
-        ValueError: options that the stage loss does not take.
+        RunError, ValueError: see `stage_loss_of`.
     """
-    losses = {"none": None} | STAGE_LOSSES
-    if recipe.stage_loss not in losses:
-        own = [arm["stage_loss"] for arm in ARMS.values() if isinstance(arm.get("stage_loss"), type)]
-        losses |= {loss_name(loss): loss for loss in own}
-    if recipe.stage_loss not in losses:
-        raise RunError(f"no arm has the loss {recipe.stage_loss}; run the cell or file that adds it to ARMS")
-    stage_loss = losses[recipe.stage_loss]
     names = ("stage_weights", "head", "dim", "queue", "momentum", "temperature", "bn_splits")
-    try:
-        return MoCo(
-            functools.partial(build_encoder, recipe),
-            stage_loss and functools.partial(stage_loss, **recipe.stage_options),
-            **{name: getattr(recipe, name) for name in names},
-        )
-    except TypeError as error:
-        raise ValueError(f"stage_options={recipe.stage_options} do not fit {recipe.stage_loss}: {error}") from None
+    settings = {name: getattr(recipe, name) for name in names}
+    return MoCo(functools.partial(build_encoder, recipe), stage_loss_of(recipe), **settings)
 
 
 def pretrain(
@@ -72,6 +58,7 @@ def pretrain(
     after_step: Callable[["Trainer"], bool] | None = None,
     init: str | Path | None = None,
     compiled: bool = False,
+    wait: bool = True,
 ) -> Run:
     """Train by a recipe, or find that it has been trained already.
 
@@ -94,10 +81,11 @@ def pretrain(
             call with a checkpoint to resume from.
         init: file of weights that the encoder starts from; the recipe's `init` is its fingerprint.
         compiled: compile the encoders with torch.compile; pays on GPUs in long runs, and rounds a little differently.
+        wait: if another process trains this run, wait for what it leaves instead of an error.
     Returns:
         The run; `run.finished` is False only if `after_step` ended it.
     Raises:
-        RunError: data that is not the recipe's, a damaged checkpoint, or a loss that is not finite.
+        RunError: data that is not the recipe's, a damaged checkpoint or encoder, or a loss that is not finite.
     """
     if data.fingerprint != recipe.fingerprint:
         raise RunError(
@@ -105,11 +93,15 @@ def pretrain(
             "make the recipe again from the data set as it is now"
         )
     run, progress = Run(recipe, runs_dir), progress and rank() == 0
-    if from_first(lambda: run.finished):
+    if from_first(lambda: run.finished and run.load_encoder() is not None):  # a damaged encoder is no result
         return run
-    with memory_errors(recipe):
+    with memory_errors(recipe), contextlib.ExitStack() as lock:
         trainer = Trainer(recipe, data, resolve_device(device), init, compiled)
         from_first(run.open)
+        if rank() == 0:
+            lock.enter_context(run.alone(wait))
+        if from_first(lambda: run.finished):  # by the process that we waited for
+            return run
         if state := from_first(run.checkpoint):
             trainer.restore(state, run.checkpoint_file)
         if progress and recipe.steps and recipe.queue * SOUND_QUEUE > len(trainer.rows):
@@ -118,8 +110,8 @@ def pretrain(
         if not _train(trainer, run, progress, after_step):
             return run
         trainer.calibrate()
-    from_first(lambda: run.save_history(trainer.history))
-    from_first(lambda: save_weights(trainer.model.encoder_q, run.encoder_file, recipe))
+        from_first(lambda: run.save_history(trainer.history))
+        from_first(lambda: save_weights(trainer.model.encoder_q, run.encoder_file, recipe))
     return run
 
 

@@ -1,5 +1,6 @@
 """Folders of finished and interrupted runs: `runs/KEY/` with recipe, checkpoint, encoder and history."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -14,11 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Module
 
+from mocolayers.data.folders import held
 from mocolayers.method.encoder import StagedResNet
 from mocolayers.method.moco import MoCo
 from mocolayers.recipe import Recipe
-from mocolayers.runtime import RunError, atomic_write
+from mocolayers.runtime import RunError, atomic_write, writing
 
+BUSY = "already training in another process"
 ENCODER = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")  # torchvision's names, without the classifier
 
 
@@ -31,6 +34,7 @@ class Run:
         self.encoder_file = self.folder / "encoder.safetensors"
         self.checkpoint_file = self.folder / "checkpoint.pt"
         self.history_file = self.folder / "history.csv"
+        self.recipe_file = self.folder / "recipe.json"
 
     @property
     def finished(self) -> bool:
@@ -50,11 +54,33 @@ class Run:
         Raises:
             RunError: the folder holds the recipe of something else, or a damaged one.
         """
-        path, text = self.folder / "recipe.json", self.recipe.to_json() + "\n"
-        if not path.exists():
-            write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-        elif path.read_bytes().decode(errors="replace").split() != text.split():
-            raise unusable(path, "is damaged, or not the recipe that its folder is named after")
+        text = self.recipe.to_json() + "\n"
+        if not self.recipe_file.exists():
+            write_file(self.recipe_file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        elif self.recipe_file.read_bytes().decode(errors="replace").split() != text.split():
+            raise unusable(self.recipe_file, "is damaged, or not the recipe that its folder is named after")
+
+    @contextlib.contextmanager
+    def alone(self, wait: bool = True):
+        """Hold an opened run for the length of a `with`, so that no two processes write into it.
+
+        Raises:
+            RunError: another process trains it and we do not wait, or removed it while we waited.
+        """
+        if wait and self.busy:
+            print(f"{self.folder}: {BUSY}; waiting for it", flush=True)
+        with held(self.recipe_file, wait) as mine:
+            if mine is False:
+                raise RunError(f"{self.folder}: {'removed meanwhile; try again' if wait else BUSY}")
+            yield
+
+    @property
+    def busy(self) -> bool:
+        """Whether another process, or another thread of this one, is training this run."""
+        if not self.recipe_file.is_file():
+            return False
+        with held(self.recipe_file, wait=False) as mine:
+            return mine is False
 
     def load_encoder(self) -> StagedResNet:
         """The pretrained query encoder, in evaluation mode.
@@ -65,9 +91,8 @@ class Run:
         self._demand_finished()
         encoder = unfilled(lambda: build_encoder(self.recipe))
         try:
-            state = load_file(self.encoder_file)
-            encoder.load_state_dict(state)
-            whole = about_weights(self.encoder_file).get("sha256") in (None, _digest(state))
+            encoder.load_state_dict(load_file(self.encoder_file))
+            whole = about_weights(self.encoder_file).get("sha256") in (None, _digest(encoder.state_dict()))
         except (SafetensorError, RuntimeError, ValueError):
             whole = False
         if not whole:
@@ -105,6 +130,8 @@ class Run:
             raise unusable(self.checkpoint_file, "is damaged, or not a checkpoint of this program")
         if state["recipe"] != self.recipe.key:
             raise unusable(self.checkpoint_file, f"belongs to another recipe ({state['recipe']})")
+        if state.get("step") not in range(self.recipe.steps + 1):
+            raise unusable(self.checkpoint_file, f"is at step {state.get('step')!r} of {self.recipe.steps}")
         return state
 
     def save_history(self, rows: list[dict]) -> None:
@@ -125,14 +152,14 @@ def unusable(path: Path, why: str) -> RunError:
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """`atomic_write` that makes the folder, and has a remedy for a full disk and a folder that cannot be written."""
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, write)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's file writer
-            raise
-        why = getattr(error, "strerror", None) or "is the disk full?"
-        raise RunError(f"{path} cannot be written ({why}); what was there is kept, the same command goes on") from None
+        try:
+            atomic_write(path, write)
+        except (RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's file writer
+                raise
+            raise OSError("is the disk full?") from None
 
 
 def build_encoder(recipe: Recipe) -> StagedResNet:
@@ -155,8 +182,32 @@ def save_weights(model: Module, path: Path, recipe: Recipe | None = None) -> Non
         names = ("layout", "width", "stem", "channels", "side", "arm", "dataset", "seed", "key")
         about |= {name: getattr(recipe, name) for name in names}
         about["input"] = "pixels from 0 to 1, without mean and standard deviation"
+    _save(path, state, about)
+
+
+def _save(path: Path, state: dict[str, Tensor], about: dict) -> None:
     # One entry: safetensors writes several in a random order, and equal weights would be unequal files.
     write_file(path, lambda temporary: save_file(state, temporary, {"about": json.dumps(about, sort_keys=True)}))
+
+
+def save_kept(path: Path, tensors: dict[str, Tensor], said: str = "") -> None:
+    """Write tensors that can be made again, and a text about them, with a checksum of both."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    _save(path, tensors, {"said": said, "sha256": _digest(tensors, said)})
+
+
+def read_kept(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The text and the tensors of `save_kept`; nothing of a file that is missing or, with a line, that is damaged."""
+    if not path.is_file():
+        return "", {}
+    try:
+        about, tensors = about_weights(path), load_file(path)
+        if about["sha256"] == _digest(tensors, about["said"]):
+            return about["said"], tensors
+    except (SafetensorError, LookupError, TypeError, ValueError):
+        pass
+    print(f"{path} is damaged, or of an older version: it is made again", flush=True)
+    return "", {}
 
 
 def about_weights(path: Path) -> dict:
@@ -165,8 +216,12 @@ def about_weights(path: Path) -> dict:
         return json.loads((file.metadata() or {}).get("about", "{}"))
 
 
-def _digest(state: dict[str, Tensor]) -> str:
+def _digest(state: dict[str, Tensor], said: str | None = None) -> str:
+    """sha256 of the tensors; with a text also of that and of their names, types and shapes."""
     digest = hashlib.sha256()
+    if said is not None:
+        about = [[name, str(state[name].dtype), list(state[name].shape)] for name in sorted(state)]
+        digest.update(json.dumps([said, about]).encode())
     for name in sorted(state):
         digest.update(state[name].numpy())
     return digest.hexdigest()
