@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from conversion import Converted, Picture, convert, not_work, pixel_hashes
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from mocolayers.data.folders import SHEET, check_name, check_target, clear
 from mocolayers.data.labels import class_matrix
@@ -15,6 +18,7 @@ from mocolayers.runtime import DatasetError, atomic_write
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
 KEPT_FIRST = np.array([1, 2, 3, 0])  # which copy of a picture stays, by split code: test, val, train, unlabelled
+ALIKE = 0.998  # correlation of two thumbnails that show the same photograph
 EACH = 10  # pictures of each kind on the contact sheet
 KINDS = 60  # lines of the contact sheet at most
 
@@ -48,6 +52,13 @@ def arguments(description: str, name: str | None, side: int, examples: str) -> a
     return parser
 
 
+def add_available(parser: argparse.ArgumentParser) -> None:
+    """The option of scripts whose publisher lists the images."""
+    parser.add_argument(
+        "--available", action="store_true", help="take the part of the publisher's images that is there"
+    )
+
+
 def run(main, parser: argparse.ArgumentParser) -> None:
     """Call `main(arguments)`; bad data, a full disk or Ctrl-C end in one line and exit code 1."""
     args = parser.parse_args()
@@ -69,8 +80,9 @@ def check_places(args: argparse.Namespace) -> None:
         raise DatasetError("give the data set a name: --name NAME")
     check_name(args.name)
     for option, given in vars(args).items():
-        if isinstance(given, Path) and option != "out":
-            check_apart(given, args.out / args.name)
+        for path in given if isinstance(given, list) else [given]:
+            if isinstance(path, Path) and option != "out":
+                check_apart(path, args.out / args.name)
     check_target(args.out / args.name)
 
 
@@ -79,6 +91,31 @@ def check_apart(source: Path, target: Path) -> None:
     for inner, outer in ((source.resolve(), target), (target.resolve(), source)):
         if outer.exists() and any(part.exists() and part.samefile(outer) for part in (inner, *inner.parents)):
             raise DatasetError(f"{source} and the new data set {target}: one is inside the other; choose another --out")
+
+
+def present(pictures: list[Picture], args: argparse.Namespace) -> list[Picture]:
+    """The pictures whose files are there: all, unless the user takes what is available, which is then counted."""
+    there = [picture for picture in pictures if picture.path.is_file()]
+    if len(there) == len(pictures):
+        return pictures
+    missing = {picture.path: picture.patient for picture in pictures if not picture.path.is_file()}
+    if not args.available or not there:
+        what = (
+            f"{next(iter(missing))} does not exist: {len(missing)} of {len(pictures)} images in the publisher's table"
+        )
+        raise DatasetError(f"{what} are not there. Pass --available to take the part that is, or complete the source")
+    lost, left = set(missing.values()), {picture.patient for picture in there}
+    args.missing = {
+        "images": len(missing),
+        "of_images": len(pictures),
+        "patients_with_fewer": len(lost & left),
+        "patients_without_any": len(lost - left),
+    }
+    print(
+        f"{len(there)} of {len(pictures)} images are there ({len(there) / len(pictures):.0%}); of "
+        f"{len(lost | left)} patients {len(lost & left)} lost some images and {len(lost - left)} all"
+    )
+    return there
 
 
 def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace, tie=True) -> Converted:
@@ -114,6 +151,25 @@ def tie_copies(images, pictures: list[Picture], tie: bool) -> int:
     if several:
         print(f"warning: {len(several)} equal pictures have different labels, for example {several[0]}")
     return len(several)
+
+
+def tie_alike(images, pictures: list[Picture]) -> int:
+    """Give the patients of near-equal pictures one name; returns how many patients lost theirs.
+
+    Near-equal are thumbnails of 32 x 32 that correlate above .998: the same photograph saved twice, or taken twice.
+    """
+    thumbs = (np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BOX), np.float32) for image in images)
+    thumbs = np.stack([thumb.ravel() - thumb.mean() for thumb in thumbs])
+    thumbs /= np.maximum(np.linalg.norm(thumbs, axis=1, keepdims=True), 1e-6)
+    names, member = np.unique([picture.patient for picture in pictures], return_inverse=True)
+    starts = range(0, len(thumbs), 256)
+    pairs = [np.argwhere(thumbs[first : first + 256] @ thumbs.T > ALIKE) + [first, 0] for first in starts]
+    edges = member[np.concatenate(pairs)]
+    count, group = connected_components(coo_array((np.ones(len(edges)), edges.T), [len(names)] * 2), directed=False)
+    first_name = names[np.unique(group, return_index=True)[1]]
+    for picture, row in zip(pictures, member, strict=True):
+        picture.patient = str(first_name[group[row]])
+    return len(names) - count
 
 
 def _name(patient: str, one_name: dict[str, str]) -> str:
@@ -170,6 +226,8 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
         if not inside_split.any():
             continue
         report["patients"][name] = int(len(np.unique(arrays["patients"][inside_split])))
+        if code == UNLABELLED:
+            continue
         one_hot = labels if labels.ndim == 2 else labels[:, None] == np.arange(len(card["classes"]))
         counted = one_hot[inside_split].sum(axis=0)
         report["classes"][name] = dict(zip(card["classes"], counted.tolist(), strict=True))
@@ -178,8 +236,9 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
     figure = contact_sheet(load(args.name, args.out))
     atomic_write(place / SHEET, lambda path: figure.savefig(path, format="png", dpi=110))
     print(f"{place}: {len(split)} images of {len(np.unique(arrays['patients']))} patients, {args.side} px")
-    for name, counts in report["classes"].items():
-        print(f"  {name}: {report['patients'][name]} patients, " + ", ".join(f"{k} {v}" for k, v in counts.items()))
+    for name, patients in report["patients"].items():
+        counts = report["classes"].get(name, {"images": int((split == UNLABELLED).sum())})
+        print(f"  {name}: {patients} patients, " + ", ".join(f"{k} {v}" for k, v in counts.items()))
     copies = f"{report['copies_left_out']} copies of pictures in another split are left out"
     print(f"  equal pixels: {report['duplicate_images']} images; {copies}")
     for note, count in report.get("notes", {}).items():

@@ -36,7 +36,6 @@ class Picture:
     patient: str
     label: object
     split: int | None = None
-    grade: int | None = None
     notes: list[str] = field(default_factory=list)
 
 
