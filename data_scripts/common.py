@@ -53,10 +53,9 @@ def arguments(description: str, name: str | None, side: int, examples: str) -> a
 
 
 def add_available(parser: argparse.ArgumentParser) -> None:
-    """The option of scripts whose publisher lists the images."""
-    parser.add_argument(
-        "--available", action="store_true", help="take the part of the publisher's images that is there"
-    )
+    """The option of scripts that know which images the publisher has."""
+    take = "take the part of the publisher's images that is there, and say how much is not"
+    parser.add_argument("--available", action="store_true", help=take)
 
 
 def run(main, parser: argparse.ArgumentParser) -> None:
@@ -93,37 +92,30 @@ def check_apart(source: Path, target: Path) -> None:
             raise DatasetError(f"{source} and the new data set {target}: one is inside the other; choose another --out")
 
 
-def present(pictures: list[Picture], args: argparse.Namespace) -> list[Picture]:
-    """The pictures whose files are there: all, unless the user takes what is available, which is then counted."""
+def present(pictures: list[Picture], available: bool) -> tuple[list[Picture], dict[str, int]]:
+    """The pictures whose files are there, and how many images and patients are not; an error unless `available`."""
     there = [picture for picture in pictures if picture.path.is_file()]
-    if len(there) == len(pictures):
-        return pictures
     missing = {picture.path: picture.patient for picture in pictures if not picture.path.is_file()}
-    if not args.available or not there:
+    if missing and not (available and there):
         what = (
             f"{next(iter(missing))} does not exist: {len(missing)} of {len(pictures)} images in the publisher's table"
         )
-        raise DatasetError(f"{what} are not there. Pass --available to take the part that is, or complete the source")
+        raise DatasetError(f"{what} are not there. Complete the source, or pass --available to take the part that is")
     lost, left = set(missing.values()), {picture.patient for picture in there}
-    args.missing = {
-        "images": len(missing),
-        "of_images": len(pictures),
-        "patients_with_fewer": len(lost & left),
-        "patients_without_any": len(lost - left),
-    }
-    print(
-        f"{len(there)} of {len(pictures)} images are there ({len(there) / len(pictures):.0%}); of "
-        f"{len(lost | left)} patients {len(lost & left)} lost some images and {len(lost - left)} all"
-    )
-    return there
+    counts = {"there": len(there), "of": len(pictures), "patients_lost_some": len(lost & left)}
+    return there, counts | {"patients_lost_all": len(lost - left)}
 
 
 def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace, tie=True) -> Converted:
     """`convert` with the options of the command line; people who share a picture become one patient with `tie`."""
     if args.range and not args.range[0] < args.range[1]:
         raise DatasetError(f"--range {args.range[0]:g} {args.range[1]:g}: the first value should be below the second")
+    listed = {}
+    if "available" in args:
+        pictures, listed = present(pictures, args.available)
     intensity, target = args.range or args.window, args.out / args.name
     read = convert(pictures, prepare, channels, args.side, target, args.skip_bad, args.workers, intensity)
+    read.report["listed"] = listed
     read.report["equal_with_other_label"] = tie_copies(read.images, read.kept, tie)
     return read
 
@@ -239,6 +231,8 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
     for name, patients in report["patients"].items():
         counts = report["classes"].get(name, {"images": int((split == UNLABELLED).sum())})
         print(f"  {name}: {patients} patients, " + ", ".join(f"{k} {v}" for k, v in counts.items()))
+    if listed := report.get("listed"):
+        print("  publisher's images: " + ", ".join(f"{what.replace('_', ' ')} {n}" for what, n in listed.items()))
     copies = f"{report['copies_left_out']} copies of pictures in another split are left out"
     print(f"  equal pixels: {report['duplicate_images']} images; {copies}")
     for note, count in report.get("notes", {}).items():

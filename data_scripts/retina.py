@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from common import add_available, arguments, chosen, finish, present, read_images, run, split_by_patient, tie_alike
+from common import add_available, arguments, chosen, finish, read_images, run, split_by_patient, tie_alike
 from conversion import Picture, to_rgb
 from PIL import Image
 from scipy import ndimage
@@ -218,8 +218,7 @@ def main(args) -> None:
     if task not in layout.tasks:
         raise DatasetError(f"{layout.card['title']} has no labels for --task {task}; use {' or '.join(layout.tasks)}")
     more, cards = pooled(args.unlabelled, name, args)
-    pictures = present(layout.find(source) + more, args)
-    images, kept, report = read_images(pictures, crop_to_disc, 3, args)
+    images, kept, report = read_images(layout.find(source) + more, crop_to_disc, 3, args)
     own = np.array([picture.split != UNLABELLED for picture in kept])
     if name == "aptos" and not (source / "groups.csv").is_file():
         report["tied"] = tie_alike(Rows(images, np.flatnonzero(own)), list(compress(kept, own)))

@@ -183,6 +183,8 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
                 cells.append((row + [""] * len(header))[: len(header)])
     except UnicodeDecodeError:
         raise DatasetError(f"{path} is not in UTF-8; export it as UTF-8 with commas") from None
+    except FileNotFoundError:
+        raise DatasetError(f"{path} does not exist; pass the folder or file that holds it") from None
     except (OSError, csv.Error) as error:
         raise DatasetError(f"{path}: {error}") from None
     if missing := [name for name in columns if name not in header]:

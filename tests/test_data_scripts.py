@@ -155,7 +155,12 @@ def test_nih_a_path_that_leaves_the_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, said", [("00000099_000.png,Mass,0,99,1", "is not under"), ("00000001_000.png,Cold,0,1,1", "Cold")]
+    "line, said",
+    [
+        ("00000099_000.png,Mass,0,99,1", "does not exist: 1 of"),
+        ("00000001_000.png,Mass,0,P3,1", "no number"),
+        ("00000001_000.png,Cold,0,1,1", "Cold"),
+    ],
 )
 def test_nih_a_missing_image_or_an_unknown_finding_is_named(tmp_path, line, said):
     tree = nih_tree(tmp_path / "nih", range(1, 7))
@@ -205,6 +210,44 @@ def test_eyepacs_takes_the_competitions_test_images_where_their_labels_are(tmp_p
 def test_retina_grades_can_be_the_task(tmp_path):
     data, _ = prepare("retina", eyepacs_tree(tmp_path / "eyes"), tmp_path / "out", "--task", "grade")
     assert data.task == "ordinal" and data.labels.max() == 4
+
+
+def test_of_a_publishers_set_the_part_that_is_there_is_taken_when_asked_and_counted(tmp_path):
+    tree = eyepacs_tree(tmp_path / "eyes")
+    for name in ("3_left", "4_left", "4_right"):
+        (tree / "train" / f"{name}.jpeg").unlink()
+    message = fails("retina", tree, tmp_path / "out")
+    assert "3_left.jpeg does not exist: 3 of 48" in message and "--available" in message
+    data, text = prepare("retina", tree, tmp_path / "out", "--available")
+    counts = {"there": 45, "of": 48, "patients_lost_some": 1, "patients_lost_all": 1}
+    assert len(data.images) == 45 and data.card["report"]["listed"] == counts
+    assert "there 45, of 48, patients lost some 1, patients lost all 1" in text
+    for path in (tree / "train").iterdir():
+        path.unlink()
+    assert "48 of 48" in fails("retina", tree, tmp_path / "none", "--available")
+
+
+def test_nih_without_some_of_its_archives_keeps_the_split_of_the_rest(tmp_path):
+    tree = nih_tree(tmp_path / "nih", range(1, 41))
+    whole, _ = prepare("nih", tree, tmp_path / "whole")
+    for name in ("00000001_000", "00000001_001", "00000002_001"):
+        (tree / "images_001/images" / f"{name}.png").unlink()
+    data, text = prepare("nih", tree, tmp_path / "out", "--available")
+    assert "there 77, of 80, patients lost some 1, patients lost all 1" in text
+    assert np.array_equal(data.split, whole.split[[2, *range(4, 80)]])
+
+
+def test_breast_says_what_part_of_the_publishers_patches_is_there(breast, tmp_path):
+    data, text = prepare("breast_histology", breast, tmp_path / "out", "--available")
+    assert "there 60, of 277524, patients lost all 264" in text and "pass --available" not in text
+    assert "pass --available" in prepare("breast_histology", breast, tmp_path / "again")[1]
+
+
+@pytest.mark.parametrize("name, table", [("nih", "Data_Entry_2017.csv"), ("retina", "trainLabels.csv")])
+def test_a_wrong_folder_is_a_line_that_names_what_it_should_hold(tmp_path, name, table):
+    (tmp_path / "photos").mkdir()
+    message = fails(name, tmp_path / "photos", tmp_path / "out")
+    assert table in message and "pass the folder" in message and "Errno" not in message
 
 
 def test_retina_severe_is_judged_among_the_diseased_and_grade_0_is_for_pretraining(tmp_path):
@@ -307,12 +350,6 @@ def test_a_second_source_of_the_same_layout_gives_nothing_of_patients_who_are_ju
     held_out = set(data.patients[data.rows("val", "test")])
     assert held_out and not held_out & set(data.patients[data.pretraining_rows()])
     assert len(data.rows("unlabelled")) == 2 * (30 - len(held_out))
-
-
-def test_retina_a_folder_of_another_kind_is_an_error_that_names_the_tables(tmp_path):
-    (tmp_path / "photos").mkdir()
-    message = fails("retina", tmp_path / "photos", tmp_path / "out")
-    assert all(table in message for table in ("trainLabels.csv", "train_labels.csv", "train.csv", "full_df.csv"))
 
 
 def test_retina_a_path_that_leaves_the_folder_is_refused(tmp_path):
