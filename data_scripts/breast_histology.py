@@ -2,6 +2,7 @@
 
 import re
 
+import interrupt  # noqa: F401  first
 import numpy as np
 from common import add_available, arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, to_rgb
@@ -43,15 +44,15 @@ def find(source) -> list[Picture]:
     return pictures
 
 
-def to_square(image: Image.Image) -> tuple[Image.Image, str]:
+def to_square(image: Image.Image) -> tuple[Image.Image, str, str]:
     """Patches from a slide's edge are smaller: mirror them to 50 x 50, so that no black border gives them away."""
     image = to_rgb(image)
-    if image.size == (PATCH, PATCH):
-        return image, ""
-    pixels = np.asarray(image)
-    height, width = pixels.shape[:2]
-    pad = ((0, max(0, PATCH - height)), (0, max(0, PATCH - width)), (0, 0))
-    return Image.fromarray(np.pad(pixels, pad, mode="symmetric")[:PATCH, :PATCH]), "edge patches filled by mirroring"
+    side = max(PATCH, *image.size)
+    larger = f"patches larger than the publisher's {PATCH} px" if side > PATCH else ""
+    if image.size == (side, side):
+        return image, "", larger
+    pad = ((0, side - image.height), (0, side - image.width), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(image), pad, mode="symmetric")), "edge patches filled by mirroring", larger
 
 
 def main(args) -> None:

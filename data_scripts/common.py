@@ -1,12 +1,15 @@
 """What the scripts share: the command line, splitting by patient, duplicates, the report and the contact sheet."""
 
 import argparse
+import errno
 import os
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 from conversion import Converted, Picture, convert, not_work, pixel_hashes
+from interrupt import STOPPED
 from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -19,12 +22,15 @@ from mocolayers.runtime import DatasetError, atomic_write
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
 KEPT_FIRST = np.array([1, 2, 3, 0])  # which copy of a picture stays, by split code: test, val, train, unlabelled
 ALIKE = 0.998  # correlation of two thumbnails that show the same photograph
+LEAST = {"side": 8, "seed": 0, "workers": 1}
 EACH = 10  # pictures of each kind on the contact sheet
 KINDS = 60  # lines of the contact sheet at most
 
 
-def arguments(description: str, name: str | None, side: int, examples: str) -> argparse.ArgumentParser:
-    """A parser with the options that every script has."""
+def arguments(
+    description: str, name: str | None, side: int, examples: str, files: bool = True
+) -> argparse.ArgumentParser:
+    """A parser with the options that every script has, and with `files` those of reading and splitting image files."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog=f"examples:\n{examples}",
@@ -41,15 +47,21 @@ def arguments(description: str, name: str | None, side: int, examples: str) -> a
         default=side,
         help="side in pixels (%(default)s, as the lesson preset wants it)",
     )
+    if files:
+        _add_reading(parser)
+    return parser
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """The options of scripts that read image files and split them."""
     parser.add_argument("--seed", type=int, default=0, help="seed of the split by patient (%(default)s)")
     parser.add_argument("--skip-bad", action="store_true", help="leave unreadable images out and list them")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read (%(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that read (%(default)s)")
     deep = parser.add_mutually_exclusive_group()
     values = "values that become black and white in images of more than 8 bits; else the lowest and highest of all"
     deep.add_argument("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help=values)
     each = "for such images: percentiles 1 and 99 of each image instead, where exposures differ"
     deep.add_argument("--window", choices=["percentile"], help=each)
-    return parser
 
 
 def add_available(parser: argparse.ArgumentParser) -> None:
@@ -61,14 +73,26 @@ def add_available(parser: argparse.ArgumentParser) -> None:
 def run(main, parser: argparse.ArgumentParser) -> None:
     """Call `main(arguments)`; bad data, a full disk or Ctrl-C end in one line and exit code 1."""
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # see interrupt.py
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be in no known encoding
     try:
         if "source" in args:
+            check_numbers(args)
             check_places(args)
         main(args)
     except (DatasetError, OSError) as error:
-        sys.exit(f"error: {error}")
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        free = f" The disk of {args.out} is full: make room there, and the same command goes on where it was"
+        sys.exit(f"error: {error}.{free}" if full else f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on where it was")
+        sys.exit(STOPPED)
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Refuse numbers that no image, process or seed can have."""
+    for option, least in LEAST.items():
+        if option in args and getattr(args, option) < least:
+            raise DatasetError(f"--{option} {getattr(args, option)}: give {least} or more")
 
 
 def check_places(args: argparse.Namespace) -> None:
@@ -210,6 +234,7 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
     report = report | {"copies_left_out": len(arrays["split"]) - len(keep)}
     arrays = chosen(arrays, keep)
     split, labels = arrays["split"], arrays["labels"]
+    check_splits(labels, split)
     report = report | duplicates(arrays["images"], split) | {"patients": {}, "classes": {}}
     if "intensity" in report:
         card = card | {"intensity": report.pop("intensity")}
@@ -223,6 +248,8 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
         one_hot = labels if labels.ndim == 2 else labels[:, None] == np.arange(len(card["classes"]))
         counted = one_hot[inside_split].sum(axis=0)
         report["classes"][name] = dict(zip(card["classes"], counted.tolist(), strict=True))
+        if lacking := [kind for kind, count in report["classes"][name].items() if not count]:
+            print(f"warning: no {name} image shows {', '.join(map(repr, lacking))}")
     place = save_prepared(args.out / args.name, arrays, card | {"report": report})
     clear(place, "work", not_work)
     figure = contact_sheet(load(args.name, args.out))
@@ -242,8 +269,19 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
     return report
 
 
+def check_splits(labels: np.ndarray, split: np.ndarray) -> None:
+    """Refuse a set of which nothing can be learnt or measured."""
+    for name, code in SPLITS.items():
+        if code != UNLABELLED and not (split == code).any():
+            raise DatasetError(f"no image is in the {name} split; give more patients, or a split for every image")
+    if len(np.unique(labels[split != UNLABELLED], axis=0)) == 1:
+        raise DatasetError("every image has the same label: there is nothing to learn")
+
+
 def contact_sheet(data: MedicalImages):
     """A figure of some random images of every class in every split, for a look at what was made."""
+    from matplotlib import rc_context
+
     from mocolayers.notebook.figures import image_sheet
 
     rng, groups = np.random.default_rng(0), {}
@@ -257,4 +295,5 @@ def contact_sheet(data: MedicalImages):
             if inside.any() and len(groups) < KINDS:
                 chosen = np.sort(rng.permutation(rows[inside])[:EACH])
                 groups[f"{split}: {name}"] = data.images[chosen]
-    return image_sheet(groups, f"{data.name}: {len(data.images)} images of {data.side} px")
+    with rc_context({"text.parse_math": False}):  # a $ in the name of a class is a $
+        return image_sheet(groups, f"{data.name}: {len(data.images)} images of {data.side} px")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from pixels import eight_bits, extremes
-from sources import fingerprint
+from sources import fingerprint, printable
 from tqdm import tqdm
 
 from mocolayers.data.folders import clear, held
@@ -180,7 +180,7 @@ def _read_chunk(pixels: Path, prepare, intensity, windowed: bool, first: int, pa
             try:
                 image, notes = _read_one(path, prepare, array.shape[1:], intensity, windowed)
             except Exception as error:
-                chunk["errors"][row] = f"{path}: {error}"
+                chunk["errors"][row] = printable(f"{path}: {error}")
                 continue
             file.seek(array.offset + row * image.nbytes)
             file.write(image.tobytes())

@@ -1,12 +1,15 @@
 """Claims about reading many images: into one array on disk, resumed after a kill, from folders and from archives."""
 
+import errno
 import gzip
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -17,6 +20,7 @@ from test_data_scripts import noise, prepare, run_script, save
 from mocolayers.data.prepared import SCRIPTS
 
 sys.path.insert(0, str(SCRIPTS))
+import common  # noqa: E402
 import conversion  # noqa: E402
 import sources  # noqa: E402
 
@@ -83,6 +87,26 @@ def test_a_full_disk_is_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: [Errno 27] File too large")
+
+
+def test_a_full_disk_is_said_with_the_place_where_room_is_needed(tmp_path, monkeypatch):
+    def main(args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "argv", ["own.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"The disk of {tmp_path} is full: make room there"):
+        common.run(main, common.arguments("", "own", 28, ""))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at the libraries that a process has loaded")
+def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "nih.py"), "--source", str(tmp_path)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while "numpy" not in Path(f"/proc/{running.pid}/maps").read_text():
+        time.sleep(0.001)
+    running.send_signal(signal.SIGINT)
+    assert running.communicate(timeout=60)[1] == "stopped; the same command goes on where it was\n"
+    assert running.returncode == 1
 
 
 def test_finished_images_are_not_read_again_and_other_images_are(tmp_path):
@@ -220,6 +244,48 @@ def test_a_damaged_tar_archive_never_counts_as_whole(tmp_path, form, damage):
     with pytest.raises(DatasetError, match="cannot be unpacked"):
         sources.open_source(archive, "anything", tmp_path / "out", "")
     assert not list((tmp_path / "out").glob("*.unpacked"))
+
+
+def every(content, places, new):
+    """A zip file with bytes of every local and every central header replaced."""
+    content = bytearray(content)
+    for mark, place in zip((b"PK\3\4", b"PK\1\2"), places, strict=True):
+        start = content.find(mark)
+        while start >= 0:
+            content[start + place : start + place + len(new)] = new
+            start = content.find(mark, start + 4)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("what, places, new", [("password", (6, 8), b"\1"), ("Deflate64", (8, 10), b"\x09\0")])
+def test_an_archive_that_python_cannot_unpack_is_told_to_be_unpacked_otherwise(tmp_path, what, places, new):
+    archive = tmp_path / f"{what}.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/1.png", b"some bytes" * 9)
+    archive.write_bytes(every(archive.read_bytes(), places, new))
+    with pytest.raises(DatasetError, match=f"{what}.zip cannot be unpacked: .*; unpack it with another program"):
+        sources.open_source(archive, "anything", tmp_path / "out", "")
+
+
+@pytest.mark.parametrize("form", ["zip", "tar.gz"])
+def test_an_archive_that_grows_beyond_measure_or_beyond_the_disk_is_refused(tmp_path, form, monkeypatch):
+    archive, zeros = tmp_path / f"bomb.{form}", bytes(2**20)
+    if form == "zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            for number in range(70):
+                file.writestr(f"{number}.png", zeros)
+    else:
+        (tmp_path / "zeros").write_bytes(zeros)
+        with tarfile.open(archive, "w:gz") as file:
+            for number in range(70):
+                file.add(tmp_path / "zeros", f"{number}.png")
+    with pytest.raises(DatasetError, match=f"bomb.{form} is not unpacked: .* not an archive of images"):
+        sources.open_source(archive, "anything", tmp_path / "out", "")
+    monkeypatch.setattr(sources, "LARGE", 2**40)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda place: usage._replace(free=2**26))
+    with pytest.raises(DatasetError, match="GB free; make room"):
+        sources.open_source(archive, "anything", tmp_path / "out", "")
 
 
 def test_a_damaged_archive_and_a_file_that_is_none_are_clear_errors(tmp_path):

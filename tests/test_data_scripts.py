@@ -16,7 +16,8 @@ RNG = np.random.default_rng(0)
 
 
 def run_script(name, *words):
-    command = [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, words), "--workers", "1"]
+    one = ["--workers", "1"] if name != "medmnist" else []
+    command = [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, words), *one]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -66,6 +67,21 @@ def test_breast_edge_patches_are_filled_and_counted(breast, tmp_path):
     assert data.card["report"]["notes"] == {"edge patches filled by mirroring": 30}
     assert_split_by_patient(data)
     assert data.labels.sum() == 30
+
+
+def test_breast_patches_larger_than_the_publishers_are_taken_whole_and_counted(breast, tmp_path):
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    pixels[50:] = 200
+    save(breast / "100" / "0" / "100_idx5_x9_y9_class0.png", pixels)
+    data, text = prepare("breast_histology", breast, tmp_path / "out")
+    assert "patches larger than the publisher's 50 px: 1" in text
+    (row,) = [image for image in data.images if np.array_equal(np.unique(image), [0, 200])]
+    assert (row[:8] == 0).all() and (row[8:] == 200).all()
+
+
+def test_medmnist_offers_no_option_that_it_does_not_use():
+    for words in (("--range", 0, 1), ("--window", "percentile"), ("--skip-bad",), ("--seed", 1)):
+        assert "unrecognized arguments" in run_script("medmnist", "pneumoniamnist", *words).stderr
 
 
 def test_breast_folder_and_file_name_must_agree(breast, tmp_path):
@@ -200,11 +216,11 @@ def test_eyepacs_both_eyes_of_a_patient_stay_together_and_grades_are_kept(tmp_pa
 
 
 def test_eyepacs_takes_the_competitions_test_images_where_their_labels_are(tmp_path):
-    tree = eyepacs_tree(tmp_path / "eyes", 12)
+    tree = eyepacs_tree(tmp_path / "eyes")
     save(tree / "test" / "900_left.jpeg", fundus())
-    assert len(prepare("retina", tree, tmp_path / "out")[0].images) == 24
+    assert len(prepare("retina", tree, tmp_path / "out")[0].images) == 48
     (tree / "retinopathy_solution.csv").write_text("image,level,Usage\n900_left,4,Private\n")
-    assert len(prepare("retina", tree, tmp_path / "more")[0].images) == 25
+    assert len(prepare("retina", tree, tmp_path / "more")[0].images) == 49
 
 
 def test_retina_grades_can_be_the_task(tmp_path):
@@ -272,7 +288,7 @@ def test_retina_a_healthy_eye_of_a_judged_patient_is_left_out(tmp_path):
 
 @pytest.mark.parametrize("cell", ["", "-1", "7", "two", "1.5"])
 def test_retina_a_grade_that_is_none_is_an_error_and_2_point_0_is_two(tmp_path, cell):
-    tree = eyepacs_tree(tmp_path / "eyes", 12)
+    tree = eyepacs_tree(tmp_path / "eyes")
     table = tree / "trainLabels.csv"
     right = table.read_text()
     table.write_text(right.replace("0_left,0", f"0_left,{cell}", 1))
@@ -280,7 +296,7 @@ def test_retina_a_grade_that_is_none_is_an_error_and_2_point_0_is_two(tmp_path, 
     assert "trainLabels.csv: 0_left has the grade" in message and repr(cell) in message
     table.write_text(right.replace(",2", ",2.0"))
     prepare("retina", tree, tmp_path / "out", "--task", "grade")
-    assert (np.load(tmp_path / "out/retina/grades.npy") == 2).sum() == 4
+    assert (np.load(tmp_path / "out/retina/grades.npy") == 2).sum() == 10
 
 
 def aptos_tree(root, count=30):

@@ -1,11 +1,20 @@
 """Claims about images and tables as researchers have them: each comes out right, or stops with one clear line."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 from test_data_scripts import run_script
 
-from mocolayers.data.prepared import load
+from mocolayers.data.prepared import SCRIPTS, load
+from mocolayers.runtime import DatasetError
+
+sys.path.insert(0, str(SCRIPTS))
+import common  # noqa: E402
+import pixels  # noqa: E402
 
 RAMP = np.linspace(0, 1, 64)[None] * np.ones((64, 1))
 
@@ -578,3 +587,85 @@ def test_dicom_deep_png_and_turned_jpeg_with_a_table_of_excel_become_an_encoder_
     run = pretrain(recipe, data, tmp_path / "runs", device="cpu", progress=False)
     row = judge(run, data, EVALUATIONS["smoke"], 1.0, device="cpu")
     assert run.finished and 0.5 < row["auc"] <= 1
+
+
+def plain(root):
+    return classes(root, lambda n: one_pixel((RAMP * 60).astype(np.uint8), n), "png")
+
+
+WORDS = {
+    ("--side", "-5"): "--side -5: give 8 or more",
+    ("--side", "1"): "--side 1: give 8 or more",
+    ("--seed", "-1"): "--seed -1: give 0 or more",
+    ("--patient-regex", "("): "unterminated subpattern at position 0; write it like '(P[0-9]+)_'",
+    ("--patient-regex", "(0[0-4])?"): "finds no group in",
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_an_option_that_means_nothing_is_one_line(tmp_path, words):
+    assert WORDS[words] in refused(plain(tmp_path / "scans"), *words)
+
+
+def test_no_process_to_read_with_is_one_line(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "folder.py"), "--source", str(tmp_path), "--name", "own", "--workers", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "error: --workers 0: give 1 or more\n"
+
+
+def test_a_table_without_rows_is_one_line(table):
+    scans, _, file, *words = table()
+    file.write_text("file,label,patient,fold\n")
+    assert "has a header and no rows" in refused(scans, "--csv", file, *words)
+
+
+def test_a_link_that_leads_nowhere_is_named_or_skipped(tmp_path):
+    root = plain(tmp_path / "scans")
+    (root / "a" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    assert "lost.png" in refused(root) and "--skip-bad" in refused(root)
+    data, said = made(root, "--skip-bad")
+    assert len(data.images) == 20 and "lost.png" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep names of files in Unicode")
+def test_names_in_no_known_encoding_are_read_and_told(tmp_path):
+    root = plain(tmp_path / "scans")
+    strange = os.fsencode(root) + b"/M\xfcller"
+    (root / "b").rename(os.fsdecode(strange))
+    with open(strange + b"/\xe4.png", "wb"):
+        pass
+    data, said = made(root, "--skip-bad")
+    assert len(data.images) == 20 and data.classes == ["M\N{REPLACEMENT CHARACTER}ller", "a"] and "skipped" in said
+    assert (root.parent / "out/own/contact_sheet.png").is_file()
+
+
+def test_a_dollar_in_the_name_of_a_class_is_no_formula(tmp_path):
+    root = plain(tmp_path / "scans")
+    (root / "a").rename(root / "$\\frac{$")
+    assert "$\\frac{$" in made(root)[0].classes and (root.parent / "out/own/contact_sheet.png").is_file()
+
+
+def test_of_a_stack_the_first_page_is_taken_and_that_is_said(tmp_path):
+    def write(number, path):
+        pages = [Image.fromarray(one_pixel((RAMP * top).astype(np.uint8), number)) for top in (60, 250)]
+        pages[0].save(path, save_all=True, append_images=pages[1:])
+
+    data, said = made(classes(tmp_path / "scans", write, "tif"), "--gray")
+    assert data.images.max() == 60 and "first of several pages or frames taken: 20" in said
+
+
+def test_a_large_slide_is_read_and_a_larger_one_is_told_what_to_do(tmp_path, monkeypatch):
+    path = tmp_path / "slide.png"
+    Image.new("1", (14_000, 14_000)).save(path)
+    assert pixels.read(path).size == (14_000, 14_000)
+    monkeypatch.setattr(pixels, "LARGEST", 10_000**2)
+    with pytest.raises(ValueError, match="14000 x 14000 pixels, .* save tiles of it"):
+        pixels.read(path)
+
+
+@pytest.mark.parametrize("count, said", [(1, "the same label"), (2, "in the val split")])
+def test_a_set_of_which_nothing_can_be_learnt_or_measured_is_one_line(count, said):
+    labels, split = np.arange(12) % count, np.array([0] * 6 + [2 - (count == 1)] * 3 + [2] * 3)
+    with pytest.raises(DatasetError, match=said):
+        common.check_splits(labels, split)
+    common.check_splits(np.arange(12) % 2, np.arange(12) % 3)
