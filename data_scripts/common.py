@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from conversion import Converted, Picture, convert, not_work, pixel_hashes
+from conversion import Converted, Picture, convert, not_work
+from copies import count_pairs, duplicates, near_pairs, rows_without_copies, tie_copies
 from interrupt import STOPPED
-from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from mocolayers.data.folders import SHEET, check_name, check_target, clear
 from mocolayers.data.labels import class_matrix
@@ -20,8 +18,6 @@ from mocolayers.data.prepared import SPLITS, UNLABELLED, MedicalImages, Rows, da
 from mocolayers.runtime import DatasetError, atomic_write
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
-KEPT_FIRST = np.array([1, 2, 3, 0])  # which copy of a picture stays, by split code: test, val, train, unlabelled
-ALIKE = 0.998  # correlation of two thumbnails that show the same photograph
 LEAST = {"side": 8, "seed": 0, "workers": 1}
 EACH = 10  # pictures of each kind on the contact sheet
 KINDS = 60  # lines of the contact sheet at most
@@ -144,56 +140,6 @@ def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.
     return read
 
 
-def tie_copies(images, pictures: list[Picture], tie: bool) -> int:
-    """Give the patients of equal pictures one name, unless their split is given; counts pictures with several labels.
-
-    A picture of one value, such as an empty patch, ties no one, and so does one that a tenth of all images equal.
-    """
-    groups, one_name = {}, {}
-    for picture, image, key in zip(pictures, images, pixel_hashes(images).tolist(), strict=True):
-        if image.min() < image.max():
-            groups.setdefault(key, []).append(picture)
-    given = {picture.patient for picture in pictures if picture.split is not None}
-    groups, several = [group for group in groups.values() if len(group) > 1], []
-    for group in groups:
-        few = 10 * len(group) <= len(pictures)
-        names = {_name(picture.patient, one_name) for picture in group if tie and few} - given
-        one_name |= dict.fromkeys(names - {min(names, default="")}, min(names, default=""))
-        labelled = [picture for picture in group if picture.split != UNLABELLED]
-        if other := [picture for picture in labelled if np.any(picture.label != labelled[0].label)]:
-            several.append(f"{labelled[0].path} and {other[0].path}")
-    for picture in pictures:
-        picture.patient = _name(picture.patient, one_name)
-    if several:
-        print(f"warning: {len(several)} equal pictures have different labels, for example {several[0]}")
-    return len(several)
-
-
-def tie_alike(images, pictures: list[Picture]) -> int:
-    """Give the patients of near-equal pictures one name; returns how many patients lost theirs.
-
-    Near-equal are thumbnails of 32 x 32 that correlate above .998: the same photograph saved twice, or taken twice.
-    """
-    thumbs = (np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BOX), np.float32) for image in images)
-    thumbs = np.stack([thumb.ravel() - thumb.mean() for thumb in thumbs])
-    thumbs /= np.maximum(np.linalg.norm(thumbs, axis=1, keepdims=True), 1e-6)
-    names, member = np.unique([picture.patient for picture in pictures], return_inverse=True)
-    starts = range(0, len(thumbs), 256)
-    pairs = [np.argwhere(thumbs[first : first + 256] @ thumbs.T > ALIKE) + [first, 0] for first in starts]
-    edges = member[np.concatenate(pairs)]
-    count, group = connected_components(coo_array((np.ones(len(edges)), edges.T), [len(names)] * 2), directed=False)
-    first_name = names[np.unique(group, return_index=True)[1]]
-    for picture, row in zip(pictures, member, strict=True):
-        picture.patient = str(first_name[group[row]])
-    return len(names) - count
-
-
-def _name(patient: str, one_name: dict[str, str]) -> str:
-    while patient in one_name:
-        patient = one_name[patient]
-    return patient
-
-
 def split_by_patient(patients: np.ndarray, positive: np.ndarray, seed: int, fractions=FRACTIONS) -> np.ndarray:
     """Seeded split codes (N,) with whole patients, separately for patients with and without a positive image."""
     names, member = np.unique(patients, return_inverse=True)
@@ -207,35 +153,21 @@ def split_by_patient(patients: np.ndarray, positive: np.ndarray, seed: int, frac
     return code[member]
 
 
-def rows_without_copies(images: np.ndarray, split: np.ndarray) -> np.ndarray:
-    """Rows to keep, so that no picture is in two splits: the copy in test stays, else in val, else in train."""
-    names, member = np.unique(pixel_hashes(images), return_inverse=True)
-    rank, highest = KEPT_FIRST[split], np.zeros(len(names), int)
-    np.maximum.at(highest, member, rank)
-    return np.flatnonzero(rank == highest[member])
-
-
 def chosen(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
     """Some rows of all arrays; the images stay on disk."""
     return {name: Rows(array, rows) if name == "images" else array[rows] for name, array in arrays.items()}
 
 
-def duplicates(images: np.ndarray, split: np.ndarray) -> dict[str, int]:
-    """How many images equal an earlier one, and how many pictures are in more than one split."""
-    names, member = np.unique(pixel_hashes(images), return_inverse=True)
-    sides = np.zeros((len(names), len(SPLITS)), bool)
-    sides[member, split] = True
-    return {"duplicate_images": int(len(images) - len(names)), "across_splits": int((sides.sum(axis=1) > 1).sum())}
-
-
 def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, report: dict) -> dict:
     """Leave out copies across splits, write the prepared data set, print what it holds, and return the full report."""
+    check_splits(arrays["labels"], arrays["split"])
     keep = rows_without_copies(arrays["images"], arrays["split"])
     report = report | {"copies_left_out": len(arrays["split"]) - len(keep)}
     arrays = chosen(arrays, keep)
     split, labels = arrays["split"], arrays["labels"]
-    check_splits(labels, split)
-    report = report | duplicates(arrays["images"], split) | {"patients": {}, "classes": {}}
+    near = near_pairs(arrays["images"])
+    report = report | duplicates(arrays["images"], split) | {"near_copies": count_pairs(near, split)}
+    report |= {"patients": {}, "classes": {}}
     if "intensity" in report:
         card = card | {"intensity": report.pop("intensity")}
     for name, code in SPLITS.items():
@@ -252,7 +184,7 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
             print(f"warning: no {name} image shows {', '.join(map(repr, lacking))}")
     place = save_prepared(args.out / args.name, arrays, card | {"report": report})
     clear(place, "work", not_work)
-    figure = contact_sheet(load(args.name, args.out))
+    figure = contact_sheet(load(args.name, args.out), near[split[near[:, 0]] != split[near[:, 1]]])
     atomic_write(place / SHEET, lambda path: figure.savefig(path, format="png", dpi=110))
     print(f"{place}: {len(split)} images of {len(np.unique(arrays['patients']))} patients, {args.side} px")
     for name, patients in report["patients"].items():
@@ -262,6 +194,8 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
         print("  publisher's images: " + ", ".join(f"{what.replace('_', ' ')} {n}" for what, n in listed.items()))
     copies = f"{report['copies_left_out']} copies of pictures in another split are left out"
     print(f"  equal pixels: {report['duplicate_images']} images; {copies}")
+    pairs = ", ".join(f"{count} {where}" for where, count in report["near_copies"].items())
+    print(f"  near-equal pairs: {pairs or 'none found'}")
     for note, count in report.get("notes", {}).items():
         print(f"  {note}: {count}")
     for line in report.get("skipped", []):
@@ -278,13 +212,15 @@ def check_splits(labels: np.ndarray, split: np.ndarray) -> None:
         raise DatasetError("every image has the same label: there is nothing to learn")
 
 
-def contact_sheet(data: MedicalImages):
-    """A figure of some random images of every class in every split, for a look at what was made."""
+def contact_sheet(data: MedicalImages, near: np.ndarray):
+    """A figure of some random images of every class in every split, and of near-equal pairs (P, 2) in two splits."""
     from matplotlib import rc_context
 
     from mocolayers.notebook.figures import image_sheet
 
     rng, groups = np.random.default_rng(0), {}
+    if len(near):
+        groups["near-equal pairs\nin two splits"] = data.images[near[: EACH // 2].ravel()]
     for split in SPLITS:
         rows = data.rows(split)
         shown = class_matrix(data, rows)

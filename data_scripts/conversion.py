@@ -1,6 +1,5 @@
 """Many image files to pixels of one size: in parallel, into one array on disk, so that a killed script goes on."""
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -198,12 +197,6 @@ def _read_one(path: Path, prepare, shape: tuple[int, ...], intensity, windowed) 
         smaller = min(image.size) >= side
         image = image.resize((side, side), Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC)
     return np.asarray(image, dtype=np.uint8).reshape(shape), notes + [note for note in more if note]
-
-
-def pixel_hashes(images) -> np.ndarray:
-    """(N,) one number per image; equal pixels give equal numbers."""
-    digests = (hashlib.blake2b(x.tobytes(), digest_size=8).digest() for x in images)
-    return np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
 
 
 def to_gray(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ sys.path.insert(0, HERE)
 
 import numpy as np  # noqa: E402
 from common import arguments, finish, run  # noqa: E402
-from conversion import pixel_hashes  # noqa: E402
+from copies import pixel_hashes  # noqa: E402
 
 from mocolayers.runtime import DatasetError  # noqa: E402
 

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import interrupt  # noqa: F401  first
 import numpy as np
-from common import add_available, arguments, chosen, finish, read_images, run, split_by_patient, tie_alike
+from common import add_available, arguments, chosen, finish, read_images, run, split_by_patient
 from conversion import Picture, to_rgb
+from copies import tie_alike
 from PIL import Image
 from scipy import ndimage
 from sources import inside, open_source, read_table

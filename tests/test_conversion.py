@@ -22,6 +22,7 @@ from mocolayers.data.prepared import SCRIPTS
 sys.path.insert(0, str(SCRIPTS))
 import common  # noqa: E402
 import conversion  # noqa: E402
+import copies  # noqa: E402
 import sources  # noqa: E402
 
 from mocolayers.runtime import DatasetError  # noqa: E402
@@ -144,7 +145,31 @@ def test_pixels_stay_on_disk_and_unreadable_files_leave_no_gap(tmp_path):
     assert isinstance(images.array, np.memmap) and np.array_equal(images[:], np.stack(pixels)[good])
     assert [picture.path for picture in kept] == [files[n] for n in good]
     assert report["notes"] == {"seen": 197} and len(report["skipped"]) == 3
-    assert np.array_equal(conversion.pixel_hashes(images), conversion.pixel_hashes(np.stack(pixels)[good]))
+    assert np.array_equal(copies.pixel_hashes(images), copies.pixel_hashes(np.stack(pixels)[good]))
+
+
+def smooth(seed, channels):
+    """A picture with few details, as photographs are at 32 px."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    large = np.asarray(Image.fromarray(small).resize((32, 32), Image.Resampling.BICUBIC))
+    return large[..., :channels]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_near_equal_pictures_are_found_and_equal_or_merely_similar_ones_are_not(channels):
+    images = np.stack([smooth(seed, channels) for seed in range(60)])
+    images[7] = images[3]
+    images[20] = (images[10].astype(int) + np.random.default_rng(0).integers(-2, 3, images[10].shape)).clip(0, 255)
+    images[31] = (images[30] * 0.9 + 12).astype(np.uint8)
+    images[41] = (images[40] * 0.8 + images[42] * 0.2).astype(np.uint8)
+    images[50:55] = 0
+    images[51] = 1
+    near = copies.near_pairs(images)
+    assert near.tolist() == [[10, 20], [30, 31]]
+    split = np.zeros(60, np.uint8)
+    split[[20, 30, 31]] = 2, 3, 3
+    assert copies.count_pairs(near, split) == {"train and test": 1, "within unlabelled": 1}
+    assert copies.near_pairs(images[:5]).shape == (0, 2) and copies.count_pairs(near[:0], split) == {}
 
 
 @pytest.mark.parametrize(

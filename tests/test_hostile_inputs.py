@@ -519,6 +519,19 @@ def test_of_copies_in_several_splits_the_held_out_one_stays_and_other_labels_are
     assert "1 equal pictures have different labels, for example" in said and "other.png" in said
 
 
+def test_near_equal_pictures_in_two_splits_are_counted_and_shown(tmp_path):
+    root = split_tree(tmp_path / "scans")
+    whole, said = made(root, "--gray", side=16, name="whole")
+    assert "near-equal pairs: none found" in said and whole.card["report"]["near_copies"] == {}
+    pixels = np.asarray(Image.open(root / "test/a/test0.png"))
+    Image.fromarray((pixels * 0.95).astype(np.uint8)).save(root / "train/a/again.png")
+    data, said = made(root, "--gray", side=16)
+    assert "near-equal pairs: 1 train and test" in said and data.card["report"]["near_copies"] == {"train and test": 1}
+    pairs = np.array([np.flatnonzero([np.abs(x.astype(float) - pixels[..., None]).mean() < 8 for x in data.images])])
+    sheet = common.contact_sheet(data, pairs)
+    assert sheet.axes[0].get_yticklabels()[0].get_text().startswith("near-equal pairs")
+
+
 def test_people_with_an_equal_picture_are_one_patient_and_what_many_share_ties_no_one(tmp_path):
     rng = np.random.default_rng(0)
     pixels = [rng.integers(0, 256, (16, 16)).astype(np.uint8) for _ in range(40)]
