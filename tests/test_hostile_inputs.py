@@ -1,11 +1,15 @@
 """Claims about images and tables as researchers have them: each comes out right, or stops with one clear line."""
 
+import csv
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from test_data_scripts import run_script
 
@@ -14,7 +18,14 @@ from mocolayers.runtime import DatasetError
 
 sys.path.insert(0, str(SCRIPTS))
 import common  # noqa: E402
+import conversion  # noqa: E402
+import copies  # noqa: E402
+import folder  # noqa: E402
 import pixels  # noqa: E402
+import retina  # noqa: E402
+import sources  # noqa: E402
+
+MANY = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 
 RAMP = np.linspace(0, 1, 64)[None] * np.ones((64, 1))
 
@@ -682,3 +693,78 @@ def test_a_set_of_which_nothing_can_be_learnt_or_measured_is_one_line(count, sai
     with pytest.raises(DatasetError, match=said):
         common.check_splits(labels, split)
     common.check_splits(np.arange(12) % 2, np.arange(12) % 3)
+
+
+CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\ufeff"), max_size=8)
+
+
+@MANY
+@given(rows=st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=6))
+def test_any_table_in_csv_is_read_as_its_cells_without_blanks_around_them(tmp_path_factory, rows):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "label", "patient"), *rows])
+    wanted = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    if not wanted:
+        with pytest.raises(DatasetError, match="no rows"):
+            sources.read_table(path, ["file"])
+    else:
+        assert sources.read_table(path, ["file"]).to_numpy().tolist() == wanted
+
+
+@MANY
+@given(content=st.binary(max_size=200) | st.text(max_size=80).map(lambda text: text.encode(errors="replace")))
+def test_any_bytes_for_a_table_are_read_or_one_line(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "bytes.csv"
+    path.write_bytes(content)
+    try:
+        sources.read_table(path, [])
+    except DatasetError as error:
+        assert "bytes.csv" in str(error)
+
+
+@MANY
+@given(
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]),
+    shape=st.sampled_from(["pad", "crop", "stretch"]),
+    channels=st.sampled_from([1, 3]),
+    orientation=st.integers(1, 8),
+    level=st.integers(0, 255),
+)
+def test_an_image_of_any_shape_and_mode_becomes_a_square_of_its_brightness(
+    tmp_path_factory, size, mode, shape, channels, orientation, level
+):
+    path = tmp_path_factory.getbasetemp() / "any.tif"
+    image = Image.new("L", size, level)
+    if mode in ("I;16", "I", "F"):
+        values = np.full(size[::-1], level, {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
+        image = Image.fromarray(values)
+    else:
+        image = image.convert(mode)
+    exif = Image.Exif()
+    exif[274] = orientation
+    image.save(path, exif=exif)
+    prepare = partial(folder.upright_square, shape, channels)
+    array, _ = conversion._read_one(path, prepare, (16, 16, channels), [0, 255], True)
+    assert array.shape == (16, 16, channels) and array.dtype == np.uint8
+    if mode != "1" and shape != "pad":
+        assert abs(array.astype(int) - level).max() <= 6
+    disc, _ = conversion._read_one(path, retina.crop_to_disc, (16, 16, 3), [0, 255], True)
+    assert disc.shape == (16, 16, 3)
+
+
+@MANY
+@given(
+    people=st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.integers(0, 5)), min_size=1, max_size=40),
+    seed=st.integers(0, 99),
+)
+def test_any_split_keeps_patients_whole_and_no_picture_on_two_sides(people, seed):
+    patients, positive, picture = (np.array(each) for each in zip(*people, strict=True))
+    split = common.split_by_patient(patients, positive, seed)
+    assert all(len(set(split[patients == name])) == 1 for name in set(patients))
+    assert np.array_equal(split, common.split_by_patient(patients, positive, seed))
+    images = np.broadcast_to(picture[:, None, None, None], (len(people), 4, 4, 1)).astype(np.uint8)
+    rows = copies.rows_without_copies(images, split)
+    assert set(picture[rows]) == set(picture)
+    assert all(len(set(split[rows][picture[rows] == kind])) == 1 for kind in set(picture))
