@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import os
 import shutil
 import signal
 import subprocess
@@ -66,6 +67,29 @@ def test_a_killed_conversion_goes_on_where_it_was_and_ends_byte_identical(tmp_pa
     whole, _ = prepare("breast_histology", source, tmp_path / "other", "--side", "256")
     assert resumed.card["sha256"] == whole.card["sha256"] and resumed.card["report"] == whole.card["report"]
     assert not list(out.glob(".*")), "the work is gone when the data set stands"
+
+
+KILLS = int(os.environ.get("MOCOLAYERS_KILLS", "4"))
+
+
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(tmp_path):
+    source, rng = patches(tmp_path / "patches", 12, 20), np.random.default_rng(0)
+    command = [sys.executable, str(SCRIPTS / "breast_histology.py"), "--source", str(source), "--workers", "1"]
+    started = time.monotonic()
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    seconds, files = time.monotonic() - started, ("images", "labels", "patients", "split")
+    wanted = [(tmp_path / f"whole/breast_histology/{name}.npy").read_bytes() for name in files]
+    killed = 0
+    for number in range(KILLS):
+        out = tmp_path / f"out{number}"
+        running = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0.2, 1) * seconds)
+        running.kill()
+        killed += running.wait() == -signal.SIGKILL
+        subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+        assert [(out / f"breast_histology/{name}.npy").read_bytes() for name in files] == wanted
+        assert not list(out.glob(".*")), "nothing that the killed process left"
+    assert killed
 
 
 def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
