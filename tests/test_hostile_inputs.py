@@ -1,4 +1,7 @@
-"""Claims about images and tables as researchers have them: each comes out right, or stops with one clear line."""
+"""Claims about images and tables as researchers have them: each comes out right, or stops with one clear line.
+
+`python tests/test_hostile_inputs.py` prints the table of all kinds of input with their outcome.
+"""
 
 import csv
 import os
@@ -768,3 +771,23 @@ def test_any_split_keeps_patients_whole_and_no_picture_on_two_sides(people, seed
     rows = copies.rows_without_copies(images, split)
     assert set(picture[rows]) == set(picture)
     assert all(len(set(split[rows][picture[rows] == kind])) == 1 for kind in set(picture))
+
+
+class Outcomes:
+    """A pytest plugin: what happened to each kind of input."""
+
+    def __init__(self):
+        self.rows = []
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call":
+            name = report.nodeid.partition("::test_")[2].replace("_", " ")
+            self.rows.append((name, "as claimed" if report.passed else report.outcome.upper()))
+
+
+if __name__ == "__main__":
+    outcomes = Outcomes()
+    code = pytest.main([__file__, *sys.argv[1:]], plugins=[outcomes])
+    for kind, outcome in outcomes.rows:
+        print(f"{outcome:12}{kind}")
+    sys.exit(code)
