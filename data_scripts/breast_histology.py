@@ -2,8 +2,9 @@
 
 import re
 
+import interrupt  # noqa: F401  first
 import numpy as np
-from common import arguments, finish, read_images, run, split_by_patient
+from common import add_available, arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, to_rgb
 from PIL import Image
 from sources import open_source, visible
@@ -11,6 +12,8 @@ from sources import open_source, visible
 from mocolayers.runtime import DatasetError
 
 PATCH = 50
+PUBLISHED = 277_524  # patches
+PATIENTS = 279
 KAGGLE = "paultimothymooney/breast-histopathology-images"
 FILE = re.compile(r"(?P<patient>\d+)_idx\d+_x\d+_y\d+_class(?P<label>[01])\.png$")
 CARD = {
@@ -41,20 +44,26 @@ def find(source) -> list[Picture]:
     return pictures
 
 
-def to_square(image: Image.Image) -> tuple[Image.Image, str]:
+def to_square(image: Image.Image) -> tuple[Image.Image, str, str]:
     """Patches from a slide's edge are smaller: mirror them to 50 x 50, so that no black border gives them away."""
     image = to_rgb(image)
-    if image.size == (PATCH, PATCH):
-        return image, ""
-    pixels = np.asarray(image)
-    height, width = pixels.shape[:2]
-    pad = ((0, max(0, PATCH - height)), (0, max(0, PATCH - width)), (0, 0))
-    return Image.fromarray(np.pad(pixels, pad, mode="symmetric")[:PATCH, :PATCH]), "edge patches filled by mirroring"
+    side = max(PATCH, *image.size)
+    larger = f"patches larger than the publisher's {PATCH} px" if side > PATCH else ""
+    if image.size == (side, side):
+        return image, "", larger
+    pad = ((0, side - image.height), (0, side - image.width), (0, 0))
+    return Image.fromarray(np.pad(np.asarray(image), pad, mode="symmetric")), "edge patches filled by mirroring", larger
 
 
 def main(args) -> None:
     pictures = find(open_source(args.source, "one folder per patient", args.out, KAGGLE))
+    there = {picture.patient for picture in pictures}
+    if len(pictures) < PUBLISHED and not args.available:
+        print(
+            f"note: {len(pictures)} of the publisher's {PUBLISHED} patches are here; pass --available if that is meant"
+        )
     images, kept, report = read_images(pictures, to_square, 3, args)
+    report["listed"] = {"there": len(pictures), "of": PUBLISHED, "patients_lost_all": PATIENTS - len(there)}
     labels = np.array([picture.label for picture in kept])
     patients = np.array([picture.patient for picture in kept])
     split = split_by_patient(patients, labels, args.seed, (0.6, 0.2, 0.2))
@@ -62,4 +71,6 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    run(main, arguments(__doc__, "breast_histology", 28, EXAMPLES))
+    parser = arguments(__doc__, "breast_histology", 28, EXAMPLES)
+    add_available(parser)
+    run(main, parser)

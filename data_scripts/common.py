@@ -1,12 +1,16 @@
 """What the scripts share: the command line, splitting by patient, duplicates, the report and the contact sheet."""
 
 import argparse
+import errno
 import os
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
-from conversion import Converted, Picture, convert, not_work, pixel_hashes
+from conversion import Converted, Picture, convert, not_work
+from copies import count_pairs, duplicates, near_pairs, rows_without_copies, tie_copies
+from interrupt import STOPPED
 
 from mocolayers.data.folders import SHEET, check_name, check_target, clear
 from mocolayers.data.labels import class_matrix
@@ -14,13 +18,15 @@ from mocolayers.data.prepared import SPLITS, UNLABELLED, MedicalImages, Rows, da
 from mocolayers.runtime import DatasetError, atomic_write
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
-KEPT_FIRST = np.array([1, 2, 3, 0])  # which copy of a picture stays, by split code: test, val, train, unlabelled
+LEAST = {"side": 8, "seed": 0, "workers": 1}
 EACH = 10  # pictures of each kind on the contact sheet
 KINDS = 60  # lines of the contact sheet at most
 
 
-def arguments(description: str, name: str | None, side: int, examples: str) -> argparse.ArgumentParser:
-    """A parser with the options that every script has."""
+def arguments(
+    description: str, name: str | None, side: int, examples: str, files: bool = True
+) -> argparse.ArgumentParser:
+    """A parser with the options that every script has, and with `files` those of reading and splitting image files."""
     parser = argparse.ArgumentParser(
         description=description,
         epilog=f"examples:\n{examples}",
@@ -37,28 +43,52 @@ def arguments(description: str, name: str | None, side: int, examples: str) -> a
         default=side,
         help="side in pixels (%(default)s, as the lesson preset wants it)",
     )
+    if files:
+        _add_reading(parser)
+    return parser
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """The options of scripts that read image files and split them."""
     parser.add_argument("--seed", type=int, default=0, help="seed of the split by patient (%(default)s)")
     parser.add_argument("--skip-bad", action="store_true", help="leave unreadable images out and list them")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that read (%(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes that read (%(default)s)")
     deep = parser.add_mutually_exclusive_group()
     values = "values that become black and white in images of more than 8 bits; else the lowest and highest of all"
     deep.add_argument("--range", nargs=2, type=float, metavar=("LOW", "HIGH"), help=values)
     each = "for such images: percentiles 1 and 99 of each image instead, where exposures differ"
     deep.add_argument("--window", choices=["percentile"], help=each)
-    return parser
+
+
+def add_available(parser: argparse.ArgumentParser) -> None:
+    """The option of scripts that know which images the publisher has."""
+    take = "take the part of the publisher's images that is there, and say how much is not"
+    parser.add_argument("--available", action="store_true", help=take)
 
 
 def run(main, parser: argparse.ArgumentParser) -> None:
     """Call `main(arguments)`; bad data, a full disk or Ctrl-C end in one line and exit code 1."""
     args = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # see interrupt.py
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be in no known encoding
     try:
         if "source" in args:
+            check_numbers(args)
             check_places(args)
         main(args)
     except (DatasetError, OSError) as error:
-        sys.exit(f"error: {error}")
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        free = f" The disk of {args.out} is full: make room there, and the same command goes on where it was"
+        sys.exit(f"error: {error}.{free}" if full else f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on where it was")
+        sys.exit(STOPPED)
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Refuse numbers that no image, process or seed can have."""
+    for option, least in LEAST.items():
+        if option in args and getattr(args, option) < least:
+            raise DatasetError(f"--{option} {getattr(args, option)}: give {least} or more")
 
 
 def check_places(args: argparse.Namespace) -> None:
@@ -69,8 +99,9 @@ def check_places(args: argparse.Namespace) -> None:
         raise DatasetError("give the data set a name: --name NAME")
     check_name(args.name)
     for option, given in vars(args).items():
-        if isinstance(given, Path) and option != "out":
-            check_apart(given, args.out / args.name)
+        for path in given if isinstance(given, list) else [given]:
+            if isinstance(path, Path) and option != "out":
+                check_apart(path, args.out / args.name)
     check_target(args.out / args.name)
 
 
@@ -81,45 +112,32 @@ def check_apart(source: Path, target: Path) -> None:
             raise DatasetError(f"{source} and the new data set {target}: one is inside the other; choose another --out")
 
 
+def present(pictures: list[Picture], available: bool) -> tuple[list[Picture], dict[str, int]]:
+    """The pictures whose files are there, and how many images and patients are not; an error unless `available`."""
+    there = [picture for picture in pictures if picture.path.is_file()]
+    missing = {picture.path: picture.patient for picture in pictures if not picture.path.is_file()}
+    if missing and not (available and there):
+        what = (
+            f"{next(iter(missing))} does not exist: {len(missing)} of {len(pictures)} images in the publisher's table"
+        )
+        raise DatasetError(f"{what} are not there. Complete the source, or pass --available to take the part that is")
+    lost, left = set(missing.values()), {picture.patient for picture in there}
+    counts = {"there": len(there), "of": len(pictures), "patients_lost_some": len(lost & left)}
+    return there, counts | {"patients_lost_all": len(lost - left)}
+
+
 def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace, tie=True) -> Converted:
     """`convert` with the options of the command line; people who share a picture become one patient with `tie`."""
     if args.range and not args.range[0] < args.range[1]:
         raise DatasetError(f"--range {args.range[0]:g} {args.range[1]:g}: the first value should be below the second")
+    listed = {}
+    if "available" in args:
+        pictures, listed = present(pictures, args.available)
     intensity, target = args.range or args.window, args.out / args.name
     read = convert(pictures, prepare, channels, args.side, target, args.skip_bad, args.workers, intensity)
+    read.report["listed"] = listed
     read.report["equal_with_other_label"] = tie_copies(read.images, read.kept, tie)
     return read
-
-
-def tie_copies(images, pictures: list[Picture], tie: bool) -> int:
-    """Give the patients of equal pictures one name, unless their split is given; counts pictures with several labels.
-
-    A picture of one value, such as an empty patch, ties no one, and so does one that a tenth of all images equal.
-    """
-    groups, one_name = {}, {}
-    for picture, image, key in zip(pictures, images, pixel_hashes(images).tolist(), strict=True):
-        if image.min() < image.max():
-            groups.setdefault(key, []).append(picture)
-    given = {picture.patient for picture in pictures if picture.split is not None}
-    groups, several = [group for group in groups.values() if len(group) > 1], []
-    for group in groups:
-        few = 10 * len(group) <= len(pictures)
-        names = {_name(picture.patient, one_name) for picture in group if tie and few} - given
-        one_name |= dict.fromkeys(names - {min(names, default="")}, min(names, default=""))
-        labelled = [picture for picture in group if picture.split != UNLABELLED]
-        if other := [picture for picture in labelled if np.any(picture.label != labelled[0].label)]:
-            several.append(f"{labelled[0].path} and {other[0].path}")
-    for picture in pictures:
-        picture.patient = _name(picture.patient, one_name)
-    if several:
-        print(f"warning: {len(several)} equal pictures have different labels, for example {several[0]}")
-    return len(several)
-
-
-def _name(patient: str, one_name: dict[str, str]) -> str:
-    while patient in one_name:
-        patient = one_name[patient]
-    return patient
 
 
 def split_by_patient(patients: np.ndarray, positive: np.ndarray, seed: int, fractions=FRACTIONS) -> np.ndarray:
@@ -135,34 +153,21 @@ def split_by_patient(patients: np.ndarray, positive: np.ndarray, seed: int, frac
     return code[member]
 
 
-def rows_without_copies(images: np.ndarray, split: np.ndarray) -> np.ndarray:
-    """Rows to keep, so that no picture is in two splits: the copy in test stays, else in val, else in train."""
-    names, member = np.unique(pixel_hashes(images), return_inverse=True)
-    rank, highest = KEPT_FIRST[split], np.zeros(len(names), int)
-    np.maximum.at(highest, member, rank)
-    return np.flatnonzero(rank == highest[member])
-
-
 def chosen(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
     """Some rows of all arrays; the images stay on disk."""
     return {name: Rows(array, rows) if name == "images" else array[rows] for name, array in arrays.items()}
 
 
-def duplicates(images: np.ndarray, split: np.ndarray) -> dict[str, int]:
-    """How many images equal an earlier one, and how many pictures are in more than one split."""
-    names, member = np.unique(pixel_hashes(images), return_inverse=True)
-    sides = np.zeros((len(names), len(SPLITS)), bool)
-    sides[member, split] = True
-    return {"duplicate_images": int(len(images) - len(names)), "across_splits": int((sides.sum(axis=1) > 1).sum())}
-
-
 def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, report: dict) -> dict:
     """Leave out copies across splits, write the prepared data set, print what it holds, and return the full report."""
+    check_splits(arrays["labels"], arrays["split"])
     keep = rows_without_copies(arrays["images"], arrays["split"])
     report = report | {"copies_left_out": len(arrays["split"]) - len(keep)}
     arrays = chosen(arrays, keep)
     split, labels = arrays["split"], arrays["labels"]
-    report = report | duplicates(arrays["images"], split) | {"patients": {}, "classes": {}}
+    near = near_pairs(arrays["images"])
+    report = report | duplicates(arrays["images"], split) | {"near_copies": count_pairs(near, split)}
+    report |= {"patients": {}, "classes": {}}
     if "intensity" in report:
         card = card | {"intensity": report.pop("intensity")}
     for name, code in SPLITS.items():
@@ -170,18 +175,27 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
         if not inside_split.any():
             continue
         report["patients"][name] = int(len(np.unique(arrays["patients"][inside_split])))
+        if code == UNLABELLED:
+            continue
         one_hot = labels if labels.ndim == 2 else labels[:, None] == np.arange(len(card["classes"]))
         counted = one_hot[inside_split].sum(axis=0)
         report["classes"][name] = dict(zip(card["classes"], counted.tolist(), strict=True))
+        if lacking := [kind for kind, count in report["classes"][name].items() if not count]:
+            print(f"warning: no {name} image shows {', '.join(map(repr, lacking))}")
     place = save_prepared(args.out / args.name, arrays, card | {"report": report})
     clear(place, "work", not_work)
-    figure = contact_sheet(load(args.name, args.out))
+    figure = contact_sheet(load(args.name, args.out), near[split[near[:, 0]] != split[near[:, 1]]])
     atomic_write(place / SHEET, lambda path: figure.savefig(path, format="png", dpi=110))
     print(f"{place}: {len(split)} images of {len(np.unique(arrays['patients']))} patients, {args.side} px")
-    for name, counts in report["classes"].items():
-        print(f"  {name}: {report['patients'][name]} patients, " + ", ".join(f"{k} {v}" for k, v in counts.items()))
+    for name, patients in report["patients"].items():
+        counts = report["classes"].get(name, {"images": int((split == UNLABELLED).sum())})
+        print(f"  {name}: {patients} patients, " + ", ".join(f"{k} {v}" for k, v in counts.items()))
+    if listed := report.get("listed"):
+        print("  publisher's images: " + ", ".join(f"{what.replace('_', ' ')} {n}" for what, n in listed.items()))
     copies = f"{report['copies_left_out']} copies of pictures in another split are left out"
     print(f"  equal pixels: {report['duplicate_images']} images; {copies}")
+    pairs = ", ".join(f"{count} {where}" for where, count in report["near_copies"].items())
+    print(f"  near-equal pairs: {pairs or 'none found'}")
     for note, count in report.get("notes", {}).items():
         print(f"  {note}: {count}")
     for line in report.get("skipped", []):
@@ -189,11 +203,24 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
     return report
 
 
-def contact_sheet(data: MedicalImages):
-    """A figure of some random images of every class in every split, for a look at what was made."""
+def check_splits(labels: np.ndarray, split: np.ndarray) -> None:
+    """Refuse a set of which nothing can be learnt or measured."""
+    for name, code in SPLITS.items():
+        if code != UNLABELLED and not (split == code).any():
+            raise DatasetError(f"no image is in the {name} split; give more patients, or a split for every image")
+    if len(np.unique(labels[split != UNLABELLED], axis=0)) == 1:
+        raise DatasetError("every image has the same label: there is nothing to learn")
+
+
+def contact_sheet(data: MedicalImages, near: np.ndarray):
+    """A figure of some random images of every class in every split, and of near-equal pairs (P, 2) in two splits."""
+    from matplotlib import rc_context
+
     from mocolayers.notebook.figures import image_sheet
 
     rng, groups = np.random.default_rng(0), {}
+    if len(near):
+        groups["near-equal pairs\nin two splits"] = data.images[near[: EACH // 2].ravel()]
     for split in SPLITS:
         rows = data.rows(split)
         shown = class_matrix(data, rows)
@@ -204,4 +231,5 @@ def contact_sheet(data: MedicalImages):
             if inside.any() and len(groups) < KINDS:
                 chosen = np.sort(rng.permutation(rows[inside])[:EACH])
                 groups[f"{split}: {name}"] = data.images[chosen]
-    return image_sheet(groups, f"{data.name}: {len(data.images)} images of {data.side} px")
+    with rc_context({"text.parse_math": False}):  # a $ in the name of a class is a $
+        return image_sheet(groups, f"{data.name}: {len(data.images)} images of {data.side} px")

@@ -1,6 +1,5 @@
 """Many image files to pixels of one size: in parallel, into one array on disk, so that a killed script goes on."""
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -17,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from pixels import eight_bits, extremes
-from sources import fingerprint
+from sources import fingerprint, printable
 from tqdm import tqdm
 
 from mocolayers.data.folders import clear, held
@@ -36,7 +35,6 @@ class Picture:
     patient: str
     label: object
     split: int | None = None
-    grade: int | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -181,7 +179,7 @@ def _read_chunk(pixels: Path, prepare, intensity, windowed: bool, first: int, pa
             try:
                 image, notes = _read_one(path, prepare, array.shape[1:], intensity, windowed)
             except Exception as error:
-                chunk["errors"][row] = f"{path}: {error}"
+                chunk["errors"][row] = printable(f"{path}: {error}")
                 continue
             file.seek(array.offset + row * image.nbytes)
             file.write(image.tobytes())
@@ -199,12 +197,6 @@ def _read_one(path: Path, prepare, shape: tuple[int, ...], intensity, windowed) 
         smaller = min(image.size) >= side
         image = image.resize((side, side), Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC)
     return np.asarray(image, dtype=np.uint8).reshape(shape), notes + [note for note in more if note]
-
-
-def pixel_hashes(images) -> np.ndarray:
-    """(N,) one number per image; equal pixels give equal numbers."""
-    digests = (hashlib.blake2b(x.tobytes(), digest_size=8).digest() for x in images)
-    return np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
 
 
 def to_gray(image: Image.Image) -> Image.Image:

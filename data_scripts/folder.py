@@ -5,13 +5,14 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import interrupt  # noqa: F401  first
 import numpy as np
 import pandas as pd
 from common import arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, colour, gray
 from PIL import Image, ImageOps
 from pixels import convert_with, is_dicom
-from sources import inside, open_source, pictures_in, read_table, visible
+from sources import inside, open_source, pictures_in, printable, read_table, visible
 
 from mocolayers.data.prepared import SPLITS, TASKS, TEST, TRAIN, UNLABELLED, VAL
 from mocolayers.runtime import DatasetError
@@ -55,7 +56,7 @@ def from_classes(source: Path, pattern: str | None) -> tuple[list[Picture], list
         others = [f"{path} is {advice}" for path in visible(source, "**/*") if (advice := convert_with(path))]
         what = "CLASS/*.png (or .jpg, .tif, .dcm, ...); give --csv FILE for a table"
         raise DatasetError(others[0] if others else f"{source} holds no {what}")
-    return pictures, classes
+    return pictures, [printable(name) for name in classes]
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -66,8 +67,11 @@ def _folders(folder: Path) -> list[Path]:
 def _patient(path: Path, pattern: str | None) -> str | None:
     if pattern is None:
         return _dicom_patient(path)
-    found = re.search(pattern, path.name)
-    if not found or not found.groups():
+    try:
+        found = re.search(pattern, path.name)
+    except re.error as error:
+        raise DatasetError(f"--patient-regex {pattern!r}: {error}; write it like '(P[0-9]+)_'") from None
+    if not found or not found.groups() or not found[1]:
         raise DatasetError(f"--patient-regex {pattern!r} finds no group in {path.name!r}; write it like '(P[0-9]+)_'")
     return found[1]
 
@@ -87,7 +91,7 @@ def left_out(source: Path, pictures: list[Picture], table: Path | None) -> dict[
     others = [path for path in visible(source, "**/*") if path.is_file() and path.resolve() not in used]
     for advice in dict.fromkeys(filter(None, map(convert_with, others))):
         print(f"warning: beside the images there is {advice}")
-    return dict(Counter(path.suffix.lower() or "no ending" for path in others).most_common())
+    return dict(Counter(printable(path.suffix.lower()) or "no ending" for path in others).most_common())
 
 
 def from_table(source: Path, args) -> tuple[list[Picture], list[str]]:
@@ -194,18 +198,7 @@ def splits(kept: list[Picture], patients: np.ndarray, labels: np.ndarray, seed: 
         print("no validation split is given: an eighth of the training patients is taken for it")
         train = np.flatnonzero(split == TRAIN)
         split[train] = split_by_patient(patients[train], positive[train], seed, (0.875, 0.125, 0.0))
-    for code, name in ((TRAIN, "train"), (VAL, "val"), (TEST, "test")):
-        if not (split == code).any():
-            raise DatasetError(f"no image is in the {name} split; give more patients, or a split for every image")
     return split
-
-
-def warn(counts: dict[str, dict[str, int]]) -> None:
-    """Say which classes a split lacks: nothing can be measured for them there."""
-    for split, classes in counts.items():
-        for name, count in classes.items():
-            if split != "unlabelled" and not count:
-                print(f"warning: no {split} image shows {name!r}")
 
 
 def main(args) -> None:
@@ -222,7 +215,7 @@ def main(args) -> None:
         which = f"of {len(unknown)} images " * (len(unknown) < len(pictures))
         print(f"no patients {which}are known: every image counts as a patient of its own, so check that no one has two")
         for picture in unknown:
-            picture.patient = str(picture.path.relative_to(source))
+            picture.patient = printable(picture.path.relative_to(source))
     channels = 1 if args.gray else 3
     prepare = partial(upright_square, args.shape or "pad", channels)
     images, kept, report = read_images(pictures, prepare, channels, args)
@@ -238,7 +231,7 @@ def main(args) -> None:
     if report["left_out"]:
         print("files left out: " + ", ".join(f"{count} {ending}" for ending, count in report["left_out"].items()))
     arrays = {"images": images, "labels": labels, "patients": patients, "split": split}
-    warn(finish(args, arrays, card, report)["classes"])
+    finish(args, arrays, card, report)
 
 
 if __name__ == "__main__":

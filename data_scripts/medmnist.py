@@ -5,6 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import interrupt  # noqa: F401  first
+
 # This file has the package's name: without its folder on the path, `import medmnist` finds the package.
 HERE = str(Path(__file__).resolve().parent)
 sys.path = [place for place in sys.path if str(Path(place or ".").resolve()) != HERE]
@@ -15,7 +17,7 @@ sys.path.insert(0, HERE)
 
 import numpy as np  # noqa: E402
 from common import arguments, finish, run  # noqa: E402
-from conversion import pixel_hashes  # noqa: E402
+from copies import pixel_hashes  # noqa: E402
 
 from mocolayers.runtime import DatasetError  # noqa: E402
 
@@ -119,7 +121,7 @@ def main(args) -> None:
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, None, 28, EXAMPLES)
+    parser = arguments(__doc__, None, 28, EXAMPLES, files=False)
     parser.add_argument("set", choices=sorted(MODALITY), help="which MedMNIST set")
     parser.add_argument("--allow-unverified", action="store_true", help="accept a --source whose md5 is not official")
     run(main, parser)

@@ -5,8 +5,9 @@ EXIF orientation is not applied and images are stretched to a square, as users o
 
 from pathlib import Path
 
+import interrupt  # noqa: F401  first
 import numpy as np
-from common import arguments, finish, read_images, run, split_by_patient
+from common import add_available, arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, gray
 from sources import inside, open_source, read_table
 
@@ -38,15 +39,17 @@ def find(source: Path) -> list[Picture]:
     files = {path.name: path for path in source.glob("images*/**/*.png")}
     pictures = []
     for name, findings, patient in zip(table["Image Index"], table["Finding Labels"], table["Patient ID"], strict=True):
-        inside(source, name)
-        if name not in files:
-            raise DatasetError(f"{source / 'Data_Entry_2017.csv'} names {name}, which is not under {source}/images*/")
+        path = files.get(name) or inside(source / "images", name)
         shown = set(findings.split("|"))
         if unknown := shown - set(FINDINGS) - {"No Finding"}:
             raise DatasetError(
                 f"{source / 'Data_Entry_2017.csv'}: {name} has an unknown finding {sorted(unknown)[0]!r}"
             )
-        pictures.append(Picture(files[name], str(int(patient)), [int(f in shown) for f in FINDINGS]))
+        if not patient.isdecimal():
+            raise DatasetError(
+                f"{source / 'Data_Entry_2017.csv'}: {name} has the patient {patient!r}, which is no number"
+            )
+        pictures.append(Picture(path, str(int(patient)), [int(f in shown) for f in FINDINGS]))
     return pictures
 
 
@@ -121,4 +124,5 @@ if __name__ == "__main__":
     parser.add_argument("--task", choices=("labels", "finding"), default="labels", help="14 labels, or finding or none")
     parser.add_argument("--splits", type=Path, help=f"folder with {', '.join(LISTS)}; else the source, else by seed")
     parser.add_argument("--unlabelled", type=Path, help="a second NIH tree, used for pretraining only")
+    add_available(parser)
     run(main, parser)

@@ -10,6 +10,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import interrupt  # noqa: F401  first
 import numpy as np
 from common import run
 from PIL import Image, ImageDraw

@@ -22,7 +22,11 @@ CONVERT = {
     ".mrxs": TILES,
     ".scn": TILES,
 }
+LARGEST = 2**28  # pixels of an image, about 16,000 x 16,000: 0.8 GB in colour, once for each process
+PAGES = "first of several pages or frames taken"
 LOST = "warning: images with under 32 grey levels left; try --window percentile or --range LOW HIGH"
+
+Image.MAX_IMAGE_PIXELS = None  # LARGEST takes its place
 
 
 class Deep(NamedTuple):
@@ -69,6 +73,11 @@ def read(path: Path, deep_only: bool = False, windowed: bool = True) -> Image.Im
         return _dicom(path, deep_only, windowed)
     # Opened as a stream: Pillow garbles a turned TIFF that it maps into memory by name.
     with open(path, "rb") as stream, Image.open(stream) as image:
+        if image.width * image.height > LARGEST:
+            raise ValueError(f"it has {image.width} x {image.height} pixels, too many to read at once; it is {TILES}")
+        if getattr(image, "n_frames", 1) > 1:
+            image.info["notes"] = [PAGES]
+            image.seek(0)
         raw = _raw_mode(image)
         if raw.startswith(("RGB;16", "RGBA;16")):
             return Deep(_deep_colour(path, image), raw[:-1], image.info)
@@ -165,8 +174,9 @@ def eight_bits(path: Path, intensity: list | str | None, windowed: bool) -> tupl
         windowed: use the window of a DICOM file first.
     """
     image = read(path, windowed=windowed)
+    notes = image.info.get("notes", [])
     if not isinstance(image, Deep):
-        return image, []
+        return image, notes
     finite = image.values[np.isfinite(image.values)]
     each = intensity == "percentile"
     low, high = np.percentile(finite, PERCENTILES) if each else windowed and image.limits or intensity
@@ -174,7 +184,7 @@ def eight_bits(path: Path, intensity: list | str | None, windowed: bool) -> tupl
     pixels = (255 * ((values - low) / (high - low or 1)).clip(0, 1)).round().astype(np.uint8)
     said = "their percentiles" if each else f"{low:g}..{high:g}"
     said = "their own window" if windowed and image.limits else said
-    notes = [f"{image.kind} images scaled to 8 bits from {said}"]
+    notes = [*notes, f"{image.kind} images scaled to 8 bits from {said}"]
     if len(left := np.unique(pixels)) < FEW and len(np.unique(finite)) > len(left):
         notes.append(LOST)
     scaled = Image.fromarray(pixels)

@@ -6,9 +6,10 @@ EXIF orientation is not applied and images are stretched to a square, as users o
 import re
 from pathlib import Path
 
+import interrupt  # noqa: F401  first
 import nih
 import numpy as np
-from common import arguments, finish, read_images, run, split_by_patient
+from common import add_available, arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, gray
 from sources import open_source
 
@@ -99,4 +100,5 @@ if __name__ == "__main__":
     parser.add_argument("--split", choices=("official", "seeded"), default="official", help=f"{how} (%(default)s)")
     more = "trees of NIH ChestX-ray14, used for pretraining only"
     parser.add_argument("--unlabelled", nargs="+", type=Path, default=[], metavar="PATH", help=more)
+    add_available(parser)
     run(main, parser)

@@ -1,14 +1,17 @@
 """Where the images come from: an unpacked folder, an archive that is unpacked once, or the publisher by kagglehub."""
 
 import csv
+import gzip
 import hashlib
 import io
+import os
 import re
 import shutil
 import tarfile
 import tempfile
 import zipfile
 import zlib
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 
 import pandas as pd
@@ -20,6 +23,7 @@ from mocolayers.runtime import DatasetError
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+LARGE = 2**26  # bytes; a smaller archive harms no one, however well it is packed
 CREDENTIALS = "make a token on kaggle.com under Settings, API, and put it into ~/.kaggle/kaggle.json"
 
 
@@ -80,8 +84,13 @@ def _unpack_whole(archive: Path, partial: Path) -> None:
         return
     try:
         _unpack_one(archive, partial)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise DatasetError(f"{archive} cannot be unpacked: {error}") from None
+    except DatasetError as error:
+        raise DatasetError(f"{archive} is not unpacked: {error}") from None
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
+        raise DatasetError(f"{archive} cannot be unpacked: {error}; fetch it again") from None
+    except (RuntimeError, UnicodeError) as error:  # a password, a way of packing, a name in no known encoding
+        advice = "unpack it with another program and pass the folder"
+        raise DatasetError(f"{archive} cannot be unpacked: {error}; {advice}") from None
     done.touch()
 
 
@@ -98,16 +107,31 @@ def _unpack_one(archive: Path, target: Path) -> None:
         _untar(archive, target)
 
 
+def check_size(size: int, packed: int, target: Path) -> None:
+    """Refuse an archive that does not fit on the disk, or that unpacks to far more than images do."""
+    free = shutil.disk_usage(target).free
+    if size > LARGE and size > 200 * packed:
+        raise DatasetError(f"{packed} bytes would unpack to {size}: not an archive of images; do not trust it")
+    if size > free:
+        raise DatasetError(
+            f"it unpacks to {size / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free; make room"
+        )
+
+
 def _unzip(archive, target: Path) -> None:
     with zipfile.ZipFile(archive) as file:
+        check_size(sum(member.file_size for member in file.infolist()), os.fstat(file.fp.fileno()).st_size, target)
         for member in tqdm(file.infolist(), desc="unpacking", unit="file"):
             inside(target, member.filename, "the archive")
             file.extract(member, target)
 
 
 def _untar(archive: Path, target: Path) -> None:
+    size, packed = 0, archive.stat().st_size
     with tarfile.open(archive) as file:
         for member in tqdm(file, desc=f"unpacking {archive.name}", unit="file"):
+            size += member.size
+            check_size(size, packed, target)
             # Python's "data" filter refuses paths and links that leave the target, and devices.
             file.extract(member, target, filter="data")
         # tarfile takes a damaged header for the end; the true end is zeros. Reading on compares checksums.
@@ -138,9 +162,15 @@ def fingerprint(files: list[Path], about: str = "") -> str:
     """Twelve characters that change with the names, sizes and times of files, and with what is done with them."""
     seen = hashlib.sha256(about.encode())
     for path in files:
-        state = path.stat()
-        seen.update(f"\n{path} {state.st_size} {state.st_mtime_ns}".encode())
+        with suppress(OSError):  # a link that leads nowhere: the error is told when it is read
+            state = path.stat()
+            seen.update(os.fsencode(f"\n{path} {state.st_size} {state.st_mtime_ns}"))
     return seen.hexdigest()[:12]
+
+
+def printable(name: object) -> str:
+    """A path or a part of one; bytes that are no UTF-8 become a mark that a card and a figure can hold."""
+    return os.fsencode(str(name)).decode(errors="replace")
 
 
 def visible(root: Path, pattern: str = "*") -> list[Path]:
@@ -183,11 +213,15 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
                 cells.append((row + [""] * len(header))[: len(header)])
     except UnicodeDecodeError:
         raise DatasetError(f"{path} is not in UTF-8; export it as UTF-8 with commas") from None
+    except FileNotFoundError:
+        raise DatasetError(f"{path} does not exist; pass the folder or file that holds it") from None
     except (OSError, csv.Error) as error:
         raise DatasetError(f"{path}: {error}") from None
     if missing := [name for name in columns if name not in header]:
         if len(header) == 1 and re.search(r"[;\t]", header[0]):
             raise DatasetError(f"{path}: its columns are not separated by commas; export it as UTF-8 with commas")
         raise DatasetError(f"{path} has no column {missing[0]!r}; it has {', '.join(header)}")
+    if not cells:
+        raise DatasetError(f"{path} has a header and no rows; add a row for each image")
     table = pd.DataFrame(cells, columns=header, dtype=str)
     return table.loc[:, ~table.columns.duplicated()]

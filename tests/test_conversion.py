@@ -1,12 +1,16 @@
 """Claims about reading many images: into one array on disk, resumed after a kill, from folders and from archives."""
 
+import errno
 import gzip
+import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -17,7 +21,9 @@ from test_data_scripts import noise, prepare, run_script, save
 from mocolayers.data.prepared import SCRIPTS
 
 sys.path.insert(0, str(SCRIPTS))
+import common  # noqa: E402
 import conversion  # noqa: E402
+import copies  # noqa: E402
 import sources  # noqa: E402
 
 from mocolayers.runtime import DatasetError  # noqa: E402
@@ -63,6 +69,29 @@ def test_a_killed_conversion_goes_on_where_it_was_and_ends_byte_identical(tmp_pa
     assert not list(out.glob(".*")), "the work is gone when the data set stands"
 
 
+KILLS = int(os.environ.get("MOCOLAYERS_KILLS", "4"))
+
+
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(tmp_path):
+    source, rng = patches(tmp_path / "patches", 12, 20), np.random.default_rng(0)
+    command = [sys.executable, str(SCRIPTS / "breast_histology.py"), "--source", str(source), "--workers", "1"]
+    started = time.monotonic()
+    subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
+    seconds, files = time.monotonic() - started, ("images", "labels", "patients", "split")
+    wanted = [(tmp_path / f"whole/breast_histology/{name}.npy").read_bytes() for name in files]
+    killed = 0
+    for number in range(KILLS):
+        out = tmp_path / f"out{number}"
+        running = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(0.2, 1) * seconds)
+        running.kill()
+        killed += running.wait() == -signal.SIGKILL
+        subprocess.run([*command, "--out", str(out)], check=True, capture_output=True)
+        assert [(out / f"breast_histology/{name}.npy").read_bytes() for name in files] == wanted
+        assert not list(out.glob(".*")), "nothing that the killed process left"
+    assert killed
+
+
 def test_ctrl_c_ends_in_one_line_and_the_same_command_goes_on(tmp_path):
     source, out = patches(tmp_path / "patches", 60), tmp_path / "out"
     running = start(source, out)
@@ -83,6 +112,26 @@ def test_a_full_disk_is_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: [Errno 27] File too large")
+
+
+def test_a_full_disk_is_said_with_the_place_where_room_is_needed(tmp_path, monkeypatch):
+    def main(args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "argv", ["own.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"The disk of {tmp_path} is full: make room there"):
+        common.run(main, common.arguments("", "own", 28, ""))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at the libraries that a process has loaded")
+def test_ctrl_c_while_libraries_are_imported_is_one_line(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "nih.py"), "--source", str(tmp_path)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while "numpy" not in Path(f"/proc/{running.pid}/maps").read_text():
+        time.sleep(0.001)
+    running.send_signal(signal.SIGINT)
+    assert running.communicate(timeout=60)[1] == "stopped; the same command goes on where it was\n"
+    assert running.returncode == 1
 
 
 def test_finished_images_are_not_read_again_and_other_images_are(tmp_path):
@@ -120,7 +169,31 @@ def test_pixels_stay_on_disk_and_unreadable_files_leave_no_gap(tmp_path):
     assert isinstance(images.array, np.memmap) and np.array_equal(images[:], np.stack(pixels)[good])
     assert [picture.path for picture in kept] == [files[n] for n in good]
     assert report["notes"] == {"seen": 197} and len(report["skipped"]) == 3
-    assert np.array_equal(conversion.pixel_hashes(images), conversion.pixel_hashes(np.stack(pixels)[good]))
+    assert np.array_equal(copies.pixel_hashes(images), copies.pixel_hashes(np.stack(pixels)[good]))
+
+
+def smooth(seed, channels):
+    """A picture with few details, as photographs are at 32 px."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    large = np.asarray(Image.fromarray(small).resize((32, 32), Image.Resampling.BICUBIC))
+    return large[..., :channels]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_near_equal_pictures_are_found_and_equal_or_merely_similar_ones_are_not(channels):
+    images = np.stack([smooth(seed, channels) for seed in range(60)])
+    images[7] = images[3]
+    images[20] = (images[10].astype(int) + np.random.default_rng(0).integers(-2, 3, images[10].shape)).clip(0, 255)
+    images[31] = (images[30] * 0.9 + 12).astype(np.uint8)
+    images[41] = (images[40] * 0.8 + images[42] * 0.2).astype(np.uint8)
+    images[50:55] = 0
+    images[51] = 1
+    near = copies.near_pairs(images)
+    assert near.tolist() == [[10, 20], [30, 31]]
+    split = np.zeros(60, np.uint8)
+    split[[20, 30, 31]] = 2, 3, 3
+    assert copies.count_pairs(near, split) == {"train and test": 1, "within unlabelled": 1}
+    assert copies.near_pairs(images[:5]).shape == (0, 2) and copies.count_pairs(near[:0], split) == {}
 
 
 @pytest.mark.parametrize(
@@ -220,6 +293,48 @@ def test_a_damaged_tar_archive_never_counts_as_whole(tmp_path, form, damage):
     with pytest.raises(DatasetError, match="cannot be unpacked"):
         sources.open_source(archive, "anything", tmp_path / "out", "")
     assert not list((tmp_path / "out").glob("*.unpacked"))
+
+
+def every(content, places, new):
+    """A zip file with bytes of every local and every central header replaced."""
+    content = bytearray(content)
+    for mark, place in zip((b"PK\3\4", b"PK\1\2"), places, strict=True):
+        start = content.find(mark)
+        while start >= 0:
+            content[start + place : start + place + len(new)] = new
+            start = content.find(mark, start + 4)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("what, places, new", [("password", (6, 8), b"\1"), ("Deflate64", (8, 10), b"\x09\0")])
+def test_an_archive_that_python_cannot_unpack_is_told_to_be_unpacked_otherwise(tmp_path, what, places, new):
+    archive = tmp_path / f"{what}.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/1.png", b"some bytes" * 9)
+    archive.write_bytes(every(archive.read_bytes(), places, new))
+    with pytest.raises(DatasetError, match=f"{what}.zip cannot be unpacked: .*; unpack it with another program"):
+        sources.open_source(archive, "anything", tmp_path / "out", "")
+
+
+@pytest.mark.parametrize("form", ["zip", "tar.gz"])
+def test_an_archive_that_grows_beyond_measure_or_beyond_the_disk_is_refused(tmp_path, form, monkeypatch):
+    archive, zeros = tmp_path / f"bomb.{form}", bytes(2**20)
+    if form == "zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            for number in range(70):
+                file.writestr(f"{number}.png", zeros)
+    else:
+        (tmp_path / "zeros").write_bytes(zeros)
+        with tarfile.open(archive, "w:gz") as file:
+            for number in range(70):
+                file.add(tmp_path / "zeros", f"{number}.png")
+    with pytest.raises(DatasetError, match=f"bomb.{form} is not unpacked: .* not an archive of images"):
+        sources.open_source(archive, "anything", tmp_path / "out", "")
+    monkeypatch.setattr(sources, "LARGE", 2**40)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda place: usage._replace(free=2**26))
+    with pytest.raises(DatasetError, match="GB free; make room"):
+        sources.open_source(archive, "anything", tmp_path / "out", "")
 
 
 def test_a_damaged_archive_and_a_file_that_is_none_are_clear_errors(tmp_path):

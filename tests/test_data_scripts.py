@@ -16,7 +16,8 @@ RNG = np.random.default_rng(0)
 
 
 def run_script(name, *words):
-    command = [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, words), "--workers", "1"]
+    one = ["--workers", "1"] if name != "medmnist" else []
+    command = [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, words), *one]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -66,6 +67,21 @@ def test_breast_edge_patches_are_filled_and_counted(breast, tmp_path):
     assert data.card["report"]["notes"] == {"edge patches filled by mirroring": 30}
     assert_split_by_patient(data)
     assert data.labels.sum() == 30
+
+
+def test_breast_patches_larger_than_the_publishers_are_taken_whole_and_counted(breast, tmp_path):
+    pixels = np.zeros((100, 100, 3), np.uint8)
+    pixels[50:] = 200
+    save(breast / "100" / "0" / "100_idx5_x9_y9_class0.png", pixels)
+    data, text = prepare("breast_histology", breast, tmp_path / "out")
+    assert "patches larger than the publisher's 50 px: 1" in text
+    (row,) = [image for image in data.images if np.array_equal(np.unique(image), [0, 200])]
+    assert (row[:8] == 0).all() and (row[8:] == 200).all()
+
+
+def test_medmnist_offers_no_option_that_it_does_not_use():
+    for words in (("--range", 0, 1), ("--window", "percentile"), ("--skip-bad",), ("--seed", 1)):
+        assert "unrecognized arguments" in run_script("medmnist", "pneumoniamnist", *words).stderr
 
 
 def test_breast_folder_and_file_name_must_agree(breast, tmp_path):
@@ -155,7 +171,12 @@ def test_nih_a_path_that_leaves_the_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, said", [("00000099_000.png,Mass,0,99,1", "is not under"), ("00000001_000.png,Cold,0,1,1", "Cold")]
+    "line, said",
+    [
+        ("00000099_000.png,Mass,0,99,1", "does not exist: 1 of"),
+        ("00000001_000.png,Mass,0,P3,1", "no number"),
+        ("00000001_000.png,Cold,0,1,1", "Cold"),
+    ],
 )
 def test_nih_a_missing_image_or_an_unknown_finding_is_named(tmp_path, line, said):
     tree = nih_tree(tmp_path / "nih", range(1, 7))
@@ -195,16 +216,156 @@ def test_eyepacs_both_eyes_of_a_patient_stay_together_and_grades_are_kept(tmp_pa
 
 
 def test_eyepacs_takes_the_competitions_test_images_where_their_labels_are(tmp_path):
-    tree = eyepacs_tree(tmp_path / "eyes", 12)
+    tree = eyepacs_tree(tmp_path / "eyes")
     save(tree / "test" / "900_left.jpeg", fundus())
-    assert len(prepare("retina", tree, tmp_path / "out")[0].images) == 24
+    assert len(prepare("retina", tree, tmp_path / "out")[0].images) == 48
     (tree / "retinopathy_solution.csv").write_text("image,level,Usage\n900_left,4,Private\n")
-    assert len(prepare("retina", tree, tmp_path / "more")[0].images) == 25
+    assert len(prepare("retina", tree, tmp_path / "more")[0].images) == 49
 
 
 def test_retina_grades_can_be_the_task(tmp_path):
     data, _ = prepare("retina", eyepacs_tree(tmp_path / "eyes"), tmp_path / "out", "--task", "grade")
     assert data.task == "ordinal" and data.labels.max() == 4
+
+
+def test_of_a_publishers_set_the_part_that_is_there_is_taken_when_asked_and_counted(tmp_path):
+    tree = eyepacs_tree(tmp_path / "eyes")
+    for name in ("3_left", "4_left", "4_right"):
+        (tree / "train" / f"{name}.jpeg").unlink()
+    message = fails("retina", tree, tmp_path / "out")
+    assert "3_left.jpeg does not exist: 3 of 48" in message and "--available" in message
+    data, text = prepare("retina", tree, tmp_path / "out", "--available")
+    counts = {"there": 45, "of": 48, "patients_lost_some": 1, "patients_lost_all": 1}
+    assert len(data.images) == 45 and data.card["report"]["listed"] == counts
+    assert "there 45, of 48, patients lost some 1, patients lost all 1" in text
+    for path in (tree / "train").iterdir():
+        path.unlink()
+    assert "48 of 48" in fails("retina", tree, tmp_path / "none", "--available")
+
+
+def test_nih_without_some_of_its_archives_keeps_the_split_of_the_rest(tmp_path):
+    tree = nih_tree(tmp_path / "nih", range(1, 41))
+    whole, _ = prepare("nih", tree, tmp_path / "whole")
+    for name in ("00000001_000", "00000001_001", "00000002_001"):
+        (tree / "images_001/images" / f"{name}.png").unlink()
+    data, text = prepare("nih", tree, tmp_path / "out", "--available")
+    assert "there 77, of 80, patients lost some 1, patients lost all 1" in text
+    assert np.array_equal(data.split, whole.split[[2, *range(4, 80)]])
+
+
+def test_breast_says_what_part_of_the_publishers_patches_is_there(breast, tmp_path):
+    data, text = prepare("breast_histology", breast, tmp_path / "out", "--available")
+    assert "there 60, of 277524, patients lost all 264" in text and "pass --available" not in text
+    assert "pass --available" in prepare("breast_histology", breast, tmp_path / "again")[1]
+
+
+@pytest.mark.parametrize("name, table", [("nih", "Data_Entry_2017.csv"), ("retina", "trainLabels.csv")])
+def test_a_wrong_folder_is_a_line_that_names_what_it_should_hold(tmp_path, name, table):
+    (tmp_path / "photos").mkdir()
+    message = fails(name, tmp_path / "photos", tmp_path / "out")
+    assert table in message and "pass the folder" in message and "Errno" not in message
+
+
+def test_retina_severe_is_judged_among_the_diseased_and_grade_0_is_for_pretraining(tmp_path):
+    tree = eyepacs_tree(tmp_path / "eyes")
+    data, text = prepare("retina", tree, tmp_path / "out", "--task", "severe")
+    grades, judged = np.load(tmp_path / "out/retina/grades.npy"), data.rows("train", "val", "test")
+    assert np.array_equal(data.labels[judged], grades[judged] >= 3) and grades[judged].min() == 1
+    assert not grades[data.rows("unlabelled")].any() and len(data.rows("unlabelled")) == 10
+    assert "unlabelled: 5 patients, images 10" in text
+
+
+def test_retina_a_healthy_eye_of_a_judged_patient_is_left_out(tmp_path):
+    tree = eyepacs_tree(tmp_path / "eyes")
+    table = tree / "trainLabels.csv"
+    table.write_text(table.read_text().replace("_left,3", "_left,0"))
+    data, text = prepare("retina", tree, tmp_path / "out", "--task", "severe")
+    held_out = set(data.patients[data.rows("val", "test")])
+    lost = [patient for patient in held_out if (data.patients == patient).sum() == 1]
+    assert lost and f"patients in val or test: {len(lost)}" in text
+    assert not held_out & set(data.patients[data.pretraining_rows()])
+
+
+@pytest.mark.parametrize("cell", ["", "-1", "7", "two", "1.5"])
+def test_retina_a_grade_that_is_none_is_an_error_and_2_point_0_is_two(tmp_path, cell):
+    tree = eyepacs_tree(tmp_path / "eyes")
+    table = tree / "trainLabels.csv"
+    right = table.read_text()
+    table.write_text(right.replace("0_left,0", f"0_left,{cell}", 1))
+    message = fails("retina", tree, tmp_path / "out")
+    assert "trainLabels.csv: 0_left has the grade" in message and repr(cell) in message
+    table.write_text(right.replace(",2", ",2.0"))
+    prepare("retina", tree, tmp_path / "out", "--task", "grade")
+    assert (np.load(tmp_path / "out/retina/grades.npy") == 2).sum() == 10
+
+
+def aptos_tree(root, count=30):
+    """The publisher's layout; the last picture is the first saved again with some noise, graded otherwise."""
+    first = fundus()
+    again = (first.astype(int) + RNG.integers(-1, 2, first.shape)).clip(0, 255).astype(np.uint8)
+    for number in range(count):
+        save(root / "train_images" / f"{number:012x}.png", {0: first, count - 1: again}.get(number, fundus()))
+    lines = [f"{number:012x},{number % 5}" for number in range(count)]
+    (root / "train.csv").write_text("\n".join(["id_code,diagnosis", *lines]) + "\n")
+    return root
+
+
+def test_aptos_near_equal_pictures_are_one_patient(tmp_path):
+    data, text = prepare("retina", aptos_tree(tmp_path / "aptos"), tmp_path / "out", "--task", "grade")
+    assert data.patients[0] == data.patients[29] and len(set(data.patients)) == 29
+    assert "1 images are near-equal" in text and data.labels.tolist() == [number % 5 for number in range(30)]
+    assert data.card["source"] == "Kaggle competition aptos2019-blindness-detection"
+
+
+def test_aptos_groups_that_are_given_are_the_patients(tmp_path):
+    tree = aptos_tree(tmp_path / "aptos")
+    lines = [f"{number:012x},{number // 3:012x}" for number in range(30)]
+    (tree / "groups.csv").write_text("\n".join(["id_code,group", *lines]))
+    data, _ = prepare("retina", tree, tmp_path / "out", "--task", "grade")
+    assert np.unique(data.patients, return_counts=True)[1].tolist() == [3] * 10
+
+
+def odir_tree(root, patients=24):
+    """The publisher's layout: the columns N to O hold what either eye has."""
+    lines = ["ID,Patient Age,N,D,G,C,A,H,M,O,labels,target,filename"]
+    for patient in range(patients):
+        for side, letter in (("left", "N"), ("right", "NDGCAHMO"[patient % 8])):
+            save(root / "preprocessed_images" / f"{patient}_{side}.jpg", fundus())
+            lines.append(f"{patient},60,0,1,0,0,0,0,0,0,['{letter}'],\"[0]\",{patient}_{side}.jpg")
+    (root / "full_df.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_odir_labels_are_those_of_the_eye_and_both_eyes_are_one_patient(tmp_path):
+    tree = odir_tree(tmp_path / "odir")
+    data, _ = prepare("retina", tree, tmp_path / "out")
+    assert data.task == "multiclass" and np.bincount(data.labels).tolist() == [27, *[3] * 7]
+    assert_split_by_patient(data)
+    assert "use classes" in fails("retina", tree, tmp_path / "none", "--task", "grade")
+
+
+def test_retinal_sources_are_pooled_as_unlabelled_rows_with_patients_apart_and_no_copy_of_a_judged_picture(tmp_path):
+    main, more, eyes = (
+        aptos_tree(tmp_path / "aptos"),
+        odir_tree(tmp_path / "odir", 8),
+        eyepacs_tree(tmp_path / "eyes", 8),
+    )
+    alone, _ = prepare("retina", main, tmp_path / "alone")
+    copied = main / "train_images" / f"{alone.rows('test')[0]:012x}.png"
+    (more / "preprocessed_images/0_left.jpg").write_bytes(copied.read_bytes())
+    data, text = prepare("retina", main, tmp_path / "out", "--unlabelled", more, eyes)
+    assert np.array_equal(data.labels[:30], alone.labels) and np.array_equal(data.split[:30], alone.split)
+    names = set(data.patients[data.rows("unlabelled")])
+    assert len(data.rows("unlabelled")) == 31 and {"odir/1", "eyepacs/1"} <= names and "1" not in names
+    assert "ODIR" not in data.card["title"] and "odir5k" in data.card["source"] and "1 copies of pictures" in text
+
+
+def test_a_second_source_of_the_same_layout_gives_nothing_of_patients_who_are_judged(tmp_path):
+    main, more = eyepacs_tree(tmp_path / "eyes", 24), eyepacs_tree(tmp_path / "more", 30)
+    data, text = prepare("retina", main, tmp_path / "out", "--unlabelled", more)
+    held_out = set(data.patients[data.rows("val", "test")])
+    assert held_out and not held_out & set(data.patients[data.pretraining_rows()])
+    assert len(data.rows("unlabelled")) == 2 * (30 - len(held_out))
 
 
 def test_retina_a_path_that_leaves_the_folder_is_refused(tmp_path):
@@ -216,19 +377,22 @@ def test_retina_a_path_that_leaves_the_folder_is_refused(tmp_path):
 
 def test_idrid_parts_keep_their_split_and_a_picture_in_both_stays_in_test(tmp_path):
     root = tmp_path / "idrid"
-    shared = fundus()
+    shared, twin = fundus(), None
     for part, count in (("train", 30), ("test", 8)):
         lines = ["Image name,Retinopathy grade,Risk of macular edema "]
         for number in range(1, count + 1):
             lines.append(f"IDRiD_{number:03d},{number % 5},0")
             # Lossless pixels under the publisher's name, so that the copy is exact.
             pixels = shared if (part, number) in (("train", 3), ("test", 5)) else fundus()
+            twin = pixels if (part, number) == ("train", 6) else twin
+            pixels = twin if (part, number) == ("train", 7) else pixels
             path = root / part / f"IDRiD_{number:03d}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path, quality=95)
         (root / f"{part}_labels.csv").write_text("\n".join(lines) + "\n")
     data, _ = prepare("retina", root, tmp_path / "out")
     assert len(data.rows("test")) == 8 and len(data.rows("train", "val")) == 29
+    assert len(set(data.patients)) == 36, "two equal pictures of one part are one patient"
     assert data.card["report"]["copies_left_out"] == 1 and data.card["report"]["across_splits"] == 0
 
 

@@ -1,11 +1,34 @@
-"""Claims about images and tables as researchers have them: each comes out right, or stops with one clear line."""
+"""Claims about images and tables as researchers have them: each comes out right, or stops with one clear line.
+
+`python tests/test_hostile_inputs.py` prints the table of all kinds of input with their outcome.
+"""
+
+import csv
+import os
+import subprocess
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from test_data_scripts import run_script
 
-from mocolayers.data.prepared import load
+from mocolayers.data.prepared import SCRIPTS, load
+from mocolayers.runtime import DatasetError
+
+sys.path.insert(0, str(SCRIPTS))
+import common  # noqa: E402
+import conversion  # noqa: E402
+import copies  # noqa: E402
+import folder  # noqa: E402
+import pixels  # noqa: E402
+import retina  # noqa: E402
+import sources  # noqa: E402
+
+MANY = settings(max_examples=50, deadline=None, derandomize=True, database=None)
 
 RAMP = np.linspace(0, 1, 64)[None] * np.ones((64, 1))
 
@@ -510,6 +533,19 @@ def test_of_copies_in_several_splits_the_held_out_one_stays_and_other_labels_are
     assert "1 equal pictures have different labels, for example" in said and "other.png" in said
 
 
+def test_near_equal_pictures_in_two_splits_are_counted_and_shown(tmp_path):
+    root = split_tree(tmp_path / "scans")
+    whole, said = made(root, "--gray", side=16, name="whole")
+    assert "near-equal pairs: none found" in said and whole.card["report"]["near_copies"] == {}
+    pixels = np.asarray(Image.open(root / "test/a/test0.png"))
+    Image.fromarray((pixels * 0.95).astype(np.uint8)).save(root / "train/a/again.png")
+    data, said = made(root, "--gray", side=16)
+    assert "near-equal pairs: 1 train and test" in said and data.card["report"]["near_copies"] == {"train and test": 1}
+    pairs = np.array([np.flatnonzero([np.abs(x.astype(float) - pixels[..., None]).mean() < 8 for x in data.images])])
+    sheet = common.contact_sheet(data, pairs)
+    assert sheet.axes[0].get_yticklabels()[0].get_text().startswith("near-equal pairs")
+
+
 def test_people_with_an_equal_picture_are_one_patient_and_what_many_share_ties_no_one(tmp_path):
     rng = np.random.default_rng(0)
     pixels = [rng.integers(0, 256, (16, 16)).astype(np.uint8) for _ in range(40)]
@@ -578,3 +614,180 @@ def test_dicom_deep_png_and_turned_jpeg_with_a_table_of_excel_become_an_encoder_
     run = pretrain(recipe, data, tmp_path / "runs", device="cpu", progress=False)
     row = judge(run, data, EVALUATIONS["smoke"], 1.0, device="cpu")
     assert run.finished and 0.5 < row["auc"] <= 1
+
+
+def plain(root):
+    return classes(root, lambda n: one_pixel((RAMP * 60).astype(np.uint8), n), "png")
+
+
+WORDS = {
+    ("--side", "-5"): "--side -5: give 8 or more",
+    ("--side", "1"): "--side 1: give 8 or more",
+    ("--seed", "-1"): "--seed -1: give 0 or more",
+    ("--patient-regex", "("): "unterminated subpattern at position 0; write it like '(P[0-9]+)_'",
+    ("--patient-regex", "(0[0-4])?"): "finds no group in",
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_an_option_that_means_nothing_is_one_line(tmp_path, words):
+    assert WORDS[words] in refused(plain(tmp_path / "scans"), *words)
+
+
+def test_no_process_to_read_with_is_one_line(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "folder.py"), "--source", str(tmp_path), "--name", "own", "--workers", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == "error: --workers 0: give 1 or more\n"
+
+
+def test_a_table_without_rows_is_one_line(table):
+    scans, _, file, *words = table()
+    file.write_text("file,label,patient,fold\n")
+    assert "has a header and no rows" in refused(scans, "--csv", file, *words)
+
+
+def test_a_link_that_leads_nowhere_is_named_or_skipped(tmp_path):
+    root = plain(tmp_path / "scans")
+    (root / "a" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    assert "lost.png" in refused(root) and "--skip-bad" in refused(root)
+    data, said = made(root, "--skip-bad")
+    assert len(data.images) == 20 and "lost.png" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems keep names of files in Unicode")
+def test_names_in_no_known_encoding_are_read_and_told(tmp_path):
+    root = plain(tmp_path / "scans")
+    strange = os.fsencode(root) + b"/M\xfcller"
+    (root / "b").rename(os.fsdecode(strange))
+    with open(strange + b"/\xe4.png", "wb"):
+        pass
+    data, said = made(root, "--skip-bad")
+    assert len(data.images) == 20 and data.classes == ["M\N{REPLACEMENT CHARACTER}ller", "a"] and "skipped" in said
+    assert (root.parent / "out/own/contact_sheet.png").is_file()
+
+
+def test_a_dollar_in_the_name_of_a_class_is_no_formula(tmp_path):
+    root = plain(tmp_path / "scans")
+    (root / "a").rename(root / "$\\frac{$")
+    assert "$\\frac{$" in made(root)[0].classes and (root.parent / "out/own/contact_sheet.png").is_file()
+
+
+def test_of_a_stack_the_first_page_is_taken_and_that_is_said(tmp_path):
+    def write(number, path):
+        pages = [Image.fromarray(one_pixel((RAMP * top).astype(np.uint8), number)) for top in (60, 250)]
+        pages[0].save(path, save_all=True, append_images=pages[1:])
+
+    data, said = made(classes(tmp_path / "scans", write, "tif"), "--gray")
+    assert data.images.max() == 60 and "first of several pages or frames taken: 20" in said
+
+
+def test_a_large_slide_is_read_and_a_larger_one_is_told_what_to_do(tmp_path, monkeypatch):
+    path = tmp_path / "slide.png"
+    Image.new("1", (14_000, 14_000)).save(path)
+    assert pixels.read(path).size == (14_000, 14_000)
+    monkeypatch.setattr(pixels, "LARGEST", 10_000**2)
+    with pytest.raises(ValueError, match="14000 x 14000 pixels, .* save tiles of it"):
+        pixels.read(path)
+
+
+@pytest.mark.parametrize("count, said", [(1, "the same label"), (2, "in the val split")])
+def test_a_set_of_which_nothing_can_be_learnt_or_measured_is_one_line(count, said):
+    labels, split = np.arange(12) % count, np.array([0] * 6 + [2 - (count == 1)] * 3 + [2] * 3)
+    with pytest.raises(DatasetError, match=said):
+        common.check_splits(labels, split)
+    common.check_splits(np.arange(12) % 2, np.arange(12) % 3)
+
+
+CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r\ufeff"), max_size=8)
+
+
+@MANY
+@given(rows=st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=6))
+def test_any_table_in_csv_is_read_as_its_cells_without_blanks_around_them(tmp_path_factory, rows):
+    path = tmp_path_factory.getbasetemp() / "any.csv"
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "label", "patient"), *rows])
+    wanted = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
+    if not wanted:
+        with pytest.raises(DatasetError, match="no rows"):
+            sources.read_table(path, ["file"])
+    else:
+        assert sources.read_table(path, ["file"]).to_numpy().tolist() == wanted
+
+
+@MANY
+@given(content=st.binary(max_size=200) | st.text(max_size=80).map(lambda text: text.encode(errors="replace")))
+def test_any_bytes_for_a_table_are_read_or_one_line(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "bytes.csv"
+    path.write_bytes(content)
+    try:
+        sources.read_table(path, [])
+    except DatasetError as error:
+        assert "bytes.csv" in str(error)
+
+
+@MANY
+@given(
+    size=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]),
+    shape=st.sampled_from(["pad", "crop", "stretch"]),
+    channels=st.sampled_from([1, 3]),
+    orientation=st.integers(1, 8),
+    level=st.integers(0, 255),
+)
+def test_an_image_of_any_shape_and_mode_becomes_a_square_of_its_brightness(
+    tmp_path_factory, size, mode, shape, channels, orientation, level
+):
+    path = tmp_path_factory.getbasetemp() / "any.tif"
+    image = Image.new("L", size, level)
+    if mode in ("I;16", "I", "F"):
+        values = np.full(size[::-1], level, {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode])
+        image = Image.fromarray(values)
+    else:
+        image = image.convert(mode)
+    exif = Image.Exif()
+    exif[274] = orientation
+    image.save(path, exif=exif)
+    prepare = partial(folder.upright_square, shape, channels)
+    array, _ = conversion._read_one(path, prepare, (16, 16, channels), [0, 255], True)
+    assert array.shape == (16, 16, channels) and array.dtype == np.uint8
+    if mode != "1" and shape != "pad":
+        assert abs(array.astype(int) - level).max() <= 6
+    disc, _ = conversion._read_one(path, retina.crop_to_disc, (16, 16, 3), [0, 255], True)
+    assert disc.shape == (16, 16, 3)
+
+
+@MANY
+@given(
+    people=st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.integers(0, 5)), min_size=1, max_size=40),
+    seed=st.integers(0, 99),
+)
+def test_any_split_keeps_patients_whole_and_no_picture_on_two_sides(people, seed):
+    patients, positive, picture = (np.array(each) for each in zip(*people, strict=True))
+    split = common.split_by_patient(patients, positive, seed)
+    assert all(len(set(split[patients == name])) == 1 for name in set(patients))
+    assert np.array_equal(split, common.split_by_patient(patients, positive, seed))
+    images = np.broadcast_to(picture[:, None, None, None], (len(people), 4, 4, 1)).astype(np.uint8)
+    rows = copies.rows_without_copies(images, split)
+    assert set(picture[rows]) == set(picture)
+    assert all(len(set(split[rows][picture[rows] == kind])) == 1 for kind in set(picture))
+
+
+class Outcomes:
+    """A pytest plugin: what happened to each kind of input."""
+
+    def __init__(self):
+        self.rows = []
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call":
+            name = report.nodeid.partition("::test_")[2].replace("_", " ")
+            self.rows.append((name, "as claimed" if report.passed else report.outcome.upper()))
+
+
+if __name__ == "__main__":
+    outcomes = Outcomes()
+    code = pytest.main([__file__, *sys.argv[1:]], plugins=[outcomes])
+    for kind, outcome in outcomes.rows:
+        print(f"{outcome:12}{kind}")
+    sys.exit(code)
