@@ -12,7 +12,7 @@ from datetime import timedelta
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from mocolayers.method.collectives import mean_over_processes, rank, world_size
 from mocolayers.runtime import RunError
@@ -53,13 +53,9 @@ def processes(device: str):
     distributed.destroy_process_group()
 
 
-def averaged(row: dict[str, float]) -> dict[str, float]:
-    """Numbers under the same names on every process, averaged."""
-    if world_size() == 1:
-        return row
-    values = torch.tensor(list(row.values()), dtype=torch.float64)
-    if distributed.get_backend() == "nccl":
-        values = values.cuda()
+def averaged(row: dict[str, Tensor]) -> dict[str, float]:
+    """Numbers under the same names on every process, averaged; they leave the device together."""
+    values = torch.stack([value.detach().float() for value in row.values()])
     return dict(zip(row, mean_over_processes(values).tolist(), strict=True))
 
 
