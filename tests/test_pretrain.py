@@ -1,5 +1,6 @@
 """Claims about the training loop: exact resume, one training per recipe, nothing lost, clear errors, honest rows."""
 
+import contextlib
 import functools
 import shutil
 import signal
@@ -14,9 +15,10 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mocolayers.data.views import to_float
-from mocolayers.method.encoder import StagedResNet
 from mocolayers.recipe import ARMS, PRETRAINED_ARMS, preset
 from mocolayers.runtime import RunError, step_generator
 from mocolayers.training import pretrain as module
@@ -443,6 +445,41 @@ def test_images_of_so_few_pixels_that_bf16_breaks_on_a_processor_are_trained_in_
     about = SMALL | {"stem": "imagenet", "log_every": 100, "bn_splits": 1}
     one, two = (Trainer(preset("smoke", "moco", data, **about, precision=p), data, CPU) for p in ("fp32", "bf16"))
     assert [one.train_step().loss.item() for _ in range(4)] == [two.train_step().loss.item() for _ in range(4)]
+
+
+class Crossings(TorchDispatchMode):
+    """The operations that copy between a processor and another device, and wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = operation(*args, **kwargs)
+        devices = {x.device for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)}
+        if len(devices) > 1 and not kwargs.get("non_blocking"):
+            self.found.append(operation)
+        return out
+
+
+@pytest.mark.parametrize("arm", PRETRAINED_ARMS)
+def test_a_step_asks_a_device_for_nothing_and_copies_without_waiting(make_data, monkeypatch, arm):
+    """On a device without memory, which cannot answer: reading a value or choosing by one there is an error."""
+    sgd = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *args, **about: sgd(*args, **about | {"fused": False}))
+    monkeypatch.setattr(torch, "autocast", lambda *args, **about: contextlib.nullcontext())
+    data = make_data(channels=3)
+    recipe = preset("smoke", arm, data, **SMALL | {"log_every": 1000, "monitor_every": 1000, "steps": 1000})
+    trainer = Trainer(recipe, data, torch.device("meta"))
+    trainer.step = 1  # the first one is logged
+    with Crossings() as waited:
+        for _ in range(4):
+            trainer.train_step()
+    assert trainer.held == 40 and not waited.found
+    with Crossings() as waited:
+        torch.rand(3).to("meta")
+    assert waited.found
 
 
 class ToyLoss(torch.nn.Module):

@@ -59,9 +59,7 @@ class Feeder:
         steps: how many there are, if no more may be asked for.
     """
 
-    def __init__(
-        self, read: Callable[[int], Sequence[Tensor]], device: torch.device, steps: float = math.inf
-    ) -> None:
+    def __init__(self, read: Callable[[int], Sequence[Tensor]], device: torch.device, steps: float = math.inf) -> None:
         self.read, self.device, self.steps = read, device, steps
         self.reader, self.next = ThreadPoolExecutor(1), (-1, None)
 
@@ -131,7 +129,7 @@ def view_of_numbers(x: Tensor, views: Views, numbers: Tensor) -> Tensor:
 
 
 def _on_processor(x: Tensor) -> bool:
-    """Whether code may depend on what a tensor holds; elsewhere that makes a device wait, and breaks a compiled graph."""
+    """Whether code may depend on what a tensor holds: elsewhere it waits for a device, and breaks a compiled graph."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

@@ -176,7 +176,7 @@ def signals_that_wait():
 
 
 @contextlib.contextmanager
-def memory_errors(batch: int, side: int, remedy: str):
+def memory_errors(batch: int, side: int, remedy: str = "prepare them with a smaller --side, or give --device cpu"):
     """Turn "out of memory" into one line that says what to make smaller."""
     try:
         yield
@@ -186,6 +186,12 @@ def memory_errors(batch: int, side: int, remedy: str):
         if not full and not any(word in str(error) for word in words):
             raise
         raise RunError(f"out of memory: a batch of {batch} images of {side} px does not fit here; {remedy}") from None
+
+
+def gpu_precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """The context in which frozen encoders and fine-tuning compute: bf16 on a GPU that has it, elsewhere fp32."""
+    dtype = autocast_type("auto", device) if device.type == "cuda" else None
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
 class Trainer:
