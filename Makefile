@@ -6,9 +6,9 @@ TABLES  ?= runs/study/$(PRESET)
 PY      := .venv/bin/python
 READY   := .venv/.ready
 
-.PHONY: help run lab student test browser bench study
+.PHONY: help run lab student test browser bench bench-gpu study
 help: ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  TABLES=runs/study/lesson  OPTIONS='--jobs 1 ...'  PYTHON=python3.11"
 
 run: $(READY) ## execute the notebook series; pages in executed/index.html
@@ -36,6 +36,10 @@ bench: $(READY) ## speed side by side, and the notebooks' time and memory, into 
 	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt
 	$(PY) tests/benchmarks/bench.py
 	$(PY) tests/benchmarks/whole_series.py
+
+bench-gpu: $(READY) ## speed and memory on an NVIDIA GPU into study/bench_gpu.md, under eight minutes on an H100
+	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt
+	$(PY) tests/benchmarks/gpu.py
 
 study: $(READY) ## tune, train and judge all arms on the prepared real data sets; tables and findings in runs/study/PRESET
 	$(PY) -m study tune --preset $(PRESET) --out $(TABLES) $(OPTIONS)
