@@ -93,12 +93,14 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(make_data, tmp_path,
 @pytest.mark.parametrize("arm", PRETRAINED_ARMS)
 def test_a_replayed_step_is_the_step(make_data, exact, arm):
     data = make_data(channels=3)
-    recipe = preset("smoke", arm, data, **SMALL)
+    # A rate that single precision holds exactly: one that changes is rounded on the GPU.
+    recipe = preset("smoke", arm, data, lr=2**-6, schedule="constant", **SMALL)
     plain = Trainer(recipe, data, GPU)
     with patch.object(torch, "compile", lambda function, **_: function):
         replayed = Trainer(recipe, data, GPU, compiled=True)
     assert losses(replayed, 40) == pytest.approx(losses(plain, 40), rel=1e-4)
-    assert replayed._compiled.graph is not None and replayed.history[-1]["knn_auc"] == plain.history[-1]["knn_auc"]
+    assert replayed._compiled.graph is not None
+    assert replayed.history[-1]["knn_auc"] == pytest.approx(plain.history[-1]["knn_auc"], abs=0.02)
     for one, two in zip(plain.model.state_dict().values(), replayed.model.state_dict().values(), strict=True):
         assert torch.allclose(one.float(), two.float(), rtol=1e-3, atol=1e-5)
 
@@ -144,10 +146,11 @@ def test_nccl_in_one_process_trains_as_without_it(make_data, monkeypatch, exact)
     with distributed.processes("cuda"):
         assert torch.distributed.get_backend() == "nccl"
         trainer = Trainer(recipe, data, GPU)
-        wrapped = torch.nn.parallel.DistributedDataParallel(trainer.model, forward_sync_buffers=False)
-        trainer.in_parallel = wrapped  # as `parallel` does for several processes
+        with patch.object(distributed, "world_size", lambda: 2):
+            trainer.in_parallel = distributed.parallel(trainer.model)
+        assert isinstance(trainer.in_parallel, torch.nn.parallel.DistributedDataParallel)
         assert losses(trainer, 5) == pytest.approx(wanted, rel=1e-4)
-        del trainer, wrapped
+        del trainer
 
 
 @on_gpu
@@ -165,7 +168,9 @@ def test_features_of_a_gpu_are_those_of_a_processor_within_its_precision(pretrai
 def test_evaluation_happens_on_the_gpu_that_was_asked_for(pretrained, monkeypatch, protocol):
     data, run = pretrained(n=600)
     fitted = []
-    monkeypatch.setattr(probes, "GPUProbe", lambda *about: fitted.append(about[4].type) or GPUProbe(*about))
+    monkeypatch.setattr(
+        probes, "GPUProbe", lambda *about, device: fitted.append(device.type) or GPUProbe(*about, device)
+    )
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.max_memory_allocated()
     row = judge(run, data, PLAN, 1.0, 0, protocol, device="cuda")

@@ -29,16 +29,9 @@ class TwoViews:
     def __init__(self, views: Views) -> None:
         self.views = views
 
-    def __call__(
-        self, images: Tensor, generator: torch.Generator, whole: int | None = None, part: slice = slice(None)
-    ) -> tuple[Tensor, Tensor]:
-        """Two views of a batch, x_q and x_k, (B, C, H, W) float32 in [0, 1] each.
-
-        Args:
-            images: (B, H, W, C) uint8.
-            generator, whole, part: see `random_view`.
-        """
-        return self.of_numbers(images, random_numbers(generator, 2, whole or len(images))[:, part].to(images.device))
+    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Two views of a batch (B, H, W, C) of uint8: x_q and x_k, (B, C, H, W) float32 in [0, 1] each."""
+        return self.of_numbers(images, random_numbers(generator, 2, len(images)).to(images.device))
 
     def of_numbers(self, images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """The two views that `random_numbers` (2, B, 33) on the images' device decide; nothing waits for the device."""
@@ -99,9 +92,7 @@ def random_numbers(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.rand(*shape, sum(SAMPLE.values()), generator=generator)
 
 
-def random_view(
-    x: Tensor, views: Views, generator: torch.Generator, whole: int | None = None, part: slice = slice(None)
-) -> Tensor:
+def random_view(x: Tensor, views: Views, generator: torch.Generator) -> Tensor:
     """One random view of each image of a batch; the generator decides everything, so it can be repeated exactly.
 
     Crop, rotation and mirror are one bilinear resampling; what a rotation brings in from outside the image is black.
@@ -110,13 +101,15 @@ def random_view(
         x: (B, C, H, W) in [0, 1].
         views: which augmentations, and how strong.
         generator: a CPU generator.
-        whole, part: x is the rows `part` of a batch of `whole` images; a view does not depend on how it is shared.
     """
-    return view_of_numbers(x, views, random_numbers(generator, whole or len(x))[part].to(x.device))
+    return view_of_numbers(x, views, random_numbers(generator, len(x)).to(x.device))
 
 
 def view_of_numbers(x: Tensor, views: Views, numbers: Tensor) -> Tensor:
-    """The view of each image (B, C, H, W) that its `random_numbers` (B, 33) decide, on the device of both."""
+    """The view of each image (B, C, H, W) that its `random_numbers` (B, 33) decide, on the device of both.
+
+    It does not depend on the other images, so processes may share a batch.
+    """
     choices = choose(views, x.shape[1:], numbers)
     if not _on_processor(x):
         return transform(x, views, choices)

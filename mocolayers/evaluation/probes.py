@@ -1,5 +1,6 @@
 """Linear evaluation: logistic regression on frozen features."""
 
+import functools
 import warnings
 
 import numpy as np
@@ -42,18 +43,9 @@ class GPUProbe:
     Args:
         x, classes, task, penalty: see `fit_probe`.
         device: any that computes in double precision.
-        start: a probe to start from, such as that of the penalty before.
     """
 
-    def __init__(
-        self,
-        x: np.ndarray,
-        classes: np.ndarray,
-        task: str,
-        penalty: float,
-        device: torch.device,
-        start: "GPUProbe | None" = None,
-    ) -> None:
+    def __init__(self, x: np.ndarray, classes: np.ndarray, task: str, penalty: float, device: torch.device) -> None:
         self.device, self.classes_ = device, np.flatnonzero(classes.any(axis=0))
         columns = classes[:, self.classes_]
         self.pair = task != "multilabel" and columns.shape[1] == 2
@@ -73,10 +65,9 @@ class GPUProbe:
             mean.backward()
             return mean.item(), w.grad.flatten().cpu().numpy()
 
-        first = np.zeros((z.shape[1] + 1) * y.shape[1]) if start is None else start.weights.flatten().cpu().numpy()
         about = {"gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps, "maxiter": MOST_STEPS, "maxls": 50}
         about |= {"maxfun": 10 * MOST_STEPS}
-        found = minimize(value, first, method="L-BFGS-B", jac=True, options=about)
+        found = minimize(value, np.zeros((z.shape[1] + 1) * y.shape[1]), method="L-BFGS-B", jac=True, options=about)
         self.weights = torch.as_tensor(found.x, device=device).view(-1, y.shape[1])
 
     def predict_proba(self, x: np.ndarray) -> np.ndarray:
@@ -94,18 +85,6 @@ def predict(probe: Pipeline | GPUProbe, x: np.ndarray, labels: int) -> np.ndarra
     return found
 
 
-def fit_probes(
-    x: np.ndarray, classes: np.ndarray, task: str, penalties: tuple[float, ...], device: torch.device
-) -> dict[float, Pipeline | GPUProbe]:
-    """A probe for each penalty; by scikit-learn, or all labels of a wide task together on an NVIDIA or AMD GPU."""
-    if device.type != "cuda":
-        return {penalty: fit_probe(x, classes, task, penalty) for penalty in penalties}
-    probes, before = {}, None
-    for penalty in penalties:
-        before = probes[penalty] = GPUProbe(x, classes, task, penalty, device, before)
-    return probes
-
-
 def best_probe(
     features: dict[str, np.ndarray], data: MedicalImages, rows: np.ndarray, plan: Evaluation, device: str = "cpu"
 ) -> tuple[Pipeline | GPUProbe, float, float]:
@@ -114,10 +93,13 @@ def best_probe(
     Args:
         features: (n, D) of "train" and "val", rows as in `data.rows(split)`.
         rows: training rows whose labels may be used, see `label_subset`.
+        device: where probes are fitted: an NVIDIA or AMD GPU; on any other device, scikit-learn does it.
     """
     x, labels = features["train"][np.searchsorted(data.rows("train"), rows)], len(data.classes)
     classes, truth = class_matrix(data, rows), class_matrix(data, data.rows("val"))
-    probes = fit_probes(x, classes, data.task, plan.penalties, resolve_device(device))
+    place = resolve_device(device)
+    fit = functools.partial(GPUProbe, device=place) if place.type == "cuda" else fit_probe
+    probes = {penalty: fit(x, classes, data.task, penalty) for penalty in plan.penalties}
     reached = {penalty: validation_score(truth, predict(p, features["val"], labels)) for penalty, p in probes.items()}
     best = max(reached, key=reached.get)
     return probes[best], reached[best], best

@@ -6,6 +6,7 @@ Whatever a process does with a batch, it does with its part of it: rows [r * B /
 import contextlib
 import gc
 import importlib
+import inspect
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -91,4 +92,8 @@ def parallel(module: nn.Module) -> nn.Module:
     """The module to call in training: it averages gradients over processes. With one process, the module itself."""
     if world_size() == 1:
         return module
-    return nn.parallel.DistributedDataParallel(module, forward_sync_buffers=False)
+    ddp = nn.parallel.DistributedDataParallel
+    name = (
+        "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(ddp).parameters else "broadcast_buffers"
+    )
+    return ddp(module, **{name: False})  # the second name is that of older versions of PyTorch
