@@ -195,7 +195,7 @@ def evaluation(bench: Bench) -> tuple[pd.DataFrame, str]:
     lines = []
     bench.empty()
     before, started = bench.allocated(), time.perf_counter()
-    features = {split: stage_features(encoder, data, data.rows(split), device=bench.device.type)[3] for split in SPLITS}
+    features = {split: stage_features(encoder, data, data.rows(split), device=str(bench.device))[3] for split in SPLITS}
     spent = time.perf_counter() - started
     each = f"{sum(sizes) / spent:.0f}"
     lines.append([f"ours: features of {sum(sizes):,} images, {side} px", f"{spent:.1f}", each, bench.gigabytes(before)])
@@ -209,7 +209,7 @@ def evaluation(bench: Bench) -> tuple[pd.DataFrame, str]:
     plan = Evaluation()
     bench.empty()
     before, started = bench.allocated(), time.perf_counter()
-    linear_evaluation(features, data, data.rows("train"), plan, bench.device.type)
+    linear_evaluation(features, data, data.rows("train"), plan, str(bench.device))
     spent = time.perf_counter() - started
     fits = 14 * len(plan.penalties)
     lines.append([f"ours: {fits} logistic regressions", f"{spent:.1f}", "", bench.gigabytes(before)])
