@@ -8,9 +8,9 @@ STUDENT ?= student
 PY      := .venv/bin/python
 READY   := .venv/.ready
 
-.PHONY: help run lab student test browser bench study
+.PHONY: help run lab student test browser bench bench-gpu study
 help: ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  SCALE=smoke|cpu|gpu  TABLES=runs/study/cpu  OPTIONS='--jobs 1 ...'  PYTHON=python3.11"
 
 run: $(READY) ## execute the notebook series; pages in executed/index.html
@@ -41,6 +41,10 @@ bench: $(READY) ## speed side by side, and the notebooks' time and memory, into 
 	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt
 	$(PY) tests/benchmarks/bench.py
 	$(PY) tests/benchmarks/whole_series.py
+
+bench-gpu: $(READY) ## speed and memory on an NVIDIA GPU into study/bench_gpu.md, under eight minutes on an H100
+	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt
+	$(PY) tests/benchmarks/gpu.py
 
 study: $(READY) ## gate, weights, comparison, conditions on the prepared data sets; tables and findings in runs/study/SCALE
 	$(PY) -m study run --scale $(SCALE) --out $(TABLES) $(OPTIONS)

@@ -205,15 +205,18 @@ class ReleasedTrainer(Trainer):
         super().__init__(recipe, data, device)
         self._generator = step_generator(recipe.seed, recipe.steps)  # of a step that training does not reach
         keys = torch.randn(self.model.queue.shape, generator=self._generator)
-        self.model.queue.copy_(F.normalize(keys, dim=1))
-        self.model.filled.fill_(recipe.queue)
+        self.model.enqueue(F.normalize(keys, dim=1))
+        self.held = recipe.queue
 
     @torch.no_grad()
     def validate(self) -> float:
         """Mean loss of validation images against themselves; moves the key encoder and fills the queue with them."""
         self.model.eval()
-        images = batches(self.data, self.data.rows("val"), self.device, self.batch)
-        losses = [self.model(x, x, self._generator).loss.item() for x in images]
+        losses = []
+        for x in batches(self.data, self.data.rows("val"), self.device, self.batch):
+            output = self.model(x, x, torch.randperm(len(x), generator=self._generator).to(self.device))
+            self.model.enqueue(output.keys)
+            losses.append(output.loss.item())
         self.model.train()
         return float(np.mean(losses))
 

@@ -124,7 +124,7 @@ def test_released_validation_trains_the_key_encoder_and_fills_the_queue(tiny):
     trainer.train_step()
     names = ("encoder_q", "encoder_k")
     before = [[p.clone() for p in getattr(model, name).parameters()] for name in names]
-    queue, step = model.queue, trainer.step
+    queue, step = model.queue.clone(), trainer.step
     assert np.isfinite(trainer.validate())
     same = [
         [torch.equal(*pair) for pair in zip(was, getattr(model, name).parameters(), strict=True)]

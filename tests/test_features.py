@@ -5,9 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mocolayers.data.views import batches
+from mocolayers.data.views import batch_size, batches
 from mocolayers.evaluation import features as module
 from mocolayers.evaluation.features import pixel_features, run_features, stage_features
+from mocolayers.runtime import RunError
 from mocolayers.training.monitors import knn_monitor
 
 
@@ -49,7 +50,7 @@ def test_encoding_leaves_the_encoder_where_and_as_it_was(pretrained):
 def test_features_are_encoded_once_per_encoder(pretrained, monkeypatch):
     data, run = pretrained()
     first = run_features(run, data)
-    monkeypatch.setattr(module, "stage_features", None)
+    monkeypatch.setattr(module, "_encoded", None)
     again = run_features(run, data)
     for stage in range(4):
         for split in ("train", "val", "test"):
@@ -86,6 +87,29 @@ def test_large_images_are_read_a_few_at_a_time_by_whoever_looks_at_all(pretraine
     pixel_features(data)
     knn_monitor(run.load_encoder(), data)
     assert len(asked) > 40 and max(map(len, asked)) <= 16
+
+
+def test_a_device_gets_as_many_small_images_at_a_time_as_large_ones_have_pixels():
+    gpu = torch.device("cuda")
+    assert [batch_size(side, gpu) for side in (16, 64, 512, 10_000)] == [4096, 1024, 16, 1]
+
+
+def test_the_encoder_is_read_once_and_not_copied_for_the_splits(pretrained, monkeypatch):
+    data, run = pretrained()
+    monkeypatch.setattr(module.copy, "deepcopy", None)
+    assert len(run_features(run, data)) == 4
+
+
+def test_out_of_memory_is_one_line_with_batch_and_side(pretrained, monkeypatch):
+    data, run = pretrained()
+
+    def fails(encoder, x):
+        raise torch.OutOfMemoryError("in its own words")
+
+    monkeypatch.setattr(type(run.load_encoder()), "forward", fails)
+    with pytest.raises(RunError, match="out of memory: a batch of 250 images of 16 px.*--side.*--device cpu") as caught:
+        run_features(run, data)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", ["cut", "foreign", "one number", "type of the numbers"])

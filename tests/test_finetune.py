@@ -91,3 +91,14 @@ def test_no_test_image_is_read_and_the_encoder_stays_as_it_was(pretrained, watch
     fine_tune(encoder, data, data.rows("train"), PLAN, 0)
     assert not set(np.concatenate(asked)) & set(data.rows("test"))
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+def test_out_of_memory_is_one_line_with_batch_and_side(pretrained, monkeypatch):
+    data, run = pretrained()
+
+    def fails(model, x):
+        raise torch.OutOfMemoryError("in its own words")
+
+    monkeypatch.setattr(Classifier, "forward", fails)
+    with pytest.raises(RunError, match="out of memory: a batch of 16 images of 16 px.*--side.*--device cpu"):
+        fine_tune(run.load_encoder(), data, data.rows("train"), PLAN, 0)

@@ -1,5 +1,6 @@
 """Claims about the training loop: exact resume, one training per recipe, nothing lost, clear errors, honest rows."""
 
+import contextlib
 import functools
 import shutil
 import signal
@@ -14,15 +15,16 @@ import torch
 import torchvision
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mocolayers.data.views import to_float
-from mocolayers.method.encoder import StagedResNet
 from mocolayers.recipe import ARMS, PRETRAINED_ARMS, preset
 from mocolayers.runtime import RunError, step_generator
 from mocolayers.training import pretrain as module
 from mocolayers.training.dry_run import try_steps
 from mocolayers.training.monitors import knn_monitor
-from mocolayers.training.pretrain import Feeder, Trainer, learning_rate, pretrain, stage_share
+from mocolayers.training.pretrain import Trainer, learning_rate, pretrain, stage_share
 from mocolayers.training.runs import Run, about_weights, initial_weights, save_weights, transform, write_file
 
 CPU = torch.device("cpu")
@@ -147,11 +149,6 @@ def test_an_epoch_visits_every_image_once_and_a_steps_rows_depend_on_the_step_al
     assert len(set(epoch)) == len(epoch) > len(trainer.rows) - trainer.batch
     backwards = [other.batch_rows(step) for step in reversed(range(len(rows)))][::-1]
     assert np.array_equal(rows, backwards)
-
-
-def test_reading_ahead_changes_no_batch():
-    feed = Feeder(lambda step: torch.tensor([step]))
-    assert [int(feed(step)) for step in (3, 4, 5, 9, 10)] == [3, 4, 5, 9, 10]
 
 
 @pytest.mark.parametrize("arm", ["random", "supervised", "moco", "mse"])
@@ -480,6 +477,41 @@ def test_images_of_so_few_pixels_that_bf16_breaks_on_a_processor_are_trained_in_
     assert [one.train_step().loss.item() for _ in range(4)] == [two.train_step().loss.item() for _ in range(4)]
 
 
+class Crossings(TorchDispatchMode):
+    """The operations that copy between a processor and another device, and wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = operation(*args, **kwargs)
+        devices = {x.device for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)}
+        if len(devices) > 1 and not kwargs.get("non_blocking"):
+            self.found.append(operation)
+        return out
+
+
+@pytest.mark.parametrize("arm", PRETRAINED_ARMS)
+def test_a_step_asks_a_device_for_nothing_and_copies_without_waiting(make_data, monkeypatch, arm):
+    """On a device without memory, which cannot answer: reading a value or choosing by one there is an error."""
+    sgd = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", lambda *args, **about: sgd(*args, **about | {"fused": False}))
+    monkeypatch.setattr(torch, "autocast", lambda *args, **about: contextlib.nullcontext())
+    data = make_data(channels=3)
+    recipe = preset("smoke", arm, data, **SMALL | {"log_every": 1000, "monitor_every": 1000, "steps": 1000})
+    trainer = Trainer(recipe, data, torch.device("meta"))
+    trainer.step = 1  # the first one is logged
+    with Crossings() as waited:
+        for _ in range(4):
+            trainer.train_step()
+    assert trainer.held == 40 and not waited.found
+    with Crossings() as waited:
+        torch.rand(3).to("meta")
+    assert waited.found
+
+
 class ToyLoss(torch.nn.Module):
     """Mean absolute difference, times a number that is learnt."""
 
@@ -512,16 +544,23 @@ def test_a_loss_of_ones_own_trains_is_found_again_and_resumed(make_data, tmp_pat
         Trainer(preset("smoke", "toy", data), data, CPU)
 
 
-def test_compiled_training_gives_the_losses_of_training_as_it_is(make_data, monkeypatch):
-    data = make_data()
-    # The usual backend calls a C++ compiler for a minute or more; this one traces and splits the graphs alike.
-    compile_encoder = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
-    monkeypatch.setattr(StagedResNet, "compile", compile_encoder)
-    recipe = preset("smoke", "moco", data, **SMALL, width=2, precision="fp32")
+@pytest.mark.parametrize("arm", ["moco", "mse", "barlow-conditioned"])
+def test_a_compiled_step_is_one_graph_that_is_compiled_once_and_gives_the_same_losses(make_data, monkeypatch, arm):
+    data, graphs = make_data(channels=3), []
+
+    def counted(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    # The usual backend calls a C++ compiler for a minute or more; this one traces alike, and without breaks or not.
+    aot_eager = torch._dynamo.lookup_backend("aot_eager")
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counted))
+    recipe = preset("smoke", arm, data, **SMALL | {"steps": 14, "queue": 32}, width=2, precision="fp32")
     plain, compiled = (Trainer(recipe, data, CPU, compiled=compiled) for compiled in (False, True))
-    for _ in range(2):
+    for _ in range(recipe.steps):
         assert compiled.train_step().loss.item() == pytest.approx(plain.train_step().loss.item(), rel=1e-3)
-    assert compiled.model.encoder_q._compiled_call_impl and compiled.model.encoder_k._compiled_call_impl
+    assert len(graphs) == 1, "neither logged steps nor the kNN monitor compile anything again"
+    assert any(row.get("knn_auc") for row in compiled.history[:-1])
     assert compiled.state()["model"].keys() == plain.state()["model"].keys(), "either resumes the other"
 
 
@@ -555,15 +594,24 @@ def test_a_dry_run_measures_and_writes_nothing(make_data, tmp_path, monkeypatch)
     assert "--side 512" in try_steps(preset("paper", "moco", data, width=4, queue=64, batch=2), data, "cpu")
 
 
-@pytest.mark.parametrize("words", ["CUDA out of memory. Tried", "DefaultCPUAllocator: can't allocate", "other"])
-def test_out_of_memory_names_batch_and_side(make_data, tmp_path, monkeypatch, words):
+ERRORS = {
+    "of a GPU": torch.OutOfMemoryError("in its own words"),
+    "of a library": RuntimeError("CUDA out of memory. Tried"),
+    "of a processor": RuntimeError("DefaultCPUAllocator: can't allocate"),
+    "of numpy": MemoryError(),
+    "other": RuntimeError("other"),
+}
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_out_of_memory_names_batch_and_side(make_data, tmp_path, monkeypatch, kind):
     data = make_data()
 
     def fails(self):
-        raise RuntimeError(words)
+        raise ERRORS[kind]
 
     monkeypatch.setattr(Trainer, "train_step", fails)
-    expected = (RuntimeError, "other") if words == "other" else (RunError, "batch of 16 images of 16 px")
+    expected = (RuntimeError, "other") if kind == "other" else (RunError, "batch of 16 images of 16 px.*--set batch=")
     recipe = preset("smoke", "moco", data, **SMALL)
     for call in (lambda: try_steps(recipe, data, "cpu"), lambda: pretrain(recipe, data, tmp_path, progress=False)):
         with pytest.raises(expected[0], match=expected[1]):

@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from mocolayers.data.labels import class_matrix, label_subset
 from mocolayers.data.prepared import say_once
+from mocolayers.evaluation import probes as module
 from mocolayers.evaluation.features import run_features
-from mocolayers.evaluation.probes import best_probe, fit_probe, linear_evaluation, predict
+from mocolayers.evaluation.probes import GPUProbe, best_probe, fit_probe, linear_evaluation, predict
 from mocolayers.evaluation.scores import macro_auc
 from mocolayers.recipe import Evaluation
 
@@ -72,6 +74,61 @@ def test_a_class_that_no_label_shows_has_probability_zero():
     found = predict(fit_probe(x, four, "ordinal", 0.1), x, 4)
     assert not found[:, 1:3].any()
     assert found[:, [0, 3]] == pytest.approx(predict(fit_probe(x, classes, "binary", 0.1), x, 2))
+
+
+def many_labels(n, width, seed):
+    """Correlated features and eight labels that they tell of, of which one is never and one always shown."""
+    x, _ = correlated(n, width=width, seed=seed)
+    rng = np.random.default_rng(seed)
+    shown = x[:, :8] @ np.random.default_rng(2).normal(size=(8, 6)) + 4 * rng.normal(size=(n, 6)) > 2
+    return x, np.hstack([shown, np.zeros((n, 1), bool), np.ones((n, 1), bool)])
+
+
+TASKS = {
+    "binary": lambda seed: correlated(400, 2, seed=seed),
+    "multiclass": lambda seed: correlated(400, 4, seed=seed),
+    "multilabel": lambda seed: many_labels(600, 96, seed),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("penalty", [0.01, 10.0])
+def test_a_probe_fitted_on_a_device_is_scikit_learns(task, penalty, recwarn):
+    """The code has no device of its own, so a processor shows what it computes."""
+    (x, classes), (new, truth) = (TASKS[task](seed) for seed in (0, 1))
+    x, new = np.hstack([x, np.ones((len(x), 1))]), np.hstack([new, np.ones((len(new), 1))])  # one that never varies
+    wanted = predict(fit_probe(x, classes, task, penalty), new, classes.shape[1])
+    found, weak = (
+        predict(GPUProbe(x, classes, task, each, torch.device("cpu")), new, classes.shape[1])
+        for each in (penalty, penalty / 10)
+    )
+    assert found == pytest.approx(wanted, abs=2e-4)
+    assert macro_auc(truth, found)[0] == pytest.approx(macro_auc(truth, wanted)[0], abs=1e-4)
+    assert not np.allclose(weak, wanted, atol=2e-4)
+
+
+def test_a_class_that_no_label_shows_has_probability_zero_on_a_device_too():
+    x, classes = correlated(100)
+    four = np.concatenate([classes[:, :1], np.zeros((100, 2), bool), classes[:, 1:]], axis=1)
+    found = predict(GPUProbe(x, four, "ordinal", 0.1, torch.device("cpu")), x, 4)
+    assert not found[:, 1:3].any() and np.allclose(found.sum(axis=1), 1)
+
+
+def test_every_penalty_is_fitted_on_the_device_that_was_asked_for(make_data, monkeypatch):
+    data, used = make_data(n=300), []
+
+    class Recorded(GPUProbe):
+        def __init__(self, x, classes, task, penalty, device):
+            used.append((penalty, device.type))
+            super().__init__(x, classes, task, penalty, torch.device("cpu"))
+
+    monkeypatch.setattr(module, "GPUProbe", Recorded)
+    monkeypatch.setattr(module, "resolve_device", torch.device)
+    features = {s: np.random.default_rng(0).normal(size=(len(data.rows(s)), 5)) for s in ("train", "val", "test")}
+    found = linear_evaluation(features, data, data.rows("train"), PLAN, "cuda")
+    assert used == [(penalty, "cuda") for penalty in PLAN.penalties]
+    wanted = linear_evaluation(features, data, data.rows("train"), PLAN)
+    assert len(used) == 5 and found[1] == wanted[1] and np.allclose(found[0], wanted[0], atol=1e-3)
 
 
 def test_the_penalty_is_the_best_on_validation_and_test_is_not_needed(make_data):

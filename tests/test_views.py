@@ -11,7 +11,16 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as theirs
 
 from mocolayers.data import views as module
-from mocolayers.data.views import TwoViews, blur, gaussian_kernel, random_view, to_float
+from mocolayers.data.views import (
+    Feeder,
+    TwoViews,
+    blur,
+    gaussian_kernel,
+    random_numbers,
+    random_view,
+    to_float,
+    view_of_numbers,
+)
 from mocolayers.recipe import LESSON_VIEWS, RELEASED_VIEWS, Views
 
 OFF = Views(brightness=0, contrast=0, saturation=0, hue=0, jitter=0, gray=0, blur=0)
@@ -54,7 +63,8 @@ def test_a_view_is_the_same_to_the_bit_however_many_processes_share_the_batch(vi
     batch, each = images(12, channels=channels), 12 // processes
     whole = TwoViews(views)(batch, generator())
     parts = [slice(each * rank, each * (rank + 1)) for rank in range(processes)]
-    shared = [TwoViews(views)(batch[part], generator(), 12, part) for part in parts]
+    numbers = random_numbers(generator(), 2, 12)
+    shared = [TwoViews(views).of_numbers(batch[part], numbers[:, part]) for part in parts]
     for view, pieces in zip(whole, zip(*shared, strict=True), strict=True):
         assert torch.equal(view, torch.cat(pieces))
 
@@ -226,3 +236,21 @@ def test_blur_equals_scipys_away_from_the_border():
     ours = blur(x, gaussian_kernel(torch.full((2,), 1.3), 1.3))[:, 0, 8:-8, 8:-8]
     expected = [gaussian_filter(image[0].numpy(), 1.3)[8:-8, 8:-8] for image in x]
     assert torch.allclose(ours, torch.tensor(np.stack(expected)), atol=0.01)
+
+
+def test_reading_ahead_changes_no_batch_and_ends_in_time():
+    asked = []
+    feed = Feeder(lambda step: asked.append(step) or [torch.tensor([step])], torch.device("cpu"), 11)
+    assert [int(*feed(step)) for step in (3, 4, 5, 9, 10)] == [3, 4, 5, 9, 10]
+    feed.reader.shutdown()
+    assert max(asked) == 10
+
+
+@pytest.mark.parametrize("name", RELEASED_VIEWS)
+def test_a_compiled_view_is_one_graph_and_the_same_view(name):
+    """It blurs every image, if only by a kernel of one pixel, because a graph cannot ask which ones."""
+    pictures, numbers = to_float(images(n=12, channels=3)), random_numbers(generator(), 12)
+    for views in (RELEASED_VIEWS[name], LESSON_VIEWS[name]):
+        compiled = torch.compile(view_of_numbers, fullgraph=True, dynamic=False, backend="eager")
+        wanted = view_of_numbers(pictures, views, numbers)
+        assert torch.allclose(compiled(pictures, views, numbers), wanted, atol=1e-5)

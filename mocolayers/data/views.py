@@ -1,7 +1,8 @@
 """`TwoViews`: two random views of a whole batch of images at once, on the batch's device."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ TRIES = 10  # of a crop, before the whole image is taken
 # others as they were.
 SAMPLE = {"area": TRIES, "aspect": TRIES, "place": 2, "angle": 1, "mirror": 2, "jitter": 5, "gray": 1, "blur": 2}
 MOST_IMAGES, MOST_PIXELS = 250, 2**22  # four maps of 2**22 pixels take about half a gigabyte
+MOST_ON_GPU = 4096  # images at a time on anything but a processor: few small ones leave it idle
 CACHED = 2**19  # numbers, two megabytes: a dozen passes over more than that wait for memory, several times as long
 
 
@@ -27,17 +29,14 @@ class TwoViews:
     def __init__(self, views: Views) -> None:
         self.views = views
 
-    def __call__(
-        self, images: Tensor, generator: torch.Generator, whole: int | None = None, part: slice = slice(None)
-    ) -> tuple[Tensor, Tensor]:
-        """Two views of a batch, x_q and x_k, (B, C, H, W) float32 in [0, 1] each.
+    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Two views of a batch (B, H, W, C) of uint8: x_q and x_k, (B, C, H, W) float32 in [0, 1] each."""
+        return self.of_numbers(images, random_numbers(generator, 2, len(images)).to(images.device))
 
-        Args:
-            images: (B, H, W, C) uint8.
-            generator, whole, part: see `random_view`.
-        """
+    def of_numbers(self, images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """The two views that `random_numbers` (2, B, 33) on the images' device decide; nothing waits for the device."""
         x = to_float(images)
-        return tuple(random_view(x, self.views, generator, whole, part) for _ in range(2))
+        return tuple(view_of_numbers(x, self.views, each) for each in numbers)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -45,20 +44,55 @@ def to_float(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).to(torch.float32).div(255)
 
 
+class Feeder:
+    """The tensors that `read` gives for a step, on the device; those of the next step are read in a thread meanwhile.
+
+    Args:
+        read: from a step's number to tensors on the processor.
+        steps: how many there are, if no more may be asked for.
+    """
+
+    def __init__(self, read: Callable[[int], Sequence[Tensor]], device: torch.device, steps: float = math.inf) -> None:
+        self.read, self.device, self.steps = read, device, steps
+        self.reader, self.next = ThreadPoolExecutor(1), (-1, None)
+
+    def __call__(self, step: int) -> list[Tensor]:
+        number, waiting = self.next
+        tensors = waiting.result() if number == step else self._pinned(step)
+        if step + 1 < self.steps:
+            self.next = (step + 1, self.reader.submit(self._pinned, step + 1))
+        return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
+
+    def _pinned(self, step: int) -> Sequence[Tensor]:
+        """A GPU copies from pinned memory while it computes, and nobody waits."""
+        tensors = self.read(step)
+        return [tensor.pin_memory() for tensor in tensors] if self.device.type == "cuda" else tensors
+
+
+def batch_size(side: int, device: torch.device) -> int:
+    """How many images of a side are encoded at a time where no gradient is needed."""
+    return max(1, min(MOST_IMAGES if device.type == "cpu" else MOST_ON_GPU, MOST_PIXELS // side**2))
+
+
 def batches(data: MedicalImages, rows: np.ndarray, device: torch.device, size: int | None = None) -> Iterator[Tensor]:
     """The images of some rows as they are, (B, C, H, W) in [0, 1] on the device.
 
     Args:
-        size: most images at a time; None is 250, and fewer of large images.
+        size: most images at a time; None is `batch_size`.
     """
-    size = size or max(1, min(MOST_IMAGES, MOST_PIXELS // data.side**2))
-    for group in np.array_split(rows, max(1, -(-len(rows) // size))):
-        yield to_float(torch.from_numpy(data.images[group]).to(device))
+    size = size or batch_size(data.side, device)
+    groups = np.array_split(rows, max(1, -(-len(rows) // size)))
+    feed = Feeder(lambda number: [torch.from_numpy(data.images[groups[number]])], device, len(groups))
+    for number in range(len(groups)):
+        yield to_float(*feed(number))
 
 
-def random_view(
-    x: Tensor, views: Views, generator: torch.Generator, whole: int | None = None, part: slice = slice(None)
-) -> Tensor:
+def random_numbers(generator: torch.Generator, *shape: int) -> Tensor:
+    """(*shape, 33) numbers in [0, 1), which decide a view each; from a CPU generator."""
+    return torch.rand(*shape, sum(SAMPLE.values()), generator=generator)
+
+
+def random_view(x: Tensor, views: Views, generator: torch.Generator) -> Tensor:
     """One random view of each image of a batch; the generator decides everything, so it can be repeated exactly.
 
     Crop, rotation and mirror are one bilinear resampling; what a rotation brings in from outside the image is black.
@@ -67,17 +101,29 @@ def random_view(
         x: (B, C, H, W) in [0, 1].
         views: which augmentations, and how strong.
         generator: a CPU generator.
-        whole, part: x is the rows `part` of a batch of `whole` images; a view does not depend on how it is shared.
     """
-    sample = torch.rand(whole or len(x), sum(SAMPLE.values()), generator=generator)
-    choices = {name: values[part] for name, values in choose(views, x.shape[1:], sample).items()}
-    # On a processor a few images at a time, as many as its cache holds.
-    count = max(1, CACHED // x[0].numel()) if x.device.type == "cpu" else len(x)
+    return view_of_numbers(x, views, random_numbers(generator, len(x)).to(x.device))
+
+
+def view_of_numbers(x: Tensor, views: Views, numbers: Tensor) -> Tensor:
+    """The view of each image (B, C, H, W) that its `random_numbers` (B, 33) decide, on the device of both.
+
+    It does not depend on the other images, so processes may share a batch.
+    """
+    choices = choose(views, x.shape[1:], numbers)
+    if not _on_processor(x):
+        return transform(x, views, choices)
+    count = max(1, CACHED // x[0].numel())  # a few images at a time, as many as the cache holds
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     for start in range(0, len(x), count):
         some = slice(start, start + count)
         out[some] = transform(x[some], views, {name: values[some] for name, values in choices.items()})
     return out
+
+
+def _on_processor(x: Tensor) -> bool:
+    """Whether code may depend on what a tensor holds: elsewhere it waits for a device, and breaks a compiled graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def choose(views: Views, shape: tuple[int, int, int], sample: Tensor) -> dict[str, Tensor]:
@@ -102,8 +148,8 @@ def choose(views: Views, shape: tuple[int, int, int], sample: Tensor) -> dict[st
 def transform(x: Tensor, views: Views, chosen: dict[str, Tensor]) -> Tensor:
     """Change images (B, C, H, W) as chosen for each."""
     if views.released_order:
-        return _resample(_recolour(x, chosen), chosen["matrix"], "nearest" if views.rotation else "bilinear")
-    return _recolour(_resample(x, chosen["matrix"], "bilinear"), chosen)
+        return _resample(_recolour(x, chosen), views, chosen["matrix"], "nearest" if views.rotation else "bilinear")
+    return _recolour(_resample(x, views, chosen["matrix"], "bilinear"), chosen)
 
 
 def _geometry(views: Views, height: int, width: int, u: dict[str, Tensor]) -> Tensor:
@@ -112,7 +158,7 @@ def _geometry(views: Views, height: int, width: int, u: dict[str, Tensor]) -> Te
     left, top = (u["place"].T * torch.stack([width - w + 1, height - h + 1])).floor()
     centre_x, centre_y = (2 * left + w) / width - 1, (2 * top + h) / height - 1
     angle = views.rotation * (2 * u["angle"].squeeze(1) - 1) * math.pi / 180
-    flip_x, flip_y = 1 - 2 * (u["mirror"] < torch.tensor([views.hflip, views.vflip])).float().T
+    flip_x, flip_y = (1 - 2 * (u["mirror"][:, n] < flip).float() for n, flip in enumerate((views.hflip, views.vflip)))
     across, down = w / width * flip_x, h / height * flip_y
     x = torch.stack([angle.cos() * across, -angle.sin() * down, centre_x], dim=1)
     y = torch.stack([angle.sin() * across, angle.cos() * down, centre_y], dim=1)
@@ -133,20 +179,17 @@ def _crop_sides(views: Views, height: int, width: int, area: Tensor, aspect: Ten
     return w.gather(1, first).squeeze(1), h.gather(1, first).squeeze(1)
 
 
-def _resample(x: Tensor, matrix: Tensor, mode: str) -> Tensor:
-    unmoved = (matrix == torch.eye(2, 3)).flatten(1).all(dim=1).nonzero().squeeze(1)
-    turned = matrix[:, 0, 1].any()
+def _resample(x: Tensor, views: Views, matrix: Tensor, mode: str) -> Tensor:
     h, w = x.shape[2:]
     column, row = ((2 * torch.arange(n, device=x.device) + 1) / n - 1 for n in (w, h))
-    matrix = matrix.to(x.device)
     across = matrix[:, :, :1] * column  # (B, 2, W)
     down = matrix[:, :, 1:2] * row + matrix[:, :, 2:]  # (B, 2, H)
     grid = down.unsqueeze(3) + across.unsqueeze(2)  # (B, 2, H, W); torch's affine_grid takes ten times as long
     y = F.grid_sample(x, grid.permute(0, 2, 3, 1), mode=mode, padding_mode="border", align_corners=False)
-    if turned:  # grid_sample's own zeros would darken the border inside the image
-        y *= torch.maximum(*grid.abs_().split(1, dim=1)).le_(1)
-    y[unmoved] = x[unmoved]  # without rounding
-    return y
+    if views.rotation:  # grid_sample's own zeros would darken the border inside the image
+        return y.mul_(torch.maximum(*grid.abs_().split(1, dim=1)).le_(1))
+    unmoved = (matrix == torch.eye(2, 3, device=x.device)).flatten(1).all(dim=1)
+    return torch.where(unmoved.view(-1, 1, 1, 1), x, y, out=y)  # without rounding, and in the layout of y
 
 
 def _jitter(views: Views, channels: int, u: Tensor) -> dict[str, Tensor]:
@@ -170,25 +213,26 @@ def _mixing(saturation: Tensor, hue: Tensor) -> Tensor:
     The hue turns about the gray axis of the RGB cube and keeps r + g + b. torchvision goes through HSV; at its 0.1 the
     colours of noise change there with 1.5 times the variance, those of stained tissue with 1.7, of a fundus with 1.3.
     """
-    one, angle = torch.eye(3), 2 * math.pi * hue
+    one, angle = torch.eye(3, device=hue.device), 2 * math.pi * hue
     third = one.roll(1, dims=0)  # a third of the circle
     turn = angle.cos() * one + (1 - angle.cos()) / 3 + angle.sin() / math.sqrt(3) * (third - third.T)
-    return turn @ (saturation * one + (1 - saturation) * torch.tensor(LUMA))
+    return turn @ (saturation * one + torch.cat([(1 - saturation) * weight for weight in LUMA], dim=2))
 
 
 def _recolour(x: Tensor, chosen: dict[str, Tensor]) -> Tensor:
     """Colour change, dropped colour and blur. A colour becomes gain (C, C) times it, plus lift times the mean gray."""
     b, c, h, w = x.shape
-    blurred = (chosen["kernel"].amax(dim=1) < 1).nonzero().squeeze(1) if "kernel" in chosen else []
-    chosen = {name: values.to(x.device) for name, values in chosen.items()}
     if "gain" in chosen:
         lift = chosen["lift"].unsqueeze(3) * luma(x.mean(dim=(2, 3), keepdim=True))
         x = (chosen["gain"] @ x.reshape(b, c, h * w)).view(b, c, h, w).add_(lift).clamp_(0, 1)
     if "gray" in chosen:
         x = x.lerp(luma(x), chosen["gray"].view(-1, 1, 1, 1))
-    if len(blurred):
-        x = x.index_copy(0, blurred.to(x.device), blur(x[blurred], chosen["kernel"][blurred]))
-    return x
+    if "kernel" not in chosen:
+        return x
+    if not _on_processor(x):
+        return blur(x, chosen["kernel"])  # that of an image that stays sharp is 1 in the middle, else 0
+    blurred = (chosen["kernel"].amax(dim=1) < 1).nonzero().squeeze(1)
+    return x.index_copy(0, blurred, blur(x[blurred], chosen["kernel"][blurred])) if len(blurred) else x
 
 
 def luma(x: Tensor) -> Tensor:
@@ -202,7 +246,7 @@ def luma(x: Tensor) -> Tensor:
 def gaussian_kernel(sigma: Tensor, largest: float) -> Tensor:
     """(B, K) weights for standard deviations in pixels (B,), cut at 2.5 times the largest; 0 is no blur at all."""
     radius = max(1, math.ceil(2.5 * largest))
-    offset = torch.arange(-radius, radius + 1)
+    offset = torch.arange(-radius, radius + 1, device=sigma.device)
     kernel = torch.exp(-0.5 * (offset / sigma.unsqueeze(1).clamp_min(1e-3)) ** 2)
     return kernel / kernel.sum(dim=1, keepdim=True)
 

@@ -1,17 +1,19 @@
 """Frozen features: every stage of an encoder, encoded once on the chosen device, and raw pixels beside them."""
 
 import copy
+import functools
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.data.views import batches
+from mocolayers.data.views import batch_size, batches
 from mocolayers.method.encoder import StagedResNet
 from mocolayers.method.losses import check_side
 from mocolayers.runtime import resolve_device
 from mocolayers.training.distributed import from_first, share_rows
+from mocolayers.training.pretrain import gpu_precision, memory_errors
 from mocolayers.training.runs import Run, read_kept, save_kept
 
 STAGES = (1, 2, 3, 4)
@@ -19,7 +21,6 @@ SPLITS = ("train", "val", "test")
 PIXEL_SIDE = 28
 
 
-@torch.no_grad()
 def stage_features(
     encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, pool: int = 1, device: str = "auto"
 ) -> list[np.ndarray]:
@@ -34,21 +35,30 @@ def stage_features(
     Raises:
         ValueError: a stage has fewer than pool x pool places.
     """
-    device = resolve_device(device)
-    encoder = copy.deepcopy(encoder).to(device).eval()
+    return _encoded(copy.deepcopy(encoder).to(resolve_device(device)).eval(), data, rows, pool)
 
-    def pooled(own: np.ndarray) -> np.ndarray:
-        parts = []
-        for x in batches(data, own, device):
-            stages = encoder(x).stages
-            for stage in stages:
-                check_side(stage, pool)
-            means = [F.adaptive_avg_pool2d(stage, pool).flatten(1) for stage in stages]
-            parts.append(torch.cat(means, dim=1).cpu().numpy())
-        return np.concatenate(parts)
 
+def _encoded(encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, pool: int) -> list[np.ndarray]:
+    device = encoder.conv1.weight.device
+    if device.type == "cuda":
+        encoder = encoder.to(memory_format=torch.channels_last)
+    with memory_errors(batch_size(data.side, device), data.side):
+        whole = share_rows(rows, functools.partial(_pooled, encoder, data, pool))
     ends = np.cumsum(encoder.stage_channels)[:-1] * pool**2
-    return [np.ascontiguousarray(stage) for stage in np.split(share_rows(rows, pooled), ends, axis=1)]
+    return [np.ascontiguousarray(stage) for stage in np.split(whole, ends, axis=1)]
+
+
+@torch.no_grad()
+def _pooled(encoder: StagedResNet, data: MedicalImages, pool: int, rows: np.ndarray) -> np.ndarray:
+    device, parts = encoder.conv1.weight.device, []
+    for x in batches(data, rows, device):
+        with gpu_precision(device):
+            stages = encoder(x).stages
+        for stage in stages:
+            check_side(stage, pool)
+        means = [F.adaptive_avg_pool2d(stage.float(), pool).flatten(1) for stage in stages]
+        parts.append(torch.cat(means, dim=1).cpu().numpy())
+    return np.concatenate(parts)
 
 
 def run_features(run: Run, data: MedicalImages, pool: int = 1, device: str = "auto") -> list[dict[str, np.ndarray]]:
@@ -59,9 +69,9 @@ def run_features(run: Run, data: MedicalImages, pool: int = 1, device: str = "au
     place = run.folder / "features" / f"{run.weights_hash}-{data.fingerprint}-pool{pool}.safetensors"
     found = from_first(lambda: read_kept(place)[1])
     if not found:
-        encoder = run.load_encoder()
+        encoder = run.load_encoder().to(resolve_device(device))
         for split in SPLITS:
-            stages = stage_features(encoder, data, data.rows(split), pool, device)
+            stages = _encoded(encoder, data, data.rows(split), pool)
             found |= {f"{split}.{n}": torch.from_numpy(stage) for n, stage in zip(STAGES, stages, strict=True)}
         from_first(lambda: save_kept(place, found))
     return [{split: found[f"{split}.{stage}"].numpy() for split in SPLITS} for stage in STAGES]

@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 from mocolayers.data.labels import class_matrix
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.data.views import batches, random_view, to_float
+from mocolayers.data.views import Feeder, batches, random_numbers, to_float, view_of_numbers
 from mocolayers.evaluation.scores import validation_score
 from mocolayers.method.collectives import own_part
 from mocolayers.method.encoder import StagedResNet
 from mocolayers.recipe import Evaluation, Views
 from mocolayers.runtime import RunError, resolve_device, step_generator
 from mocolayers.training.distributed import average_running_statistics, parallel, share_rows
+from mocolayers.training.pretrain import gpu_precision, memory_errors
 
 # Mild on purpose, and the same at every label fraction.
 FINETUNE_VIEWS = {
@@ -50,7 +51,8 @@ class Classifier(nn.Module):
         device = self.head.weight.device
 
         def predicted(own: np.ndarray) -> np.ndarray:
-            logits = torch.cat([self(x).float() for x in batches(data, own, device)])
+            with gpu_precision(device):
+                logits = torch.cat([self(x).float() for x in batches(data, own, device)])
             return (logits.sigmoid() if self.task == "multilabel" else logits.softmax(dim=1)).cpu().numpy()
 
         return share_rows(rows, predicted)
@@ -75,19 +77,23 @@ def fine_tune(
         seed: of the new layer, the order of the rows and the augmentation.
         views: the augmentation; None means that of the modality in `FINETUNE_VIEWS`.
     Raises:
-        RunError: the training diverged.
+        RunError: the training diverged, or out of memory.
     """
+    device = resolve_device(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(encoder, data.task, len(data.classes))
-    model.to(resolve_device(device), memory_format=torch.channels_last)
-    in_parallel, optimiser = parallel(model), torch.optim.Adam(model.parameters(), lr=plan.lr)
-    views = views or FINETUNE_VIEWS.get(data.modality, FINETUNE_VIEWS["chest"])
+    model.to(device, memory_format=torch.channels_last)
+    # On a processor, the fused optimiser rounds differently.
+    optimiser = torch.optim.Adam(model.parameters(), lr=plan.lr, fused=device.type == "cuda")
+    in_parallel, views = parallel(model), views or FINETUNE_VIEWS.get(data.modality, FINETUNE_VIEWS["chest"])
     held_out = np.sort(np.random.default_rng(0).permutation(data.rows("val"))[: plan.most_validation_rows])
     truth, order, best = class_matrix(data, held_out), row_order(rows, plan, seed), -np.inf
     looks = set(np.linspace(0, len(order), plan.checks + 1).round()[1:])
-    for step, drawn in enumerate(order):
-        _step(in_parallel.train(), optimiser, data, drawn, views, step_generator(seed, step))
+    feed = Feeder(lambda step: _inputs(data, order[step], step_generator(seed, step)), device, len(order))
+    for step in range(len(order)):
+        with memory_errors(plan.batch, data.side):
+            _step(in_parallel.train(), optimiser, data.task, views, *feed(step))
         if step + 1 not in looks:
             continue
         average_running_statistics(model)
@@ -113,13 +119,18 @@ def row_order(rows: np.ndarray, plan: Evaluation, seed: int) -> np.ndarray:
     return shuffled[: steps * plan.batch].reshape(steps, plan.batch)
 
 
-def _step(model, optimiser, data: MedicalImages, drawn: np.ndarray, views: Views, generator: torch.Generator) -> None:
-    part, device = own_part(len(drawn)), next(model.parameters()).device
-    own = np.sort(drawn)[part]
-    x = to_float(torch.from_numpy(data.images[own]).to(device))
-    logits = model(random_view(x, views, generator, whole=len(drawn), part=part))
-    classes = torch.from_numpy(class_matrix(data, own)).to(device)
-    if data.task == "multilabel":
+def _inputs(data: MedicalImages, drawn: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """What this process holds of a step: images, the numbers that decide their views, and classes (B, L)."""
+    part = own_part(len(drawn))
+    own, numbers = np.sort(drawn)[part], random_numbers(generator, len(drawn))[part]
+    return torch.from_numpy(data.images[own]), numbers, torch.from_numpy(class_matrix(data, own))
+
+
+def _step(model, optimiser, task: str, views: Views, images: Tensor, numbers: Tensor, classes: Tensor) -> None:
+    x = view_of_numbers(to_float(images), views, numbers)
+    with gpu_precision(x.device):
+        logits = model(x).float()
+    if task == "multilabel":
         loss = F.binary_cross_entropy_with_logits(logits, classes.float())
     else:
         loss = F.cross_entropy(logits, classes.int().argmax(dim=1))

@@ -73,7 +73,8 @@ def judge(
         probabilities, read, weights = model.predict(data, test), model.labels_read, model.state_dict()
     else:
         features = pixel_features(data) if source == "pixels" else run_features(run, data, pool, device)[stage - 1]
-        (probabilities, _), read = from_first(lambda: linear_evaluation(features, data, rows, plan)), len(rows)
+        probed = from_first(lambda: linear_evaluation(features, data, rows, plan, device))
+        probabilities, read = probed[0], len(rows)
     classes = class_matrix(data, test)
     row = {"dataset": run.recipe.dataset, "judged_on": data.name, "arm": run.recipe.arm, "seed": seed} | settings
     found = scores(data.task, classes, probabilities)

@@ -62,7 +62,7 @@ class _Pool(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         (b, c, h, w), side = ctx.shape, ctx.side
-        down, across = (windows(length, side).to(gradient) for length in (h, w))
+        down, across = (windows(length, side, gradient.device).to(gradient.dtype) for length in (h, w))
         area = torch.outer(down.sum(dim=1), across.sum(dim=1)).unsqueeze(2)
         g = gradient.permute(0, 2, 3, 1) / area  # (B, side, side, C)
         g = across.T @ g.reshape(b * side, side, c)
@@ -82,9 +82,9 @@ def check_side(stage: Tensor, side: int) -> None:
 
 
 @functools.cache
-def windows(length: int, side: int) -> Tensor:
+def windows(length: int, side: int, device: torch.device | None = None) -> Tensor:
     """(side, length) ones where a pixel of a line is in a window of adaptive pooling, else 0; windows may overlap."""
-    start, pixel = torch.arange(side).unsqueeze(1) * length, torch.arange(length)
+    start, pixel = torch.arange(side, device=device).unsqueeze(1) * length, torch.arange(length, device=device)
     return ((pixel >= start // side) & (pixel < -(-(start + length) // side))).float()
 
 

@@ -22,6 +22,7 @@ class MoCoOutput(NamedTuple):
     logits: Tensor  # (B, 1 + K), the positive in column 0
     q: Tensor  # (B, D), of unit length
     k: Tensor  # (B, D), of unit length
+    keys: Tensor  # k of all processes that train together, for `MoCo.enqueue`
     query_stages: list[
         Tensor
     ]  # (B, C_l, side_l, side_l) fp32, pooled as the stage loss asks or else averaged, or empty
@@ -81,18 +82,21 @@ class MoCo(nn.Module):
         self,
         x_q: Tensor,
         x_k: Tensor,
-        generator: torch.Generator | None = None,
+        order: Tensor | None = None,
         stage_share: float = 1.0,
         return_stages: bool = True,
+        filled: int | None = None,
     ) -> MoCoOutput:
-        """Loss of a batch of pairs; also moves the key encoder and, at the end, puts the new keys into the queue.
+        """Loss of a batch of pairs; also moves the key encoder. `enqueue` the keys once the gradient is computed.
 
         Args:
             x_q, x_k: (B, C, H, W) two views of the same B images: in distributed training, this process's part of
-                the batch. The output is of the same rows; the queue takes the keys of all.
-            generator: for the shuffle of the keys; only needed when bn_splits > 1, or in distributed training.
+                the batch. The output is of the same rows.
+            order: permutation of the whole batch in which keys are cut into groups if bn_splits > 1, or in distributed
+                training; None is a random one.
             stage_share: part of the stage losses' weights, below 1 while they warm up.
             return_stages: return the stages even when no loss uses them.
+            filled: how many keys the queue holds; None asks the device, which has to finish its work to answer.
         Raises:
             ValueError: a batch-norm group of fewer than two images, or a stage smaller than the loss pools it to.
         """
@@ -101,17 +105,17 @@ class MoCo(nn.Module):
         q = F.normalize(self.head_q(query.embedding).float(), dim=1)  # (B, D)
         with torch.no_grad():
             self.momentum_update()
-            key = self._encode_shuffled(x_k, generator, sides)
+            key = self._encode_shuffled(x_k, order, sides)
             keys = F.normalize(self.head_k(key.embedding).float(), dim=1)  # (B of all processes, D)
         k = keys[own_part(len(keys))]  # (B, D)
-        loss, logits = info_nce(q, k, self.queue[: int(self.filled)], self.temperature)
+        queue = self.queue[: int(self.filled) if filled is None else filled]
+        loss, logits = info_nce(q, k, queue, self.temperature)
         terms = {"info_nce": loss}
         if self.stage_loss is not None:
             losses = self.stage_loss(query.stages, key.stages)
             for number, (weight, term) in enumerate(zip(self.stage_weights, losses, strict=True), start=1):
                 terms[f"stage{number}"] = stage_share * weight * term
-        self.enqueue(keys)
-        return MoCoOutput(sum(terms.values()), terms, logits, q, k, query.stages, key.stages)
+        return MoCoOutput(sum(terms.values()), terms, logits, q, k, keys, query.stages, key.stages)
 
     @torch.no_grad()
     def momentum_update(self) -> None:
@@ -122,14 +126,14 @@ class MoCo(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Write keys (B, D) over the oldest ones, going round at the end of the queue.
+        """Write keys (B, D) over the oldest ones, in place, going round at the end of the queue.
 
-        The queue is replaced, not changed in place: this step's logits still need the old one for their gradient.
+        Logits need the old queue for their gradient, so this comes after the backward pass.
         """
         length = len(self.queue)
         keys = keys[max(0, len(keys) - length) :]
         places = (self.pointer + torch.arange(len(keys), device=keys.device)) % length
-        self.queue = self.queue.index_copy(0, places, keys)
+        self.queue.index_copy_(0, places, keys)
         self.pointer.copy_((self.pointer + len(keys)) % length)
         self.filled.copy_((self.filled + len(keys)).clamp(max=length))
 
@@ -152,9 +156,7 @@ class MoCo(nn.Module):
         embedding, *stages = (torch.cat(parts) for parts in zip(*groups, strict=True))
         return Encoded(stages, embedding)
 
-    def _encode_shuffled(
-        self, x: Tensor, generator: torch.Generator | None, sides: Sequence[int] = AVERAGED
-    ) -> Encoded:
+    def _encode_shuffled(self, x: Tensor, order: Tensor | None, sides: Sequence[int] = AVERAGED) -> Encoded:
         """Encode keys in other groups than the queries, so that batch statistics do not give the pairs away.
 
         Embedding *and* stages come back in order, or the stage losses would compare unrelated images: the stages of
@@ -163,7 +165,7 @@ class MoCo(nn.Module):
         if self.bn_splits == 1 and world_size() == 1:
             return self._encode(self.encoder_k, x, sides)
         x = gather(x)
-        order = torch.randperm(len(x), generator=generator).to(x.device)
+        order = torch.randperm(len(x), device=x.device) if order is None else order
         back, mine = order.argsort(), own_part(len(x))
         key = self._encode(self.encoder_k, x[order[mine]], sides)
         return Encoded([gather(stage)[back[mine]] for stage in key.stages], gather(key.embedding)[back])

@@ -6,13 +6,14 @@ Whatever a process does with a batch, it does with its part of it: rows [r * B /
 import contextlib
 import gc
 import importlib
+import inspect
 import os
 from collections.abc import Callable
 from datetime import timedelta
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from mocolayers.method.collectives import mean_over_processes, rank, world_size
 from mocolayers.runtime import RunError
@@ -53,13 +54,9 @@ def processes(device: str):
     distributed.destroy_process_group()
 
 
-def averaged(row: dict[str, float]) -> dict[str, float]:
-    """Numbers under the same names on every process, averaged."""
-    if world_size() == 1:
-        return row
-    values = torch.tensor(list(row.values()), dtype=torch.float64)
-    if distributed.get_backend() == "nccl":
-        values = values.cuda()
+def averaged(row: dict[str, Tensor]) -> dict[str, float]:
+    """Numbers under the same names on every process, averaged; they leave the device together."""
+    values = torch.stack([value.detach().float() for value in row.values()])
     return dict(zip(row, mean_over_processes(values).tolist(), strict=True))
 
 
@@ -95,4 +92,8 @@ def parallel(module: nn.Module) -> nn.Module:
     """The module to call in training: it averages gradients over processes. With one process, the module itself."""
     if world_size() == 1:
         return module
-    return nn.parallel.DistributedDataParallel(module, forward_sync_buffers=False)
+    ddp = nn.parallel.DistributedDataParallel
+    name = (
+        "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(ddp).parameters else "broadcast_buffers"
+    )
+    return ddp(module, **{name: False})  # the second name is that of older versions of PyTorch

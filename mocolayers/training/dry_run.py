@@ -10,7 +10,7 @@ import torch
 from mocolayers.data.prepared import MedicalImages
 from mocolayers.recipe import RELEASED_SIDE, Recipe
 from mocolayers.runtime import resolve_device
-from mocolayers.training.pretrain import Trainer, memory_errors
+from mocolayers.training.pretrain import SMALLER, Trainer, memory_errors
 
 
 def try_steps(recipe: Recipe, data: MedicalImages, device: str = "auto", init: Path | None = None) -> str:
@@ -29,7 +29,7 @@ def try_steps(recipe: Recipe, data: MedicalImages, device: str = "auto", init: P
         return torch.cuda.max_memory_allocated(place) if on_gpu else psutil.Process().memory_info().rss
 
     before = memory()
-    with memory_errors(recipe):
+    with memory_errors(recipe.batch, recipe.side, SMALLER):
         quiet = dataclasses.replace(recipe, log_every=10**9, monitor_every=10**9)
         trainer = Trainer(quiet, data, place, init)
         # After a forward pass all that its gradient needs is in memory, beside the gradients of the step before.

@@ -1,4 +1,7 @@
-"""What to watch while MoCo trains: is it learning, has it collapsed, and what does each loss term really do?"""
+"""What to watch while MoCo trains: is it learning, has it collapsed, and what does each loss term really do?
+
+All but the kNN monitor stay on the device; reading a number makes a GPU finish its work.
+"""
 
 import numpy as np
 import torch
@@ -15,24 +18,24 @@ from mocolayers.training.distributed import share_rows
 
 
 @torch.no_grad()
-def contrastive_accuracy(logits: Tensor) -> float:
+def contrastive_accuracy(logits: Tensor) -> Tensor:
     """Share of queries whose own key beats every key of the queue; logits (B, 1 + K), positive first."""
-    return (logits.argmax(dim=1) == 0).float().mean().item()
+    return (logits.argmax(dim=1) == 0).float().mean()
 
 
 @torch.no_grad()
-def effective_rank(z: Tensor) -> float:
+def effective_rank(z: Tensor) -> Tensor:
     """exp of the entropy of the normalised singular values of centred features (B, D): 1 means collapsed.
 
     Source: Roy and Vetterli 2007, on the centred matrix.
     """
     values = torch.linalg.svdvals((z - z.mean(dim=0)).float())
     share = values / values.sum().clamp_min(1e-12)
-    return torch.exp(-(share * share.clamp_min(1e-12).log()).sum()).item()
+    return torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
 
 
 @torch.no_grad()
-def stage_statistics(output: MoCoOutput) -> dict[str, float]:
+def stage_statistics(output: MoCoOutput) -> dict[str, Tensor]:
     """Per stage, on averages over its map: raw MSE, scale-free distance, feature norm, cross-correlation means."""
     row = {}
     for number, (u, v) in enumerate(zip(output.query_stages, output.key_stages, strict=True), start=1):
@@ -41,24 +44,24 @@ def stage_statistics(output: MoCoOutput) -> dict[str, float]:
         diagonal = c.diagonal()
         off = (c.abs().sum() - diagonal.abs().sum()) / max(1, c.numel() - len(c))
         row |= {
-            f"stage{number}_mse": stage_distance(u, v).item(),
-            f"stage{number}_scale_free": stage_distance(u, v, scale_free=True).item(),
-            f"stage{number}_norm": u.norm(dim=1).mean().item(),
-            f"stage{number}_diagonal": diagonal.mean().item(),
-            f"stage{number}_off_diagonal": off.item(),
+            f"stage{number}_mse": stage_distance(u, v),
+            f"stage{number}_scale_free": stage_distance(u, v, scale_free=True),
+            f"stage{number}_norm": u.norm(dim=1).mean(),
+            f"stage{number}_diagonal": diagonal.mean(),
+            f"stage{number}_off_diagonal": off,
         }
     return row
 
 
-def gradient_shares(output: MoCoOutput, parameters: list[Tensor]) -> dict[str, float]:
+def gradient_shares(output: MoCoOutput, parameters: list[Tensor]) -> dict[str, Tensor]:
     """Each loss term's share of the summed gradient norms on the query encoder; the shares add up to 1."""
     norms = {}
     for name, term in output.terms.items():
         gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
         whole = [mean_over_processes(g.float()) for g in gradients if g is not None]
         norms[name] = sum(g.square().sum() for g in whole) ** 0.5
-    total = max(float(sum(norms.values())), 1e-12)
-    return {f"gradient_{name}": float(norm) / total for name, norm in norms.items()}
+    total = sum(norms.values()).clamp_min(1e-12)
+    return {f"gradient_{name}": norm / total for name, norm in norms.items()}
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.data.views import TwoViews, batches
+from mocolayers.data.views import Feeder, TwoViews, batches, random_numbers
 from mocolayers.method.collectives import own_part, rank, world_size
 from mocolayers.method.moco import MoCo, MoCoOutput
 from mocolayers.recipe import SOUND_QUEUE, Recipe
@@ -30,12 +29,14 @@ from mocolayers.training.monitors import (
     knn_monitor,
     stage_statistics,
 )
+from mocolayers.training.recorded import Recorded
 from mocolayers.training.runs import Run, build_encoder, save_weights, start_from, unusable, write_file
 from mocolayers.training.stage_loss import stage_loss_of
 
 CHECKPOINT_SECONDS = 30
 CHECKPOINTS = 10  # at least so many in a run, however short it is
 CALIBRATED = 2048  # images that batch-norm statistics are gathered from
+SMALLER = "give a smaller one: --set batch=NUMBER, or prepare the images with a smaller --side"
 
 
 def build_moco(recipe: Recipe) -> MoCo:
@@ -80,7 +81,8 @@ def pretrain(
         after_step: called after every step with the trainer, whose `step` and `history` may be read; True ends the
             call with a checkpoint to resume from.
         init: file of weights that the encoder starts from; the recipe's `init` is its fingerprint.
-        compiled: compile the encoders with torch.compile; pays on GPUs in long runs, and rounds a little differently.
+        compiled: compile the steps of a full queue with torch.compile, and replay them as a CUDA graph on a GPU; pays
+            there in long runs, and rounds a little differently. In several processes, compile the encoders alone.
         wait: if another process trains this run, wait for what it leaves instead of an error.
     Returns:
         The run; `run.finished` is False only if `after_step` ended it.
@@ -95,7 +97,7 @@ def pretrain(
     run, progress = Run(recipe, runs_dir), progress and rank() == 0
     if from_first(lambda: run.finished and run.load_encoder() is not None):  # a damaged encoder is no result
         return run
-    with memory_errors(recipe), contextlib.ExitStack() as lock:
+    with memory_errors(recipe.batch, recipe.side, SMALLER), contextlib.ExitStack() as lock:
         trainer = Trainer(recipe, data, resolve_device(device), init, compiled)
         from_first(run.open)
         if rank() == 0:
@@ -166,18 +168,22 @@ def signals_that_wait():
 
 
 @contextlib.contextmanager
-def memory_errors(recipe: Recipe):
+def memory_errors(batch: int, side: int, remedy: str = "prepare them with a smaller --side, or give --device cpu"):
     """Turn "out of memory" into one line that says what to make smaller."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         words = ("out of memory", "DefaultCPUAllocator")
-        if not isinstance(error, MemoryError) and not any(word in str(error) for word in words):
+        full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not full and not any(word in str(error) for word in words):
             raise
-        raise RunError(
-            f"out of memory: a batch of {recipe.batch} images of {recipe.side} px does not fit {recipe.layout} here; "
-            "give a smaller one: --set batch=NUMBER, or prepare the images with a smaller --side"
-        ) from None
+        raise RunError(f"out of memory: a batch of {batch} images of {side} px does not fit here; {remedy}") from None
+
+
+def gpu_precision(device: torch.device) -> contextlib.AbstractContextManager:
+    """The context in which frozen encoders and fine-tuning compute: bf16 on a GPU that has it, elsewhere fp32."""
+    dtype = autocast_type("auto", device) if device.type == "cuda" else None
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
 class Trainer:
@@ -205,8 +211,12 @@ class Trainer:
         if recipe.init:
             said = start_from(model, init, recipe.init)
             from_first(lambda: print(said))
+        if device.type == "cuda":  # the convolutions that a trial finds fastest, unless they have to be the same again
+            torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+        if device.type == "cuda" and compiled:
+            torch.cuda.set_stream(torch.cuda.Stream(device))  # see `Recorded`
         self.model = model.to(device, memory_format=torch.channels_last).train()
-        if compiled:
+        if compiled and world_size() > 1:  # what processes tell each other would break a graph of the whole step
             self.model.encoder_q.compile()
             self.model.encoder_k.compile()
         self.in_parallel = parallel(self.model)
@@ -221,34 +231,37 @@ class Trainer:
             self.dtype = None
         # fp16 has so few small numbers that gradients are scaled up, or they become zero.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
-        self.step, self.history = 0, []
+        self.step, self.held, self.history = 0, 0, []  # held: keys in the queue, known without asking the device
+        self._rate = torch.zeros((), device=device)
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._order = functools.lru_cache(2)(
             lambda epoch: np.random.default_rng((recipe.seed, epoch)).permutation(self.rows)
         )
-        self._feed = Feeder(self._images)
+        self._feed = Feeder(self._inputs, device)
+        self._compiled = self._compile() if compiled and world_size() == 1 else None
 
     def train_step(self) -> MoCoOutput:
-        """One optimiser step on the next batch."""
-        generator = step_generator(self.recipe.seed, self.step)
-        images = self._feed(self.step).to(self.device, non_blocking=True)
-        x_q, x_k = self.views(images, generator, self.batch, self.part)
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.recipe, self.step)
+        """One optimiser step on the next batch; between logged steps, nothing waits for the device.
+
+        A step that is replayed on a GPU returns the tensors of the one before, filled anew.
+        """
+        inputs, share = self._feed(self.step), stage_share(self.recipe, self.step)
+        rate = learning_rate(self.recipe, self.step)
         monitor = (self.step + 1) % self.recipe.monitor_every == 0 or self.step + 1 == self.recipe.steps
         logged = monitor or self.step % self.recipe.log_every == 0
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            output = self.in_parallel(
-                x_q, x_k, generator, stage_share=stage_share(self.recipe, self.step), return_stages=logged
-            )
-        self._finite &= output.loss.detach().isfinite()
-        row = self._observe(output, monitor) if logged else None
-        self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(output.loss).backward()
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
+        steady = not logged and share == 1 and self.held == self.recipe.queue
+        compiled = steady and self._compiled is not None
+        for group in self.optimiser.param_groups:
+            group["lr"] = self._rate.fill_(rate) if compiled else rate
+        if compiled:
+            output = self._compiled(*inputs)
+        else:
+            output = self._forward(*inputs, share, logged, self.held)
+            row = self._observe(output, monitor) if logged else None
+            self._learn(output)
         self.step += 1
-        if row is not None:
+        self.held = min(self.held + self.batch, self.recipe.queue)
+        if logged:
             if monitor:
                 self.check_finite()  # neighbours cannot be found among features that are not numbers
                 average_running_statistics(self.model)
@@ -257,6 +270,31 @@ class Trainer:
             self.history.append(row)
         return output
 
+    def _forward(self, images: Tensor, numbers: Tensor, order: Tensor, share: float, stages: bool, held: int):
+        x_q, x_k = self.views.of_numbers(images, numbers)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+            output = self.in_parallel(x_q, x_k, order, share, stages, held)
+        self._finite.logical_and_(output.loss.detach().isfinite())
+        return output
+
+    def _learn(self, output: MoCoOutput) -> None:
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(output.loss).backward()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.model.enqueue(output.keys)
+
+    def _compile(self) -> Callable[..., MoCoOutput]:
+        """A step that is not logged, for a full queue and stage losses at their full weights."""
+        forward = torch.compile(self._forward, fullgraph=True, dynamic=False)
+
+        def step(images: Tensor, numbers: Tensor, order: Tensor) -> MoCoOutput:
+            output = forward(images, numbers, order, 1.0, False, self.recipe.queue)
+            self._learn(output)
+            return output
+
+        return Recorded(step) if self.device.type == "cuda" and not self.scaler.is_enabled() else step
+
     def check_finite(self) -> None:
         """Look at every loss so far and at all weights; between two looks, losses are only noted on the device.
 
@@ -264,7 +302,7 @@ class Trainer:
             RunError: one is not finite, in this or another process.
         """
         state = [value.isfinite().all() for value in self.model.state_dict().values()]
-        if averaged({"finite": float(torch.stack([self._finite, *state]).all())})["finite"] < 1:
+        if averaged({"finite": torch.stack([self._finite, *state]).all()})["finite"] < 1:
             raise RunError(
                 f"loss or weights of {self.recipe.arm} are not finite after {self.step} steps: training diverged; "
                 "lower lr or stage_weights in the recipe. The last good checkpoint is kept"
@@ -295,6 +333,7 @@ class Trainer:
             if state["scaler"]:
                 self.scaler.load_state_dict(state["scaler"])
             self.step, self.history = int(state["step"]), list(state["history"])
+            self.held = int(self.model.filled)
         except Exception as error:
             raise unusable(source, f"does not fit the recipe ({type(error).__name__})") from None
 
@@ -303,26 +342,22 @@ class Trainer:
         epoch, place = divmod(step, self.steps_per_epoch)
         return self._order(epoch)[place * self.batch : (place + 1) * self.batch][self.part]
 
-    def _images(self, step: int) -> Tensor:
-        images = torch.from_numpy(self.data.images[self.batch_rows(step)])
-        return images.pin_memory() if self.device.type == "cuda" else images  # a GPU copies it while it computes
+    def _inputs(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The images of a step, and all its randomness: the numbers of both views, and the order of the keys."""
+        generator = step_generator(self.recipe.seed, step)
+        numbers = random_numbers(generator, 2, self.batch)[:, self.part]
+        order = torch.randperm(self.batch, generator=generator)
+        return torch.from_numpy(self.data.images[self.batch_rows(step)]), numbers, order
 
     def _observe(self, output: MoCoOutput, monitor: bool) -> dict[str, float]:
         self.check_finite()
-        row = {
-            "step": self.step + 1,
-            "epoch": self.step / self.steps_per_epoch,
-            "lr": learning_rate(self.recipe, self.step),
-            "loss": output.loss.item(),
-            **{name: term.item() for name, term in output.terms.items()},
-            "contrastive_accuracy": contrastive_accuracy(output.logits),
-            "embedding_std": output.q.std(dim=0).mean().item(),
-            "effective_rank": effective_rank(output.q),
-            **stage_statistics(output),
-        }
+        seen = {"loss": output.loss, **output.terms, "contrastive_accuracy": contrastive_accuracy(output.logits)}
+        seen |= {"embedding_std": output.q.std(dim=0).mean(), "effective_rank": effective_rank(output.q)}
+        seen |= stage_statistics(output)
         if monitor and len(output.terms) > 1:
-            row |= gradient_shares(output, list(self.model.encoder_q.parameters()))
-        return averaged(row)
+            seen |= gradient_shares(output, list(self.model.encoder_q.parameters()))
+        place = {"step": self.step + 1, "epoch": self.step / self.steps_per_epoch}
+        return place | {"lr": learning_rate(self.recipe, self.step)} | averaged(seen)
 
 
 def _batch_size(recipe: Recipe, images: int) -> int:
@@ -335,19 +370,6 @@ def _batch_size(recipe: Recipe, images: int) -> int:
             f"{groups} group(s) needs at least {2 * groups}; add images, or give --set bn_splits=1"
         )
     return batch
-
-
-class Feeder:
-    """The images (B, H, W, C) that `read` gives for a step; those of the next step are read in a thread meanwhile."""
-
-    def __init__(self, read: Callable[[int], Tensor]) -> None:
-        self.read, self.reader, self.next = read, ThreadPoolExecutor(1), (-1, None)
-
-    def __call__(self, step: int) -> Tensor:
-        number, waiting = self.next
-        images = waiting.result() if number == step else self.read(step)
-        self.next = (step + 1, self.reader.submit(self.read, step + 1))
-        return images
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:

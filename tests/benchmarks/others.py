@@ -1,17 +1,14 @@
 """Other ways to write MoCo's training loop: lightly's, torchvision's transforms, and the released code's description.
 
 All have the encoder, head, batch, queue, optimiser and precision of a recipe, take their images from memory, and differ
-in how views are made and in what a step does. None of them cuts the batch into groups for batch-norm.
+in how views are made and in what a step does. None of them cuts the batch into groups for batch-norm. lightly is
+imported where it is used: it is not there on every machine.
 """
 
 import copy
 from collections.abc import Callable
 
 import torch
-from lightly.loss import NTXentLoss
-from lightly.models.modules import MoCoProjectionHead
-from lightly.models.utils import deactivate_requires_grad, update_momentum
-from lightly.transforms.moco_transform import MoCoV2Transform
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,17 +36,24 @@ class Pairs(Dataset):
 
 def lightly_pairs(data: MedicalImages) -> Pairs:
     """PIL images through the transform of lightly's MoCo example."""
+    from lightly.transforms.moco_transform import MoCoV2Transform
+
     transform = MoCoV2Transform(input_size=data.side)
-    return Pairs([Image.fromarray(image) for image in data.images], lambda image: tuple(transform(image)))
+    images = [Image.fromarray(image.squeeze()).convert("RGB") for image in data.images]
+    if data.channels == 3:
+        return Pairs(images, lambda image: tuple(transform(image)))
+    return Pairs(images, lambda image: tuple(view[:1] for view in transform(image)))
 
 
 def torchvision_pairs(data: MedicalImages, recipe: Recipe) -> Pairs:
     """uint8 tensors through torchvision's transforms, as strong as the recipe's views of colour images."""
     views = recipe.views
+    turn = [v2.RandomRotation(views.rotation)] if views.rotation else []
     jitter = v2.ColorJitter(views.brightness, views.contrast, views.saturation, views.hue)
     view = v2.Compose(
         [
             v2.RandomResizedCrop(data.side, scale=(views.crop, 1.0), antialias=True),
+            *turn,
             v2.RandomHorizontalFlip(views.hflip),
             v2.RandomVerticalFlip(views.vflip),
             v2.RandomApply([jitter], views.jitter),
@@ -74,25 +78,31 @@ class Backbone(nn.Module):
         return self.encoder(x).embedding
 
 
-class LightlyMoCo(nn.Module):
+def lightly_moco(recipe: Recipe) -> nn.Module:
     """The loop of lightly's MoCo example: https://docs.lightly.ai/self-supervised-learning/examples/moco.html"""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import MoCoProjectionHead
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
 
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.momentum, self.backbone = recipe.momentum, Backbone(recipe)
-        self.projection_head = MoCoProjectionHead(self.backbone.dim, self.backbone.dim, recipe.dim)
-        self.backbone_momentum = copy.deepcopy(self.backbone)
-        self.projection_head_momentum = copy.deepcopy(self.projection_head)
-        deactivate_requires_grad(self.backbone_momentum)
-        deactivate_requires_grad(self.projection_head_momentum)
-        self.criterion = NTXentLoss(recipe.temperature, memory_bank_size=(recipe.queue, recipe.dim))
+    class LightlyMoCo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = Backbone(recipe)
+            self.projection_head = MoCoProjectionHead(self.backbone.dim, self.backbone.dim, recipe.dim)
+            self.backbone_momentum = copy.deepcopy(self.backbone)
+            self.projection_head_momentum = copy.deepcopy(self.projection_head)
+            deactivate_requires_grad(self.backbone_momentum)
+            deactivate_requires_grad(self.projection_head_momentum)
+            self.criterion = NTXentLoss(recipe.temperature, memory_bank_size=(recipe.queue, recipe.dim))
 
-    def forward(self, x_q: Tensor, x_k: Tensor) -> Tensor:
-        update_momentum(self.backbone, self.backbone_momentum, m=self.momentum)
-        update_momentum(self.projection_head, self.projection_head_momentum, m=self.momentum)
-        query = self.projection_head(self.backbone(x_q))
-        key = self.projection_head_momentum(self.backbone_momentum(x_k)).detach()
-        return self.criterion(query, key)
+        def forward(self, x_q: Tensor, x_k: Tensor) -> Tensor:
+            update_momentum(self.backbone, self.backbone_momentum, m=recipe.momentum)
+            update_momentum(self.projection_head, self.projection_head_momentum, m=recipe.momentum)
+            query = self.projection_head(self.backbone(x_q))
+            key = self.projection_head_momentum(self.backbone_momentum(x_k)).detach()
+            return self.criterion(query, key)
+
+    return LightlyMoCo()
 
 
 class ReleasedMoCo(nn.Module):
@@ -124,7 +134,7 @@ class ReleasedMoCo(nn.Module):
         positive = torch.einsum("nc,nc->n", [q, k]).unsqueeze(1)
         negative = torch.einsum("nc,ck->nk", [q, self.queue.clone().detach()])
         logits = torch.cat([positive, negative], dim=1) / self.recipe.temperature
-        loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+        loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
         self.queue[:, self.pointer : self.pointer + len(k)] = k.T
         self.pointer = (self.pointer + len(k)) % self.recipe.queue
         return loss + sum(self._stage_terms())

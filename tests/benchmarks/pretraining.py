@@ -23,34 +23,36 @@ CPU = torch.device("cpu")
 def made_up_images(side: int, channels: int, sizes: tuple[int, int, int] = (2048, 0, 0)) -> MedicalImages:
     """Random pixels in memory, as many as `sizes` for train, val and test; speed does not depend on what they show."""
     rng, n = np.random.default_rng(0), sum(sizes)
-    images = rng.integers(0, 256, (n, side, side, channels)).astype(np.uint8)
+    images = rng.integers(0, 256, (n, side, side, channels), dtype=np.uint8)
     card = {"task": "binary", "modality": "chest" if channels == 1 else "histology", "classes": ["a", "b"]}
     card["sha256"] = dict.fromkeys(("images", "labels", "patients", "split"), "made up")
     split = np.repeat(np.arange(3, dtype=np.uint8), sizes)
     return MedicalImages("bench", card, images, rng.integers(0, 2, n), np.arange(n), split)
 
 
-def trainer_step(data: MedicalImages, arm: str, **changes):
+def trainer_step(data: MedicalImages, arm: str, device=CPU, name: str = "lesson", compiled=False, **changes):
     """A function that does one real training step without monitors, with a full queue."""
-    recipe = preset("lesson", arm, data, log_every=10**9, monitor_every=10**9, steps=10**8, **changes)
-    trainer = Trainer(recipe, data, CPU)
-    trainer.model.enqueue(nn.functional.normalize(torch.randn(recipe.queue, recipe.dim), dim=1))
+    recipe = preset(name, arm, data, log_every=10**9, monitor_every=10**9, **{"steps": 10**8} | changes)
+    trainer = Trainer(recipe, data, device, compiled=compiled)
+    trainer.model.enqueue(nn.functional.normalize(torch.randn(recipe.queue, recipe.dim), dim=1).to(device))
+    trainer.step, trainer.held = 1, recipe.queue  # the first step would be logged
     trainer.train_step()
     return trainer.train_step, recipe.batch
 
 
-def bound_step(data: MedicalImages, **changes):
+def bound_step(data: MedicalImages, device=CPU, name: str = "lesson", **changes):
     """A function that does the encoder work of one MoCo step on fixed tensors."""
-    recipe = preset("lesson", "moco", data, **changes)
-    trainer = Trainer(recipe, data, CPU)
+    recipe = preset(name, "moco", data, **changes)
+    trainer = Trainer(recipe, data, device)
     model, optimiser = trainer.model, trainer.optimiser
-    x = torch.rand(recipe.batch, data.channels, data.side, data.side).to(memory_format=torch.channels_last)
+    x = torch.rand(recipe.batch, data.channels, data.side, data.side, device=device)
+    x = x.to(memory_format=torch.channels_last)
 
     def encode(encoder: nn.Module, head: nn.Module) -> torch.Tensor:
         return head(torch.cat([encoder(group).embedding for group in x.chunk(recipe.bn_splits)]))
 
     def step() -> None:
-        with torch.autocast("cpu", trainer.dtype, enabled=trainer.dtype is not None):
+        with torch.autocast(device.type, trainer.dtype, enabled=trainer.dtype is not None):
             q = encode(model.encoder_q, model.head_q)
             with torch.no_grad():
                 model.momentum_update()
