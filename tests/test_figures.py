@@ -1,10 +1,14 @@
 """Figures show every row they are given, where it belongs, and an arm looks the same in all of them."""
 
+import base64
+import re
+from xml.etree import ElementTree
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from mocolayers.notebook import figures
+from mocolayers.notebook import figures, schematics
 from mocolayers.recipe import ARMS
 
 STAGES = pd.DataFrame(
@@ -127,3 +131,30 @@ def test_a_sheet_holds_pictures_of_every_kind_at_one_size():
     assert (sheet[0, 10] == [0, 1, 2]).all() and (sheet[3, 13] == [9, 10, 11]).all()
     assert (sheet[5, 0] == sheet[8, 3]).all() and (sheet[5, 0] != sheet[5, 3]).any()
     assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b"]
+
+
+SCHEMATICS = {"moco": schematics.moco(), "taps": schematics.moco(taps=True), "data": schematics.data_way()}
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.mark.parametrize("name", SCHEMATICS)
+def test_a_schematic_is_a_picture_with_a_text_and_keeps_its_words_inside(name):
+    drawing = SCHEMATICS[name]
+    page = drawing._repr_mimebundle_()["text/html"]
+    picture = ElementTree.fromstring(base64.b64decode(re.search("base64,([^']+)", page)[1]))
+    assert f"alt='{drawing.alt}'" in page and picture.find(f"{SVG}title").text == drawing.alt
+    _, _, width, height = map(float, picture.get("viewBox").split())
+    for text in picture.iter(f"{SVG}text"):
+        size = float(text.get("font-size"))
+        reach = 0.5 * size * len(text.text) * {"middle": 0.5, "end": 1}[text.get("text-anchor")]
+        assert float(text.get("x")) - reach >= 0 and 0 < float(text.get("y")) < height - 0.25 * size
+        assert text.get("text-anchor") == "end" or float(text.get("x")) + reach <= width
+    for box in picture.findall(f"{SVG}rect")[1:]:
+        assert float(box.get("x")) >= 0 and float(box.get("x")) + float(box.get("width")) <= width
+
+
+def test_only_the_taps_have_a_loss_on_every_stage():
+    words = {name: "".join(ElementTree.fromstring(drawing.svg).itertext()) for name, drawing in SCHEMATICS.items()}
+    for stage in "1234":
+        assert f"L{stage}" in words["taps"] and f"L{stage}" not in words["moco"]
+        assert words["moco"].count(f"stage{stage}") == 2

@@ -27,7 +27,7 @@ MAY_IMPORT = {
 LINES = {
     "the small module": (2300, 3692, ("recipe", "runtime", "__main__", "data", "method", "training", "evaluation")),
     "labs": (900, 1076, ("labs",)),
-    "notebook": (450, 548, ("notebook",)),
+    "notebook": (450, 698, ("notebook",)),
     "study": (850, 951, ("study",)),
 }
 PICTURES = ("matplotlib", "IPython", "ipywidgets")
