@@ -142,4 +142,4 @@ def queue_lab(history: dict) -> Lab:
         "drop_same": Checkbox(False, indent=False, description="leave out keys of the query's class"),
         "query": IntSlider(0, min=0, max=len(history["q"]) - 1, description="query"),
     }
-    return Lab(controls, answer, "Does it know the image, or only the age of the key?")
+    return Lab(controls, answer, "Does the query know its image, or only the age of the key?")

@@ -243,7 +243,9 @@ def grids(
     return titled(figure, title)
 
 
-def image_sheet(groups: dict[str, Sequence[np.ndarray]], title: str = "", heads: Sequence[str] = ()) -> Figure:
+def image_sheet(
+    groups: dict[str, Sequence[np.ndarray]], title: str = "", heads: Sequence[str] = (), inches: float = 0.9
+) -> Figure:
     """Rows of pictures, one per named group, all as large as the largest; `heads` are texts above the columns.
 
     A picture is (H, W, C) uint8, (C, H, W) from 0 to 1, or (H, W), a map on a colour scale of its own.
@@ -256,7 +258,7 @@ def image_sheet(groups: dict[str, Sequence[np.ndarray]], title: str = "", heads:
         for left, picture in enumerate(row):
             place = np.arange(side) * len(picture) // side
             sheet[pitch * top :, pitch * left :][:side, :side] = picture[place][:, place]
-    figure, axes = new_figure(size=(0.9 * columns + 1.2, 0.9 * len(rows) + 0.3 + 0.3 * bool(heads)))
+    figure, axes = new_figure(size=(inches * columns + 1.2, inches * len(rows) + 0.3 + 0.3 * bool(heads)))
     axis = axes[0, 0]
     axis.imshow(sheet, interpolation="nearest")
     axis.set_yticks(pitch * np.arange(len(rows)) + side / 2, list(groups))
