@@ -158,3 +158,21 @@ def test_only_the_taps_have_a_loss_on_every_stage():
     for stage in "1234":
         assert f"L{stage}" in words["taps"] and f"L{stage}" not in words["moco"]
         assert words["moco"].count(f"stage{stage}") == 2
+
+
+def test_a_figure_says_in_words_what_it_shows():
+    figure = figures.panels(STAGES.assign(panel="linear"), "stage", "auc", title="Where?", xlabel="stage", ylabel="AUC")
+    assert figures.described(figure) == "Where? linear; AUC; stage; moco, mse."
+    sheet = figures.image_sheet({"query": [np.zeros((4, 4, 1), np.uint8)]}, "Neighbours")
+    assert figures.described(sheet) == "Neighbours. query."
+
+
+def test_bars_are_stacked_from_the_first_row_down_or_beside_one_another_over_chance():
+    table = pd.DataFrame({"a": [0.2, 0.4], "b": [0.8, 0.6]}, index=["one", "two"])
+    axis = figures.stacked_bars(table, "title", "share").axes[0]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["two", "one"]
+    assert np.allclose([[bar.get_width() for bar in group] for group in axis.containers], [[0.4, 0.2], [0.6, 0.8]])
+    assert np.allclose([bar.get_x() for bar in axis.containers[1]], [0.4, 0.2])
+    axis = figures.grouped_bars(table, "title", "AUC", 0.5).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["0.20", "0.40", "0.80", "0.60"]
+    assert axis.get_ylabel() == "AUC" and list(axis.lines[0].get_ydata()) == [0.5, 0.5]

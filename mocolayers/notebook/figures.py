@@ -48,10 +48,21 @@ matplotlib.rcParams |= {
 }
 
 
-def show(figure: Figure, alt: str, photos: bool = False) -> None:
+def show(figure: Figure, alt: str = "", photos: bool = False) -> None:
     """Display a figure in a notebook with a text for readers who cannot see it; sheets of photos as JPEG, a fifth."""
     form = "jpeg" if photos else "png"
-    display(Image(rendered(figure, form), format=form, alt=alt))
+    display(Image(rendered(figure, form), format=form, alt=alt or described(figure)))
+
+
+def described(figure: Figure) -> str:
+    """A figure in words: its title, and of each panel the title, the axes and the names of what it shows."""
+    parts = [figure.get_suptitle()]
+    for axis in figure.axes:
+        rows = [] if axis.get_ylabel() else [tick.get_text() for tick in axis.get_yticklabels()]
+        names = axis.get_legend_handles_labels()[1] + rows
+        said = [axis.get_title("left"), axis.get_ylabel(), axis.get_xlabel(), ", ".join(dict.fromkeys(names))]
+        parts.append("; ".join(filter(None, said)))
+    return " ".join(part if part[-1] in ".?!" else f"{part}." for part in filter(None, parts))
 
 
 def rendered(figure: Figure, form: str = "png", quick: bool = False) -> bytes:
@@ -190,6 +201,25 @@ def histories(logs: dict[str, pd.DataFrame], columns: dict[str, str], title: str
         if column in log
     ]
     return panels(pd.concat(parts), "step", "value", title=title, xlabel="step", share=False)
+
+
+def stacked_bars(table: pd.DataFrame, title: str, label: str, colours: Sequence[str] | None = None) -> Figure:
+    """One bar for each row of a table, the first on top, made of its columns."""
+    figure, axes = new_figure(size=(8, 0.5 * len(table) + 1.4))
+    look = {"color": colours} if colours else {"colormap": "cividis"}
+    table.iloc[::-1].plot.barh(ax=axes[0, 0], stacked=True, width=0.75, legend=False, **look)
+    axes[0, 0].set_xlabel(label)
+    return titled(figure, title)
+
+
+def grouped_bars(table: pd.DataFrame, title: str, label: str, chance: float) -> Figure:
+    """The columns of a table side by side for each of its rows, with a line at chance."""
+    figure, axes = new_figure(size=(8, 3.2))
+    table.plot.bar(ax=axes[0, 0], rot=0, width=0.7, legend=False, ylabel=label)
+    for group in axes[0, 0].containers:
+        axes[0, 0].bar_label(group, fmt="%.2f", fontsize=9)
+    axes[0, 0].axhline(chance, color="black", linestyle=":")
+    return titled(figure, title)
 
 
 def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: float | None = None) -> Figure:
