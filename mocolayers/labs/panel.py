@@ -3,9 +3,11 @@
 import asyncio
 import base64
 import html
+import json
 import os
 import time
 import traceback
+import zlib
 from collections.abc import Callable
 
 import ipywidgets as widgets
@@ -21,6 +23,22 @@ IN_VIEW = 7  # six sliders and a menu
 # Variables by which a notebook server tells its kernels that a person sits in front of them; batch runs have none.
 FRONT_ENDS = ("JPY_SESSION_NAME", "VSCODE_CWD", "COLAB_RELEASE_TAG")
 WIDGET_TYPE = "application/vnd.jupyter.widget-view+json"
+LEAF = """
+(() => {
+  const box = document.getElementById("OWN"), pages = PAGES, slider = document.createElement("input");
+  const [picture, caption, words] = box.children;
+  Object.assign(slider, {type: "range", min: 0, max: pages.length - 1, value: 0, style: "width:min(100%, 480px)"});
+  slider.oninput = () => {
+    const page = pages[slider.value];
+    Object.assign(picture, {src: page.src, alt: page.alt});
+    caption.textContent = page.text;
+    words.textContent = page.words;
+  };
+  slider.setAttribute("aria-label", "leaf through prepared answers");
+  box.prepend(slider);
+  slider.oninput();
+})();
+"""
 Answer = tuple[Figure, str, dict[str, str]]  # a figure, the same in words, and named numbers as text
 
 
@@ -36,6 +54,7 @@ class Lab:
         answer: called with the values of the controls under these names; it should take less than 0.3 s.
         question: one line above the controls.
         idle: called likewise; names the controls that change nothing now, which are greyed.
+        frames: text and changed controls of the answers that a page without a kernel can leaf through.
     """
 
     def __init__(
@@ -44,8 +63,10 @@ class Lab:
         answer: Callable[..., Answer],
         question: str = "",
         idle: Callable[..., set[str]] = lambda **_: set(),
+        frames: dict[str, dict] | None = None,
     ) -> None:
-        self.controls, self.answer, self.idle, self._waiting = controls, answer, idle, False
+        self.controls, self.answer, self.idle, self.frames = controls, answer, idle, frames
+        self._waiting = False
         self.view = widgets.HTML()
         every = list(controls.values())
         parts = [widgets.HTML(f"<b>{html.escape(question)}</b>"), _grid(every[:IN_VIEW])]
@@ -79,6 +100,9 @@ class Lab:
         if someone_is_there():
             self.update()  # the first answer was slower than those that follow
             bundle[WIDGET_TYPE] = self.box._repr_mimebundle_()[WIDGET_TYPE]
+        elif self.frames:
+            answers = {text: self.answer(**self.values() | changes) for text, changes in self.frames.items()}
+            bundle["text/html"] = flipbook({"as the lab starts": (figure, alt, numbers)} | answers)
         display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
         if not someone_is_there():
             print("\n".join(f"{name}: {value}" for name, value in numbers.items()))
@@ -131,11 +155,30 @@ def encoded_png(figure: Figure) -> str:
 
 
 def as_html(figure: Figure, alt: str, numbers: dict[str, str]) -> str:
-    """An answer as a picture with alternative text above a table of numbers."""
+    """An answer as a picture with alternative text, and a table of numbers beside it, or below if there is no room."""
     cells = [(html.escape(name), html.escape(value)) for name, value in numbers.items()]
     rows = "".join(f"<tr style='text-align:left'><td>{name}</td><td><b>{value}</b></td></tr>" for name, value in cells)
     picture = f"data:image/png;base64,{encoded_png(figure)}"
-    return f"<img alt='{html.escape(alt, quote=True)}' src='{picture}' style='max-width:100%'><table>{rows}</table>"
+    image = f"<img alt='{html.escape(alt, quote=True)}' src='{picture}' style='max-width:100%'>"
+    table = f"<table style='flex:1 1 240px'>{rows}</table>"
+    return f"<div style='display:flex;flex-wrap:wrap;align-items:center;gap:0 16px'>{image}{table}</div>"
+
+
+def flipbook(answers: dict[str, Answer]) -> str:
+    """Answers, by text, as a picture and its numbers with a slider that needs no kernel.
+
+    Where a page may not run scripts, the first answer is left.
+    """
+    pages = []
+    for text, (figure, alt, numbers) in answers.items():
+        picture = f"data:image/png;base64,{base64.b64encode(rendered(figure)).decode()}"
+        words = "\n".join(f"{name}: {value}" for name, value in numbers.items())
+        pages.append({"text": text, "src": picture, "alt": alt, "words": words})
+    first = pages[0]
+    own = f"flipbook-{zlib.crc32(first['src'].encode()):08x}"
+    picture = f"<img alt='{html.escape(first['alt'], quote=True)}' src='{first['src']}' style='max-width:100%'>"
+    script = LEAF.replace("OWN", own).replace("PAGES", json.dumps(pages).replace("<", "\\u003c"))
+    return f"<div id='{own}'>{picture}<p></p><pre></pre></div><script>{script}</script>"
 
 
 def error_html(error: Exception) -> str:

@@ -143,9 +143,9 @@ def view_lab(findings: dict[str, Finding]) -> Lab:
         for name, (image, mark, _) in findings.items():
             pictures, marks = [image, *seen[name]["views"]], [mark, *seen[name]["marks"]]
             rows[name] = [outlined(*pair) for pair in zip(pictures, marks, strict=True)] if marked else pictures
-        numbers = {f"{name}, score of the detector": verdict(seen[name]["scores"], own[name]) for name in findings}
+        numbers = {f"{name}: detector's score": verdict(seen[name]["scores"], own[name]) for name in findings}
         alt = f"{', '.join(findings)}: one image with a finding and {COUNT} random views of each."
-        return image_sheet(rows, heads=("image", "views"), inches=1.4), alt, numbers
+        return image_sheet(rows, heads=("image", "views"), inches=1.25), alt, numbers
 
     controls = {
         "marked": Checkbox(False, indent=False, description="mark the finding"),

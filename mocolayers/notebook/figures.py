@@ -11,6 +11,7 @@ from itertools import cycle
 import matplotlib
 import numpy as np
 import pandas as pd
+import PIL.Image
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
@@ -66,10 +67,13 @@ def described(figure: Figure) -> str:
 
 
 def rendered(figure: Figure, form: str = "png", quick: bool = False) -> bytes:
-    """A figure as the bytes of a picture file; `quick` compresses a PNG less."""
-    picture = io.BytesIO()
+    """A figure as the bytes of a picture file; a PNG of 256 colours, or if `quick` of all, and less compressed."""
+    picture, small = io.BytesIO(), io.BytesIO()
     figure.savefig(picture, format=form, pil_kwargs={"compress_level": 1} if quick else None)
-    return picture.getvalue()
+    if quick or form != "png":
+        return picture.getvalue()
+    PIL.Image.open(picture).convert("RGB").quantize(dither=PIL.Image.Dither.NONE).save(small, form, optimize=True)
+    return small.getvalue()
 
 
 def new_figure(
