@@ -27,7 +27,7 @@ MAY_IMPORT = {
 LINES = {
     "the small module": (2300, 3692, ("recipe", "runtime", "__main__", "data", "method", "training", "evaluation")),
     "labs": (900, 1281, ("labs",)),
-    "notebook": (450, 734, ("notebook",)),
+    "notebook": (450, 737, ("notebook",)),
     "study": (850, 951, ("study",)),
 }
 PICTURES = ("matplotlib", "IPython", "ipywidgets")

@@ -26,6 +26,12 @@ def test_notebook_runs_at_smoke_within_the_memory_of_a_small_machine(executed, n
     assert (folder / f"{name}.html").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("name", NAMES[1:4])
+def test_a_page_shows_the_answers_of_folded_cells_without_their_source(executed, name):
+    page = (executed[1] / f"{name}.html").read_text(encoding="utf-8")
+    assert "What happened, and why" in page and "what_happened(" not in page
+
+
 def test_a_second_pass_from_cached_runs_passes_nbval(executed, tmp_path):
     """nbval executes every cell again in a fresh kernel and fails on any error."""
     rows, folder = executed
