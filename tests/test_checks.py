@@ -2,7 +2,8 @@
 
 import pytest
 
-from mocolayers.notebook.exercises import Unsolved, check
+from mocolayers.notebook import exercises
+from mocolayers.notebook.exercises import Unsolved, check, what_happened
 
 EVEN = {"it is a number": lambda n: n + 0 == n, "it is even": lambda n: n % 2 == 0}
 
@@ -25,3 +26,25 @@ def test_an_answer_that_fails_names_its_error():
 def test_a_right_answer_is_told_every_property(capsys):
     check("Exercise 1", 4, EVEN)
     assert capsys.readouterr().out.splitlines() == ["✓ it is a number", "✓ it is even", "Exercise 1: solved."]
+
+
+def test_a_shortfall_is_told_in_numbers():
+    least = {"it is at least 95": lambda n: n >= 95 or f"yours is {n}"}
+    with pytest.raises(Unsolved, match="does not hold that it is at least 95: yours is 86. Change"):
+        check("Exercise 1", 86, least)
+    check("Exercise 1", 95, least)
+
+
+@pytest.mark.parametrize("expected, wrong, right", [("a function of s and n", 2.5, max), ("a number", "2", 2.5)])
+def test_an_answer_of_another_kind_is_told_what_was_expected(expected, wrong, right):
+    kind = type(wrong).__name__
+    with pytest.raises(Unsolved, match=f"Expected {expected}, got a value of type {kind}"):
+        check("Exercise 1", wrong, {"it is right": lambda _: True}, expected)
+    check("Exercise 1", right, {"it is right": lambda _: True}, expected)
+
+
+def test_what_happened_is_folded(monkeypatch):
+    shown = []
+    monkeypatch.setattr(exercises, "display", shown.append)
+    what_happened("It fell by **3**.")
+    assert shown[0].data.startswith("<details><summary>") and "\n\nIt fell by **3**.\n\n</details>" in shown[0].data

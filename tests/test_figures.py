@@ -1,10 +1,14 @@
 """Figures show every row they are given, where it belongs, and an arm looks the same in all of them."""
 
+import base64
+import re
+from xml.etree import ElementTree
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from mocolayers.notebook import figures
+from mocolayers.notebook import figures, schematics
 from mocolayers.recipe import ARMS
 
 STAGES = pd.DataFrame(
@@ -127,3 +131,48 @@ def test_a_sheet_holds_pictures_of_every_kind_at_one_size():
     assert (sheet[0, 10] == [0, 1, 2]).all() and (sheet[3, 13] == [9, 10, 11]).all()
     assert (sheet[5, 0] == sheet[8, 3]).all() and (sheet[5, 0] != sheet[5, 3]).any()
     assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "b"]
+
+
+SCHEMATICS = {"moco": schematics.moco(), "taps": schematics.moco(taps=True), "data": schematics.data_way()}
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+@pytest.mark.parametrize("name", SCHEMATICS)
+def test_a_schematic_is_a_picture_with_a_text_and_keeps_its_words_inside(name):
+    drawing = SCHEMATICS[name]
+    page = drawing._repr_mimebundle_()["text/html"]
+    picture = ElementTree.fromstring(base64.b64decode(re.search("base64,([^']+)", page)[1]))
+    assert f"alt='{drawing.alt}'" in page and picture.find(f"{SVG}title").text == drawing.alt
+    _, _, width, height = map(float, picture.get("viewBox").split())
+    for text in picture.iter(f"{SVG}text"):
+        size = float(text.get("font-size"))
+        reach = 0.5 * size * len(text.text) * {"middle": 0.5, "end": 1}[text.get("text-anchor")]
+        assert float(text.get("x")) - reach >= 0 and 0 < float(text.get("y")) < height - 0.25 * size
+        assert text.get("text-anchor") == "end" or float(text.get("x")) + reach <= width
+    for box in picture.findall(f"{SVG}rect")[1:]:
+        assert float(box.get("x")) >= 0 and float(box.get("x")) + float(box.get("width")) <= width
+
+
+def test_only_the_taps_have_a_loss_on_every_stage():
+    words = {name: "".join(ElementTree.fromstring(drawing.svg).itertext()) for name, drawing in SCHEMATICS.items()}
+    for stage in "1234":
+        assert f"L{stage}" in words["taps"] and f"L{stage}" not in words["moco"]
+        assert words["moco"].count(f"stage{stage}") == 2
+
+
+def test_a_figure_says_in_words_what_it_shows():
+    figure = figures.panels(STAGES.assign(panel="linear"), "stage", "auc", title="Where?", xlabel="stage", ylabel="AUC")
+    assert figures.described(figure) == "Where? linear; AUC; stage; moco, mse."
+    sheet = figures.image_sheet({"query": [np.zeros((4, 4, 1), np.uint8)]}, "Neighbours")
+    assert figures.described(sheet) == "Neighbours. query."
+
+
+def test_bars_are_stacked_from_the_first_row_down_or_beside_one_another_over_chance():
+    table = pd.DataFrame({"a": [0.2, 0.4], "b": [0.8, 0.6]}, index=["one", "two"])
+    axis = figures.stacked_bars(table, "title", "share").axes[0]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["two", "one"]
+    assert np.allclose([[bar.get_width() for bar in group] for group in axis.containers], [[0.4, 0.2], [0.6, 0.8]])
+    assert np.allclose([bar.get_x() for bar in axis.containers[1]], [0.4, 0.2])
+    axis = figures.grouped_bars(table, "title", "AUC", 0.5).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["0.20", "0.40", "0.80", "0.60"]
+    assert axis.get_ylabel() == "AUC" and list(axis.lines[0].get_ydata()) == [0.5, 0.5]

@@ -1,7 +1,12 @@
 """What the labs compute, against closed forms where they exist; and that only the newest request is answered."""
 
 import asyncio
+import json
+import re
+import sys
 import threading
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -10,15 +15,20 @@ import torch
 from ipywidgets import FloatSlider
 from matplotlib.figure import Figure
 
+from mocolayers.data.prepared import SCRIPTS
 from mocolayers.evaluation.distributions import ks_distance
 from mocolayers.evaluation.features import stage_features
 from mocolayers.evaluation.scores import macro_auc
 from mocolayers.evaluation.similarity import cka
 from mocolayers.labs import distributions, labels, losses, panel, queue, similarity, training, views
 from mocolayers.labs.panel import Lab
+from mocolayers.notebook.figures import rendered
 from mocolayers.recipe import EVALUATIONS, Views, preset
 from mocolayers.training.pretrain import pretrain
 from mocolayers.training.runs import Run
+
+sys.path.insert(0, str(SCRIPTS))
+import phantoms  # noqa: E402
 
 OFF = Views(brightness=0, contrast=0, saturation=0, hue=0, jitter=0, gray=0, blur=0)
 
@@ -57,8 +67,37 @@ def test_only_the_newest_of_many_requests_is_computed(echo):
     assert "<b>7</b>" in echo.view.value
 
 
-def test_a_slider_asks_only_when_it_is_let_go(echo):
+def test_a_slider_is_followed_while_it_moves_only_if_answers_are_quick(echo, monkeypatch):
+    assert echo.controls["x"].continuous_update is False  # before the first answer
+    echo.update()
+    assert echo.controls["x"].continuous_update is True
+    monkeypatch.setattr(panel, "FOLLOW_SECONDS", 0)
+    echo.update()
     assert echo.controls["x"].continuous_update is False
+
+
+def test_while_a_slider_keeps_moving_it_is_answered_now_and_then(echo):
+    async def drag():
+        for step in range(8):
+            echo.controls["x"].value = 4 + step / 2
+            await asyncio.sleep(panel.SETTLE_SECONDS / 3)
+        await asyncio.sleep(5 * panel.SETTLE_SECONDS)
+
+    echo.controls["x"].step = 0.5
+    asyncio.run(drag())
+    assert 2 <= len(echo.asked) < 8 and echo.asked[-1] == 7.5
+
+
+def test_what_does_nothing_is_greyed_and_what_is_seldom_used_is_folded():
+    sliders = {f"s{n}": FloatSlider(0, min=0, max=1) for n in range(panel.IN_VIEW + 2)}
+    answer = lambda **_: (Figure(figsize=(1, 1)), "", {})  # noqa: E731
+    lab = Lab(sliders, answer, idle=lambda s0, **_: {"s1"} if s0 else {"s2"})
+    assert [name for name, slider in sliders.items() if slider.disabled] == ["s2"]
+    sliders["s0"].value = 1
+    assert [name for name, slider in sliders.items() if slider.disabled] == ["s1"]
+    _, first, more, *_ = lab.box.children
+    assert len(first.children) == panel.IN_VIEW and more.selected_index is None
+    assert more.children[0].children == tuple(sliders.values())[panel.IN_VIEW :]
 
 
 def test_an_error_is_shown_in_the_lab_and_the_next_request_recovers(echo):
@@ -86,28 +125,90 @@ def test_without_a_front_end_a_picture_with_alt_text_is_shown(echo, monkeypatch)
     assert panel.WIDGET_TYPE not in shown.pop()[0]
 
 
+def test_a_page_without_a_kernel_can_leaf_through_prepared_answers(monkeypatch):
+    shown = []
+    monkeypatch.setattr(panel, "display", lambda bundle, **options: shown.append(bundle))
+    monkeypatch.setenv("MOCOLAYERS_LABS", "static")
+    answer = lambda x: (Figure(figsize=(1, 1)), f"picture of {x:g}", {"x": f"</script>{x:g}"})  # noqa: E731
+    lab = Lab({"x": FloatSlider(1, min=0, max=9)}, answer, frames={"two": {"x": 2}, "three": {"x": 3}})
+    lab.show()
+    page = shown.pop()["text/html"]
+    pages = json.loads(re.search(r"pages = (\[.*\]), slider", page)[1])
+    assert [(p["text"], p["alt"]) for p in pages] == [
+        ("as the lab starts", "picture of 1"),
+        ("two", "picture of 2"),
+        ("three", "picture of 3"),
+    ]
+    assert [p["words"] for p in pages] == ["x: </script>1", "x: </script>2", "x: </script>3"]
+    assert page.count("</script>") == 1 and "<img alt='picture of 1'" in page
+    lab.frames = None
+    lab.show()
+    assert "text/html" not in shown.pop()
+
+
 # view lab
 
 
-def test_with_every_slider_at_zero_a_view_is_the_image():
-    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
-    sheet = views.compute({"a": image}, OFF, draw=0)["a"]
-    assert np.abs(sheet.astype(int) - image).max() <= 1
-    assert views.likeness(image, sheet) > 0.999
+@pytest.fixture(scope="module")
+def findings():
+    """Findings of two phantoms at 48 px, with detectors that saw seven other images each."""
+
+    def pairs(name, finding):
+        return [[phantoms.draw(name, 0, p, 0, f, 48, 0) for f in (finding, 0)] for p in (*range(7), 21)]
+
+    return {name: views.learn_finding(pairs(f"{name}_phantom", f)) for name, f in (("chest", 1), ("retina", 3))}
 
 
-def test_half_a_turn_of_an_image_is_the_image_turned():
-    image = np.random.default_rng(0).integers(0, 256, (16, 16, 1)).astype(np.uint8)
-    upside_down = image[::-1, ::-1]
-    assert views.likeness(upside_down, np.stack([image[::-1, ::-1]] * 2)) > 0.999
-    assert abs(views.likeness(image, np.stack([upside_down] * 2))) < 0.3
+def mean_scores(findings, **changes) -> list:
+    seen = views.compute(findings, replace(OFF, **changes), draw=0)
+    return [float(np.mean(seen[name]["scores"])) for name in findings]
 
 
-def test_the_sheet_has_one_line_per_modality():
-    image = np.zeros((16, 16, 1), np.uint8)
-    lab = views.view_lab({"a": image, "b": image})
-    lab.update()
-    assert lab.view.value.startswith("<img") and "b: mean correlation" in lab.view.value
+def test_a_mark_is_where_the_finding_was_drawn():
+    without = np.full((48, 48, 1), 90, np.uint8)
+    image = without.copy()
+    image[10:20, 30:36] += 80
+    mark = views.mark_of(image, without, 1)
+    assert mark[10:20, 30:36].all() and mark.sum() < 2 * 60
+
+
+def test_with_every_slider_at_zero_a_view_and_its_mark_are_those_of_the_image(findings):
+    seen = views.compute(findings, OFF, draw=0)
+    for name, finding in findings.items():
+        assert np.abs(seen[name]["views"].astype(int) - finding.image).max() <= 1
+        assert (seen[name]["marks"] == finding.mark).all()
+
+
+def test_a_mark_moves_with_its_image(findings):
+    mirrored = views.compute(findings, replace(OFF, hflip=1, blur=1, jitter=1, brightness=0.3), draw=0)
+    for name, finding in findings.items():
+        assert (mirrored[name]["marks"] == finding.mark[:, ::-1]).all()
+
+
+def test_the_detector_finds_what_it_never_saw_and_a_blur_takes_the_small_lesions_first(findings):
+    chest, retina = mean_scores(findings)
+    assert chest > 0.8 and retina > 0.8
+    blurred_chest, blurred_retina = mean_scores(findings, blur=1, sigma=(2.0, 2.001))
+    assert retina - blurred_retina > 0.1 > chest - blurred_chest
+    dark = mean_scores(findings, jitter=1, brightness=0.3)
+    assert np.allclose(dark, [chest, retina], atol=0.05)
+
+
+def test_a_view_without_its_finding_has_no_score_and_is_counted(findings):
+    finding = findings["chest"]
+    sheet, inside = np.stack([finding.image] * 2), np.ones((2, 48, 48), bool)
+    marks = np.stack([finding.mark, np.zeros_like(finding.mark)])
+    assert len(views.score(finding.detector, sheet, marks, inside)) == 1
+    assert views.verdict([0.7], 0.9) == "0.70 on the views, the finding is lost in 3 of 4 views, 0.90 on the image"
+    assert views.verdict([], 0.9) == "the finding is lost in 4 of 4 views, 0.90 on the image"
+
+
+def test_the_marks_are_shown_only_when_asked_for(findings):
+    lab = views.view_lab(findings)
+    plain, marked = (lab.answer(**lab.values() | {"marked": m})[0].axes[0].images[0].get_array() for m in (False, True))
+    line = (marked == views.MARK).all(axis=2)
+    assert line.any() and not (plain == views.MARK).all(axis=2).any()
+    assert (plain[~line] == marked[~line]).all()
 
 
 # queue lab
@@ -166,7 +267,7 @@ def test_key_history_follows_a_real_training(make_data):
     assert moved[0] > moved[1] > moved[2]
     lab = queue.queue_lab(history)
     lab.update()
-    assert lab.view.value.startswith("<img")
+    assert lab.view.value.count("<img") == 1
 
 
 # loss lab
@@ -240,7 +341,7 @@ def test_the_loss_lab_answers_every_loss(stages):
     for name in losses.LOSSES:
         lab.controls["loss"].value = name
         lab.update()
-        assert lab.view.value.startswith("<img"), lab.view.value
+        assert lab.view.value.count("<img") == 1, lab.view.value
     assert "floor by rank" in lab.view.value
 
 
@@ -261,7 +362,9 @@ def test_label_lab_scores_are_those_of_linear_evaluation(pretrained):
     assert set(draws[0.1, 1]["rows"]) <= set(draws[0.3, 1]["rows"])
     lab = labels.label_lab(draws, data)
     lab.update()
-    assert lab.view.value.startswith("<img")
+    assert lab.view.value.count("<img") == 1
+    for values in extremes(lab):
+        assert_readable(*lab.answer(**values)[::2])
 
 
 # CKA lab
@@ -304,6 +407,56 @@ def test_outputs_handed_to_wrong_images_leave_the_distance_and_lose_the_auc():
     gap = distributions.compute(first, first, both, "binary", 1, 0.5, shuffle=True)
     assert gap["distance"] == 0
     assert gap["auc"][1] == macro_auc(both, first)[0] > 0.9 > gap["auc"][0]
+
+
+# every lab at its extremes
+
+
+def extremes(lab):
+    """Values of the controls: the given ones, and each control at its ends, alone and together."""
+    ends = {}
+    for name, control in lab.controls.items():
+        if hasattr(control, "options"):
+            values = [option[1] if isinstance(option, tuple) else option for option in control.options]
+            ends[name] = values[0], values[-1]
+        elif hasattr(control, "base"):
+            ends[name] = control.base**control.min, control.base**control.max
+        else:
+            ends[name] = (control.min, control.max) if hasattr(control, "min") else (False, True)
+    values = lab.values()
+    yield from (values | {name: end} for name, both in ends.items() for end in both)
+    yield from ({name: both[side] for name, both in ends.items()} for side in (0, 1))
+
+
+def assert_readable(figure, numbers):
+    assert not re.search(r"\b(nan|inf)\b", " ".join(numbers.values()))
+    rendered(figure)  # now every text has its place
+    for axis in figure.axes:
+        for text in (axis._left_title, axis.xaxis.label, axis.yaxis.label):
+            place = text.get_window_extent()
+            if text.get_text():
+                assert place.x0 >= -1 and place.x1 <= figure.bbox.x1 + 1, text
+                assert place.y0 >= -1 and place.y1 <= figure.bbox.y1 + 1, text
+    places = [axis._left_title.get_window_extent() for axis in figure.axes if axis.get_title("left")]
+    assert all(one.x1 <= other.x0 for one, other in pairwise(places))
+
+
+def test_no_lab_says_nan_or_loses_a_title_at_any_extreme(findings, keys, stages):
+    x, y = np.random.default_rng(0).normal(size=(2, 90, 8))
+    p = np.random.default_rng(1).random((2, 60))
+    truth = np.arange(60) % 2 == 0
+    outputs = {"a pair": tuple(np.stack([1 - z, z], axis=1) for z in p)}
+    every = [
+        views.view_lab(findings),
+        queue.queue_lab(keys),
+        losses.loss_lab(stages),
+        similarity.similarity_lab({"itself": (x, y)}),
+        distributions.distribution_lab(outputs, np.stack([truth, ~truth], axis=1), "binary", {"pneumonia": 1}),
+    ]
+    for lab in every:
+        for values in extremes(lab):
+            figure, _, numbers = lab.answer(**values)
+            assert_readable(figure, numbers)
 
 
 # training panel
@@ -351,7 +504,7 @@ def test_the_panel_pauses_to_a_checkpoint_and_resumes_to_the_same_weights(small,
     assert panel_.bar.value == 7 and panel_.run.checkpoint_file.is_file()
     panel_.start()
     panel_.work.join()
-    assert panel_.state.value == "finished" and panel_.view.value.startswith("<img")
+    assert panel_.state.value == "finished" and panel_.view.value.count("<img") == 1
     straight = pretrain(recipe, data, tmp_path / "straight", "cpu", progress=False)
     ours, theirs = (run.load_encoder().state_dict() for run in (Run(recipe, tmp_path / "panel"), straight))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

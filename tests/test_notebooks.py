@@ -26,6 +26,12 @@ def test_notebook_runs_at_smoke_within_the_memory_of_a_small_machine(executed, n
     assert (folder / f"{name}.html").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("name", NAMES[1:4])
+def test_a_page_shows_the_answers_of_folded_cells_without_their_source(executed, name):
+    page = (executed[1] / f"{name}.html").read_text(encoding="utf-8")
+    assert "What happened, and why" in page and "what_happened(" not in page
+
+
 def test_a_second_pass_from_cached_runs_passes_nbval(executed, tmp_path):
     """nbval executes every cell again in a fresh kernel and fails on any error."""
     rows, folder = executed
@@ -60,6 +66,46 @@ def test_committed_notebook_keeps_the_house_rules(path):
     assert "## Exercises" in "".join(cell.source for cell in notebook.cells)
 
 
+LESSONS = NOTEBOOKS[1:4]
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=NAMES[1:4])
+def test_every_prediction_of_a_lesson_has_its_answer_folded_before_the_next_one(path):
+    waiting = ""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown" and "**Predict" in cell.source:
+            assert not waiting, f"no answer to: {waiting}"
+            waiting = cell.source
+        elif "what_happened(" in cell.source and cell.cell_type == "code":
+            assert cell.metadata["jupyter"]["source_hidden"] and cell.outputs, cell.source
+            assert cell.source.splitlines()[0].startswith("# "), "its first line is seen although it is folded"
+            waiting = ""
+    assert not waiting
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=NAMES[1:4])
+def test_a_cell_of_a_lesson_that_is_in_view_is_short_and_solutions_are_folded(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            hidden = cell.metadata.get("jupyter", {}).get("source_hidden", False)
+            assert hidden or len(cell.source.splitlines()) <= 12, cell.source
+            assert hidden or "solution" not in cell.metadata.get("tags", []), cell.source
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=NAMES[1:4])
+def test_every_exercise_of_a_lesson_has_a_hint_an_open_answer_a_solution_and_a_check(path):
+    cells = nbformat.read(path, as_version=4).cells
+    text = "".join(cell.source for cell in cells)
+    starts = [n for n, cell in enumerate(cells) if cell.source.startswith("**Exercise ")]
+    assert len(starts) >= 3
+    for number, (start, stop) in enumerate(zip(starts, [*starts[1:], len(cells)], strict=True), start=1):
+        inside = [cell.source for cell in cells[start:stop]]
+        solutions = [cell for cell in cells[start:stop] if "solution" in cell.metadata.get("tags", [])]
+        assert f"Hint for {number}" in text and " = None  # " in inside[1]
+        assert any(f'"Exercise {number}"' in source and "check(" in source for source in inside)
+        assert len(solutions) >= 2 and "what_happened(" in solutions[-1].source
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_every_committed_picture_has_a_text_for_those_who_cannot_see_it(path):
     notebook = nbformat.read(path, as_version=4)
@@ -72,6 +118,10 @@ def test_every_committed_picture_has_a_text_for_those_who_cannot_see_it(path):
     ]
     assert pictures
     assert all(output.metadata.get(kind, output.metadata).get("alt") for output, kind in pictures)
+    pages = [
+        "".join(o.get("data", {}).get("text/html", "")) for cell in notebook.cells for o in cell.get("outputs", [])
+    ]
+    assert all(page.count("<img") == page.count("<img alt='") for page in pages)
 
 
 @pytest.fixture(scope="module")

@@ -7,4 +7,4 @@ from mocolayers.labs.losses import loss_lab, stages_of
 from mocolayers.labs.queue import key_history, queue_lab
 from mocolayers.labs.similarity import similarity_lab
 from mocolayers.labs.training import TrainingPanel
-from mocolayers.labs.views import view_lab
+from mocolayers.labs.views import learn_finding, outlined, view_lab

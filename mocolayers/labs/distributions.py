@@ -9,7 +9,7 @@ from mocolayers.evaluation.distributions import flatten
 from mocolayers.evaluation.scores import macro_auc
 from mocolayers.labs.panel import Answer, Lab, quick_figure
 
-COLOURS = ("#D55E00", "#0072B2")
+LOOKS = ({"color": "#D55E00", "linestyle": "-"}, {"color": "#0072B2", "linestyle": "--"})
 
 
 def compute(
@@ -57,8 +57,8 @@ def compute(
 
 def cdf_gap(axis, first: np.ndarray, second: np.ndarray, names: tuple[str, str]) -> None:
     """Draw the cumulative distributions of two models' probabilities (n,), and mark the largest gap between them."""
-    for values, name, colour in zip((first, second), names, COLOURS, strict=True):
-        axis.ecdf(values, color=colour, label=name)
+    for values, name, look in zip((first, second), names, LOOKS, strict=True):
+        axis.ecdf(values, **look, label=name)
     gap = ks_2samp(first, second, method="asymp")
     where = gap.statistic_location
     low, high = sorted(np.mean(values <= where) for values in (first, second))
@@ -73,12 +73,12 @@ def draw_gap(gap: dict, threshold: float, names: tuple[str, str], column: str) -
     """Both cumulative distributions, the gap at the threshold and the largest one."""
     figure, axes = quick_figure(2, (9, 3.6), width_ratios=(1.5, 1))
     cdf_gap(axes[0], gap["first"], gap["second"], names)
-    axes[0].axvline(threshold, color="#999999", linestyle="--", label="threshold")
+    axes[0].axvline(threshold, color="#999999", linestyle=":", label="threshold")
     axes[0].plot([threshold] * 2, gap["at"], "o", color="black", ms=5)
     axes[0].set(xlabel=f"predicted probability of {column}", ylabel="share of images at or below")
     axes[0].legend(fontsize=8)
-    for values, colour in zip((gap["first"], gap["second"]), COLOURS, strict=True):
-        axes[1].hist(values, np.linspace(0, 1, 26), histtype="step", color=colour, linewidth=1.5)
+    for values, look in zip((gap["first"], gap["second"]), LOOKS, strict=True):
+        axes[1].hist(values, np.linspace(0, 1, 26), histtype="step", **look, linewidth=1.5)
     axes[1].set(xlim=(0, 1), xlabel="predicted probability", ylabel="images", title="the same as histograms")
     return figure
 

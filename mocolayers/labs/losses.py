@@ -159,9 +159,13 @@ def draw_losses(found: dict, stage: int) -> Figure:
     axes[0].legend(fontsize=8)
     axes[1].imshow(found["correlation"][:SHOWN, :SHOWN], cmap="PuOr", vmin=-1, vmax=1, interpolation="nearest")
     axes[1].set(title=f"correlation, stage {stage}", xlabel="feature of view k", ylabel="feature of view q")
+    if np.isnan(found["shares"]).all():
+        axes[2].text(0.5, 2.5, "synthetic features:\nno network to pull on", ha="center", va="center")
     axes[2].barh(x, found["shares"], color=STAGE_COLOURS)
-    axes[2].barh(x, 1 - found["shares"], left=found["shares"], color="#0072B2")
-    axes[2].set(xlim=(0, 1), xlabel="stage term | InfoNCE (blue)", title="who pulls?", yticks=x)
+    rest = {"color": "#0072B2", "hatch": "//", "edgecolor": "white"}
+    axes[2].barh(x, 1 - found["shares"], left=found["shares"], **rest)
+    axes[2].set(xlim=(0, 1), ylim=(0.4, 4.6), title="who pulls?", yticks=x)
+    axes[2].set(xlabel="stage term | InfoNCE (hatched)", ylabel="stage")
     axes[2].invert_yaxis()
     return figure
 
@@ -191,15 +195,27 @@ def loss_lab(stages: dict[str, list]) -> Lab:
 
     sizes = [n for n in (8, 16, 32, 64, MOST) if n <= len(stages["query"][0])]
     powers = {"step": 0.25, "readout_format": ".2g"}
+
+    def idle(loss: str, **_) -> set[str]:
+        projected = set() if "Barlow" in loss else {"width", "off_diagonal"}
+        return projected | ({"gain"} if loss == IDEAL else set())  # `compute` replaces the stages
+
     controls = {
         "loss": Dropdown(options=LOSSES, description="loss"),
         "similarity": FloatSlider(0.6, min=0, max=1, step=0.05, description="views alike"),
+        "weight": FloatLogSlider(10, min=-5, max=2, **powers, description="weight λ"),
         "gain": FloatLogSlider(1, min=-2, max=1, **powers, description="feature scale"),
         "batch": SelectionSlider(options=sizes, value=sizes[-1], description="batch B"),
         "width": SelectionSlider(options=(16, 32, 64, 128, 256), value=128, description="projector D"),
         "off_diagonal": FloatLogSlider(1, min=-3, max=0, **powers, description="off-diagonal w"),
-        "weight": FloatLogSlider(0.1, min=-5, max=2, **powers, description="weight λ"),
-        **{f"stage{s}": FloatSlider(1, min=0, max=1, step=0.25, description=f"stage {s} (× λ)") for s in (1, 2, 3, 4)},
         "stage": SelectionSlider(options=(1, 2, 3, 4), value=4, description="matrix of stage"),
+        **{f"stage{s}": FloatSlider(1, min=0, max=1, step=0.25, description=f"stage {s} (× λ)") for s in (1, 2, 3, 4)},
     }
-    return Lab(controls, answer, "What does this loss really reward?")
+    rank = {"loss": IDEAL, "width": 256, "batch": sizes[1]}
+    frames = {f"raw MSE, feature scale {g:g}": {"gain": g} for g in (0.5, 0.2, 0.1)}
+    frames |= {
+        f"Barlow, ideal projector, D = 256, B = {sizes[1]}, views alike {s:g}": rank | {"similarity": s}
+        for s in (0, 0.5, 1)
+    }
+    frames |= {f"raw MSE, weight λ = {w:g}": {"weight": w} for w in (0.25, 1, 100)}
+    return Lab(controls, answer, "What does this loss really reward?", idle, frames)

@@ -1,10 +1,13 @@
-"""`Lab`: controls on the left, one answer on the right. What all labs share; nothing here knows about learning."""
+"""`Lab`: controls above, one answer below. What all labs share; nothing here knows about learning."""
 
 import asyncio
 import base64
 import html
+import json
 import os
+import time
 import traceback
+import zlib
 from collections.abc import Callable
 
 import ipywidgets as widgets
@@ -15,37 +18,67 @@ from matplotlib.figure import Figure
 from mocolayers.notebook.figures import new_figure, rendered
 
 SETTLE_SECONDS = 0.03  # long enough for the messages of a slider that is still moving to arrive
+FOLLOW_SECONDS = 0.2  # a quicker answer follows a slider that is still moving
+IN_VIEW = 7  # six sliders and a menu
 # Variables by which a notebook server tells its kernels that a person sits in front of them; batch runs have none.
 FRONT_ENDS = ("JPY_SESSION_NAME", "VSCODE_CWD", "COLAB_RELEASE_TAG")
 WIDGET_TYPE = "application/vnd.jupyter.widget-view+json"
+LEAF = """
+(() => {
+  const box = document.getElementById("OWN"), pages = PAGES, slider = document.createElement("input");
+  const [picture, caption, words] = box.children;
+  Object.assign(slider, {type: "range", min: 0, max: pages.length - 1, value: 0, style: "width:min(100%, 480px)"});
+  slider.oninput = () => {
+    const page = pages[slider.value];
+    Object.assign(picture, {src: page.src, alt: page.alt});
+    caption.textContent = page.text;
+    words.textContent = page.words;
+  };
+  slider.setAttribute("aria-label", "leaf through prepared answers");
+  box.prepend(slider);
+  slider.oninput();
+})();
+"""
 Answer = tuple[Figure, str, dict[str, str]]  # a figure, the same in words, and named numbers as text
 
 
 class Lab:
-    """Controls and the answer to them.
+    """Controls above the answer to them: the first `IN_VIEW` in view, the others under "more".
 
-    A request waits until the controls have been still for a moment, and only the newest one is computed. An error is
-    shown in place of the answer, and the next request starts afresh.
+    A slider is answered while it moves if an answer takes less than `FOLLOW_SECONDS`, else when it is let go. Requests
+    that arrive before an answer are one request. An error is shown in place of the answer, and the next request starts
+    afresh.
 
     Args:
         controls: name and control of ipywidgets.
         answer: called with the values of the controls under these names; it should take less than 0.3 s.
         question: one line above the controls.
+        idle: called likewise; names the controls that change nothing now, which are greyed.
+        frames: text and changed controls of the answers that a page without a kernel can leaf through.
     """
 
-    def __init__(self, controls: dict[str, widgets.Widget], answer: Callable[..., Answer], question: str = "") -> None:
-        self.controls, self.answer, self._asked = controls, answer, 0
+    def __init__(
+        self,
+        controls: dict[str, widgets.Widget],
+        answer: Callable[..., Answer],
+        question: str = "",
+        idle: Callable[..., set[str]] = lambda **_: set(),
+        frames: dict[str, dict] | None = None,
+    ) -> None:
+        self.controls, self.answer, self.idle, self.frames = controls, answer, idle, frames
+        self._waiting = False
         self.view = widgets.HTML()
-        left = widgets.VBox([widgets.HTML(f"<b>{html.escape(question)}</b>"), *controls.values()])
-        left.layout.flex = "0 0 320px"
-        self.view.layout.flex = "1 1 560px"
-        self.box = widgets.HBox([left, self.view], layout=widgets.Layout(flex_flow="row wrap"))
+        every = list(controls.values())
+        parts = [widgets.HTML(f"<b>{html.escape(question)}</b>"), _grid(every[:IN_VIEW])]
+        if every[IN_VIEW:]:
+            more = [_grid(every[IN_VIEW:])]
+            parts.append(widgets.Accordion(more, titles=["more controls"], selected_index=None))
+        self.box = widgets.VBox([*parts, self.view, widgets.HTML("<small>No reaction? Run this cell.</small>")])
         self.box.add_class("mocolayers-lab")
-        for control in controls.values():
-            control.layout.width, control.style.description_width = "310px", "125px"
-            if control.has_trait("continuous_update"):  # a slider asks when it is let go
-                control.continuous_update = False
+        for control in every:
+            control.layout.width, control.style.description_width = "auto", "150px"
             control.observe(self._changed, names="value")
+        self._settle(FOLLOW_SECONDS)
 
     def values(self) -> dict:
         """The values of the controls."""
@@ -53,34 +86,50 @@ class Lab:
 
     def update(self) -> None:
         """Compute the answer to the controls, and show it."""
+        started, self._waiting = time.perf_counter(), False
         try:
             self.view.value = as_html(*self.answer(**self.values()))
         except Exception as error:
             self.view.value = error_html(error)
+        self._settle(time.perf_counter() - started)
 
     def show(self) -> None:
         """Display the lab; where no one can move a slider (papermill, a page on the web), its figure and numbers."""
         figure, alt, numbers = self.answer(**self.values())
         bundle = {"image/png": encoded_png(figure), "text/plain": alt}
         if someone_is_there():
-            self.view.value = as_html(figure, alt, numbers)
+            self.update()  # the first answer was slower than those that follow
             bundle[WIDGET_TYPE] = self.box._repr_mimebundle_()[WIDGET_TYPE]
+        elif self.frames:
+            answers = {text: self.answer(**self.values() | changes) for text, changes in self.frames.items()}
+            bundle["text/html"] = flipbook({"as the lab starts": (figure, alt, numbers)} | answers)
         display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
         if not someone_is_there():
             print("\n".join(f"{name}: {value}" for name, value in numbers.items()))
 
+    def _settle(self, seconds: float) -> None:
+        """Grey what does nothing, and follow a moving slider if the last answer was quick."""
+        idle = self.idle(**self.values())
+        for name, control in self.controls.items():
+            control.disabled = name in idle
+            if control.has_trait("continuous_update"):
+                control.continuous_update = seconds < FOLLOW_SECONDS
+
     def _changed(self, change) -> None:
-        self._asked += 1
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # plain Python has no loop in which a newer request could arrive
             self.update()
             return
-        loop.call_later(SETTLE_SECONDS, self._update_if_newest, self._asked)
+        if not self._waiting:
+            self._waiting = True
+            loop.call_later(SETTLE_SECONDS, self.update)
 
-    def _update_if_newest(self, asked: int) -> None:
-        if asked == self._asked:
-            self.update()
+
+def _grid(controls: list[widgets.Widget]) -> widgets.GridBox:
+    """Controls side by side, as many as the page is wide."""
+    columns = widgets.Layout(grid_template_columns="repeat(auto-fit, minmax(380px, 1fr))", grid_gap="0 24px")
+    return widgets.GridBox(controls, layout=columns)
 
 
 def someone_is_there() -> bool:
@@ -93,7 +142,7 @@ def quick_figure(columns: int, size: tuple[float, float], **options) -> tuple[Fi
     """A line of axes that draws in half the time: no text is measured for its margins, and ticks are few."""
     figure, axes = new_figure(1, columns, size, layout="none", **options)
     inch = 1 / size[0], 1 / size[1]
-    figure.subplots_adjust(0.75 * inch[0], 0.55 * inch[1], 1 - 0.18 * inch[0], 1 - 0.32 * inch[1], 0.28)
+    figure.subplots_adjust(0.75 * inch[0], 0.55 * inch[1], 1 - 0.18 * inch[0], 1 - 0.5 * inch[1], 0.28)
     for axis in axes[0]:
         axis.locator_params(nbins=4)
         axis.grid(False)
@@ -106,11 +155,30 @@ def encoded_png(figure: Figure) -> str:
 
 
 def as_html(figure: Figure, alt: str, numbers: dict[str, str]) -> str:
-    """An answer as a picture with alternative text above a table of numbers."""
+    """An answer as a picture with alternative text, and a table of numbers beside it, or below if there is no room."""
     cells = [(html.escape(name), html.escape(value)) for name, value in numbers.items()]
     rows = "".join(f"<tr style='text-align:left'><td>{name}</td><td><b>{value}</b></td></tr>" for name, value in cells)
     picture = f"data:image/png;base64,{encoded_png(figure)}"
-    return f"<img alt='{html.escape(alt, quote=True)}' src='{picture}' style='max-width:100%'><table>{rows}</table>"
+    image = f"<img alt='{html.escape(alt, quote=True)}' src='{picture}' style='max-width:100%'>"
+    table = f"<table style='flex:1 1 240px'>{rows}</table>"
+    return f"<div style='display:flex;flex-wrap:wrap;align-items:center;gap:0 16px'>{image}{table}</div>"
+
+
+def flipbook(answers: dict[str, Answer]) -> str:
+    """Answers, by text, as a picture and its numbers with a slider that needs no kernel.
+
+    Where a page may not run scripts, the first answer is left.
+    """
+    pages = []
+    for text, (figure, alt, numbers) in answers.items():
+        picture = f"data:image/png;base64,{base64.b64encode(rendered(figure)).decode()}"
+        words = "\n".join(f"{name}: {value}" for name, value in numbers.items())
+        pages.append({"text": text, "src": picture, "alt": alt, "words": words})
+    first = pages[0]
+    own = f"flipbook-{zlib.crc32(first['src'].encode()):08x}"
+    picture = f"<img alt='{html.escape(first['alt'], quote=True)}' src='{first['src']}' style='max-width:100%'>"
+    script = LEAF.replace("OWN", own).replace("PAGES", json.dumps(pages).replace("<", "\\u003c"))
+    return f"<div id='{own}'>{picture}<p></p><pre></pre></div><script>{script}</script>"
 
 
 def error_html(error: Exception) -> str:

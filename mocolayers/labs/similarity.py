@@ -50,6 +50,13 @@ def draw_alike(found: dict, sigma: float) -> Figure:
     return figure
 
 
+def told(value: float, null: float) -> str:
+    """A CKA beside its null, in words."""
+    if not np.isfinite([value, null]).all():
+        return "not defined: at this sigma all pairs of images look equally alike"
+    return f"{value:.3f}   rows permuted: {null:+.3f}"
+
+
 def similarity_lab(pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> Lab:
     """Sliders for the bandwidth and the number of rows.
 
@@ -65,8 +72,8 @@ def similarity_lab(pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> Lab:
         found = compute(x, y, sigma, rows)
         numbers = {
             "sigma in the features' units": f"{sigma:.3g}   (median distance {median:.3g})",
-            "CKA, usual estimate": "{:.3f}   rows permuted: {:.3f}".format(*found["usual"]),
-            "CKA, debiased": "{:.3f}   rows permuted: {:+.3f}".format(*found["debiased"]),
+            "CKA, usual estimate": told(*found["usual"]),
+            "CKA, debiased": told(*found["debiased"]),
             "linear CKA, debiased (no sigma)": f"{found['linear']:.3f}",
         }
         alt = f"Two kernel matrices, a histogram of distances with sigma, and CKA beside its null for {rows} rows."

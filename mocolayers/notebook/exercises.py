@@ -1,6 +1,11 @@
 """`check`: does a reader's answer have the properties it must have? Nothing is compared with a stored number."""
 
 from collections.abc import Callable
+from numbers import Real
+
+from IPython.display import Markdown, display
+
+KINDS = {"a function": callable, "a number": lambda answer: isinstance(answer, Real)}
 
 
 class Unsolved(Exception):
@@ -10,13 +15,15 @@ class Unsolved(Exception):
         return [str(self)]
 
 
-def check(exercise: str, answer, properties: dict[str, Callable]) -> None:
+def check(exercise: str, answer, properties: dict[str, Callable], expected: str = "") -> None:
     """Say which properties an answer has.
 
     Args:
         exercise: its name in the notebook, such as "Exercise 2".
         answer: what the reader made; None while the exercise is open.
-        properties: sentence and test; each test takes the answer and returns whether the sentence is true of it.
+        properties: sentence and test; each test takes the answer, and returns whether the sentence is true of it, or a
+            text that says by how much it is not.
+        expected: what an answer is, such as "a function of s and n"; the kinds of `KINDS` are checked.
     Raises:
         Unsolved: naming the first property that the answer lacks, and what to do.
     """
@@ -24,9 +31,12 @@ def check(exercise: str, answer, properties: dict[str, Callable]) -> None:
         raise Unsolved(
             f"{exercise} is still open: replace None in the cell above by your answer, run it, then this cell."
         )
+    if any(expected.startswith(kind) and not fits(answer) for kind, fits in KINDS.items()):
+        raise Unsolved(f"{exercise}: not yet. Expected {expected}, got a value of type {type(answer).__name__}.")
     for sentence, holds in properties.items():
         try:
-            true, why = bool(holds(answer)), ""
+            found = holds(answer)
+            true, why = not isinstance(found, str) and bool(found), f": {found}" if isinstance(found, str) else ""
         except Exception as error:
             true, why = False, f" (it ended with {type(error).__name__}: {error})"
         if not true:
@@ -35,3 +45,9 @@ def check(exercise: str, answer, properties: dict[str, Callable]) -> None:
             )
         print(f"✓ {sentence}")
     print(f"{exercise}: solved.")
+
+
+def what_happened(text: str) -> None:
+    """Show the answer to a prediction, folded, so that a reader opens it after looking."""
+    summary = "<summary><b>What happened, and why</b></summary>"
+    display(Markdown(f"<details>{summary}\n\n{text}\n\n</details>"))

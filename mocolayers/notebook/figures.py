@@ -11,6 +11,7 @@ from itertools import cycle
 import matplotlib
 import numpy as np
 import pandas as pd
+import PIL.Image
 from IPython.display import Image, display
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
@@ -48,17 +49,31 @@ matplotlib.rcParams |= {
 }
 
 
-def show(figure: Figure, alt: str, photos: bool = False) -> None:
+def show(figure: Figure, alt: str = "", photos: bool = False) -> None:
     """Display a figure in a notebook with a text for readers who cannot see it; sheets of photos as JPEG, a fifth."""
     form = "jpeg" if photos else "png"
-    display(Image(rendered(figure, form), format=form, alt=alt))
+    display(Image(rendered(figure, form), format=form, alt=alt or described(figure)))
+
+
+def described(figure: Figure) -> str:
+    """A figure in words: its title, and of each panel the title, the axes and the names of what it shows."""
+    parts = [figure.get_suptitle()]
+    for axis in figure.axes:
+        rows = [] if axis.get_ylabel() else [tick.get_text() for tick in axis.get_yticklabels()]
+        names = axis.get_legend_handles_labels()[1] + rows
+        said = [axis.get_title("left"), axis.get_ylabel(), axis.get_xlabel(), ", ".join(dict.fromkeys(names))]
+        parts.append("; ".join(filter(None, said)))
+    return " ".join(part if part[-1] in ".?!" else f"{part}." for part in filter(None, parts))
 
 
 def rendered(figure: Figure, form: str = "png", quick: bool = False) -> bytes:
-    """A figure as the bytes of a picture file; `quick` compresses a PNG less."""
-    picture = io.BytesIO()
+    """A figure as the bytes of a picture file; a PNG of 256 colours, or if `quick` of all, and less compressed."""
+    picture, small = io.BytesIO(), io.BytesIO()
     figure.savefig(picture, format=form, pil_kwargs={"compress_level": 1} if quick else None)
-    return picture.getvalue()
+    if quick or form != "png":
+        return picture.getvalue()
+    PIL.Image.open(picture).convert("RGB").quantize(dither=PIL.Image.Dither.NONE).save(small, form, optimize=True)
+    return small.getvalue()
 
 
 def new_figure(
@@ -192,6 +207,25 @@ def histories(logs: dict[str, pd.DataFrame], columns: dict[str, str], title: str
     return panels(pd.concat(parts), "step", "value", title=title, xlabel="step", share=False)
 
 
+def stacked_bars(table: pd.DataFrame, title: str, label: str, colours: Sequence[str] | None = None) -> Figure:
+    """One bar for each row of a table, the first on top, made of its columns."""
+    figure, axes = new_figure(size=(8, 0.5 * len(table) + 1.4))
+    look = {"color": colours} if colours else {"colormap": "cividis"}
+    table.iloc[::-1].plot.barh(ax=axes[0, 0], stacked=True, width=0.75, legend=False, **look)
+    axes[0, 0].set_xlabel(label)
+    return titled(figure, title)
+
+
+def grouped_bars(table: pd.DataFrame, title: str, label: str, chance: float) -> Figure:
+    """The columns of a table side by side for each of its rows, with a line at chance."""
+    figure, axes = new_figure(size=(8, 3.2))
+    table.plot.bar(ax=axes[0, 0], rot=0, width=0.7, legend=False, ylabel=label)
+    for group in axes[0, 0].containers:
+        axes[0, 0].bar_label(group, fmt="%.2f", fontsize=9)
+    axes[0, 0].axhline(chance, color="black", linestyle=":")
+    return titled(figure, title)
+
+
 def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: float | None = None) -> Figure:
     """Differences (columns name, panel, arm, difference, low, high), a line at 0, and a dashed one at the claimed."""
     if claimed is not None:
@@ -243,7 +277,9 @@ def grids(
     return titled(figure, title)
 
 
-def image_sheet(groups: dict[str, Sequence[np.ndarray]], title: str = "", heads: Sequence[str] = ()) -> Figure:
+def image_sheet(
+    groups: dict[str, Sequence[np.ndarray]], title: str = "", heads: Sequence[str] = (), inches: float = 0.9
+) -> Figure:
     """Rows of pictures, one per named group, all as large as the largest; `heads` are texts above the columns.
 
     A picture is (H, W, C) uint8, (C, H, W) from 0 to 1, or (H, W), a map on a colour scale of its own.
@@ -256,7 +292,7 @@ def image_sheet(groups: dict[str, Sequence[np.ndarray]], title: str = "", heads:
         for left, picture in enumerate(row):
             place = np.arange(side) * len(picture) // side
             sheet[pitch * top :, pitch * left :][:side, :side] = picture[place][:, place]
-    figure, axes = new_figure(size=(0.9 * columns + 1.2, 0.9 * len(rows) + 0.3 + 0.3 * bool(heads)))
+    figure, axes = new_figure(size=(inches * columns + 1.2, inches * len(rows) + 0.3 + 0.3 * bool(heads)))
     axis = axes[0, 0]
     axis.imshow(sheet, interpolation="nearest")
     axis.set_yticks(pitch * np.arange(len(rows)) + side / 2, list(groups))

@@ -140,6 +140,7 @@ def _execute(notebook: Path, target: Path, failed: Path, values: dict) -> tuple[
     """Execute into `target`, or into `failed`: the first line of the error, and the kernel's peak in MB."""
     import papermill
     from nbconvert import HTMLExporter
+    from traitlets.config import Config
 
     work, peaks, error = target.with_name(f"{target.stem}.partial.ipynb"), [0], ""
     if "MOCOLAYERS_DATA" in os.environ:  # the kernel runs in another folder, where a relative one means another
@@ -157,7 +158,9 @@ def _execute(notebook: Path, target: Path, failed: Path, values: dict) -> tuple[
             shutdown_kernel="immediate",  # all is written by then; shutting it down cleanly takes two seconds
             on_cell_executed=lambda **_: peaks.append(peak_megabytes()),
         )
-        page, _ = HTMLExporter().from_file(str(work), {"metadata": {"name": target.stem}})
+        # A page has no folded cells.
+        hide = Config(TagRemovePreprocessor={"enabled": True, "remove_input_tags": ["hide-input"]})
+        page, _ = HTMLExporter(hide).from_file(str(work), {"metadata": {"name": target.stem}})
         atomic_write(target.with_suffix(".html"), lambda path: path.write_text(page, encoding="utf-8"))
         os.replace(work, target)
     except papermill.PapermillExecutionError as problem:
