@@ -96,7 +96,7 @@ def again(part: Options, cells: int = 3, tables: Path = protocol.TABLES) -> None
         cells: At most so many arms on a data set from a seed, drawn at random.
         tables: Folder of the table.
     """
-    from study.report import retest
+    from study.report import labelled, retest, usual
     from study.run import keep, planned, run_again, scores_in
 
     part.runs_dir = part.folder / "runs-again"
@@ -104,7 +104,9 @@ def again(part: Options, cells: int = 3, tables: Path = protocol.TABLES) -> None
     chosen = [cell for series in part.series for cell in planned(series, scores, **part.about)]
     table = run_again(chosen, cells, scores, part.jobs)
     keep({"again": table}, part.folder)
-    print(retest(table, scores).round(4).to_string(index=False))
+    for series in table["series"].unique():
+        both = (usual(labelled(rows), series) for rows in (table, scores))
+        print(f"{series}\n{retest(*both).round(4).to_string(index=False)}")
 
 
 def status(part: Options) -> None:
@@ -118,7 +120,7 @@ def status(part: Options) -> None:
 
 
 def as_released(part: Options) -> None:
-    """Do what the released code does beside the sound way; adds to as_released.csv."""
+    """Do what the released code does beside the sound way, with the preset's views; adds to as_released.csv."""
     import pandas as pd
 
     from study.as_released import Setting, control, moved
@@ -129,9 +131,11 @@ def as_released(part: Options) -> None:
         Cell("conditions", name, "moco", s, **about) for s in seeds for name in part.dataset or protocol.CONTROLLED
     ]
     jobs = [Setting(cell, ("moco", *(part.arm or ("mse",)))) for cell in cells]
-    table = pd.concat(in_parallel(control, jobs, "as released and soundly", part.jobs))
-    keep({"as_released": table}, part.folder)
-    print(moved(table).round(3).to_string(index=False))
+    tables = []
+    for table in in_parallel(control, jobs, "as released and soundly", part.jobs):
+        keep({"as_released": table}, part.folder)
+        tables.append(table)
+    print(moved(pd.concat(tables)).round(3).to_string(index=False))
 
 
 def main(words: list[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class StageContrast(nn.Module):
-    """InfoNCE on every stage, with the other keys of the batch as negatives.
+    """InfoNCE on every stage, with the other keys of the batch as negatives; of several processes, of their own part.
 
     Args:
         channels: channels of each stage.

@@ -1,12 +1,13 @@
 """The study's figures, most of them forest plots of differences."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from mocolayers.notebook.figures import forest, panels
 from study import protocol
 from study.as_released import CONTROLS
-from study.report import compared, gate, main_claim, paired, pulls, usual
+from study.report import compared, complete, gate, main_claim, main_sets, paired, pulls, usual
 
 
 def gains(scores: pd.DataFrame) -> Figure:
@@ -19,11 +20,14 @@ def gains(scores: pd.DataFrame) -> Figure:
         table = gate(scores).rename(columns={"dataset": "name"}).assign(arm="moco")
         table["panel"] = table["protocol"].map(protocol.NAMES)
         return forest(table, f"Does pretraining help at {few} of the labels?", "AUC minus that of no pretraining")
-    rows = usual(scores)
+    rows, passed = complete(usual(scores)), gate(scores)
     leading = [arm for arm in rows["arm"].unique() if arm.split(" x")[0] in (*protocol.LEADING, "moco")]
-    rows = rows[rows["fraction"].isin(protocol.FEW) & rows["arm"].isin(leading)]
-    parts = [compared(paired(rows), ratio=protocol.RATIO), main_claim(rows, gate(scores)).assign(judged_on="mean")]
-    table = pd.concat(parts).rename(columns={"judged_on": "name"})
+    rows = main_sets(rows[rows["fraction"].isin(protocol.FEW) & rows["arm"].isin(leading)])
+    alone = compared(paired(rows), ratio=protocol.RATIO).rename(columns={"judged_on": "name"})
+    closed = set(passed.loc[~passed["passes"], ["dataset", "protocol"]].itertuples(index=False, name=None))
+    shut = [pair in closed for pair in zip(alone["name"], alone["protocol"], strict=True)]
+    alone["name"] = alone["name"].where(~np.array(shut), alone["name"] + " (cannot tell)")
+    table = pd.concat([alone, main_claim(rows, passed).assign(name="mean")])
     table["panel"] = table["protocol"].map(protocol.NAMES) + table["fraction"].map(", {:.0%} of the labels".format)
     table = table.sort_values("panel", ascending=False, kind="stable")
     return forest(table, "Do intermediate layers help?", "AUC minus MoCo's", protocol.CLAIM)

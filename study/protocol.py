@@ -14,7 +14,6 @@ BEGIN, END = "<!-- results: written by `python -m study report` -->", "<!-- end 
 # Data sets
 PRIMARY = ("pneumonia", "breast_histology", "aptos")  # one per modality of the paper
 FIRST_PRIMARY = ("nih_finding", "breast_histology", "retina")  # of the first study
-SECOND = ("odir", "aptos_severe", "nih_finding")
 OUTSIDE = {"aptos": "idrid"}  # a data set of the same kind that judges the encoders of another
 CONTROLLED = ("breast_histology", "aptos")  # where the properties of the released code are tried
 
@@ -30,7 +29,8 @@ FEW = (0.01, 0.1)  # fractions of the labels that the claims are about; the pape
 UNTRAINED = ("random", "supervised")  # what MoCo is compared with in linear evaluation, and in fine-tuning
 OWN = ("mse-standardized", "contrast")  # after the paper's idea; not what its claims are about
 STAGE_ARMS = ("mse", "barlow", "mse-normalized", "barlow-conditioned", *OWN)
-LEADING = ("mse", "barlow-conditioned")  # with MoCo and the untrained arms they are run first
+LEADING = ("mse", "barlow-conditioned")  # the primary family
+AS_THEY_ARE = ("mse", "barlow", "barlow-conditioned")  # compared at their own weights, and at their best ones
 
 # What all arms of a data set share. The gate chooses among the candidates; "longer" is in units of a scale's steps.
 WEAK = {"hue": 0.02, "saturation": 0.1, "brightness": 0.2, "contrast": 0.2, "gray": 0.0, "blur": 0.2}
@@ -103,9 +103,8 @@ CLAIM = 0.05  # the gain at 1% of the labels that the paper reports on the avera
 MARGIN = 0.01  # a difference that is surely smaller counts as none
 LEVEL = 0.05
 EARLY = (1, 2)  # stages
-NEAR_CHANCE = 0.6
 NAMES = {"linear": "Linear evaluation", "finetune": "Fine-tuning"}
 
 # Columns of tables: what arms and seeds are compared within, and what names a row.
 CELL = ("code", "property", "judged_on", "quantity", "protocol", "source", "stage", "fraction")
-KEYS = ("series", "dataset", "setting", *CELL, "class", "arm", "weight", "trial", "seed", "subset")
+KEYS = ("scale", "series", "dataset", "setting", *CELL, "class", "arm", "weight", "trial", "seed", "subset")

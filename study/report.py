@@ -22,8 +22,9 @@ def table_in(file: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(file)
         if file.stem == "scores":
-            table = table.astype({"seed": int, "stage": int, "fraction": float, "auc": float})
-            table[["series", "dataset", "judged_on", "arm", "protocol", "source"]]
+            table = table.astype({"stage": int, "fraction": float, "auc": float})
+            table[["judged_on", "protocol", "source"]]
+        table[["arm", "judged_on"] if file.stem == "as_released" else ["series", "dataset", "arm", "seed"]]
     except (ValueError, KeyError, pd.errors.ParserError) as error:
         why = str(error).splitlines()[0]
         raise ValueError(
@@ -39,11 +40,16 @@ def read(name: str, dataset: str | None = None, folder: Path = protocol.FIRST) -
     An arm with other stage weights than its own is called by both: "mse x5".
     """
     file = folder / f"{name}.csv"
-    table = table_in(file) if file.is_file() else pd.DataFrame()
-    if "weight" in table:
-        named = table["arm"] + " x" + table["weight"].map("{:g}".format)
-        table["arm"] = table["arm"].where(table["weight"] == 1, named)
+    table = labelled(table_in(file)) if file.is_file() else pd.DataFrame()
     return table if dataset is None or table.empty else table[table["judged_on"] == dataset]
+
+
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with other weights in the names of arms."""
+    if "weight" not in table:
+        return table
+    named = table["arm"] + " x" + table["weight"].map("{:g}".format)
+    return table.assign(arm=table["arm"].where(table["weight"] == 1, named))
 
 
 def usual(scores: pd.DataFrame, series: str | None = None) -> pd.DataFrame:
@@ -75,10 +81,11 @@ def setting_of(dataset: str, scores: pd.DataFrame) -> str:
 
 
 def gate(scores: pd.DataFrame) -> pd.DataFrame:
-    """MoCo minus no pretraining, per data set and protocol: mean over few labels and seeds, and whether it passes.
+    """MoCo minus no pretraining, per data set and protocol: mean over few labels, and whether it passes.
 
     Returns:
-        Rows of dataset, protocol, setting, difference, lowest (of the seeds), seeds, passes.
+        Rows of dataset, protocol, setting, difference (of the seeds that did not choose the setting, if there are
+        any), lowest (of all seeds), seeds, passes.
     """
     rows, found = low_label(scores, "gate"), []
     for dataset in rows.loc[rows["arm"] == "moco", "dataset"].unique():
@@ -88,10 +95,10 @@ def gate(scores: pd.DataFrame) -> pd.DataFrame:
             arms = own[own["protocol"] == kind].pivot_table(index="seed", columns="arm", values="auc")
             if {base, "moco"} <= set(arms):
                 gain = (arms["moco"] - arms[base]).dropna()
-                lowest, mean = gain.min(), gain.mean()
-                about = {"dataset": dataset, "protocol": kind, "setting": setting}
-                about |= {"difference": mean, "lowest": lowest, "seeds": len(gain)}
-                found.append(about | {"passes": bool((lowest if kind == "linear" else mean) > 0)})
+                others = gain.iloc[1:] if len(gain) > 1 else gain  # the first seed chose the setting
+                about = {"dataset": dataset, "protocol": kind, "setting": setting, "difference": others.mean()}
+                about |= {"lowest": gain.min(), "seeds": len(gain)}
+                found.append(about | {"passes": bool((gain.min() if kind == "linear" else gain.mean()) > 0)})
     return pd.DataFrame(found)
 
 
@@ -101,7 +108,7 @@ def pulls(scores: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Rows of dataset, arm, weight, pull, gain: means over seeds, both protocols and few labels.
     """
-    rows = low_label(scores, "weights")
+    rows = main_sets(low_label(scores, "weights"))
     cell = ["dataset", "seed", "protocol", "fraction"]
     base = rows.loc[rows["arm"] == "moco", [*cell, "auc"]].rename(columns={"auc": "base"})
     rows = rows[~rows["arm"].isin(["moco", *protocol.UNTRAINED])].merge(base, on=cell)
@@ -123,11 +130,30 @@ def best_weights(scores: pd.DataFrame) -> dict[str, float]:
     return {arm: weight for arm, weight in best.items() if arm not in protocol.OWN or gains[arm, weight] > 0}
 
 
-def primary(rows: pd.DataFrame) -> pd.DataFrame:
-    """The pretrained arms on the data sets of the protocol, or on all data sets if there are none of these."""
-    rows = rows[~rows["arm"].isin(protocol.UNTRAINED)]
+def main_sets(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the data sets of the protocol, or of all data sets if there are none of these."""
     inside = rows["judged_on"].isin(protocol.PRIMARY if ratio_of(rows) else protocol.FIRST_PRIMARY)
     return rows[inside] if inside.any() else rows
+
+
+def primary(rows: pd.DataFrame, passed: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The rows of pretrained arms that averages are made of.
+
+    Args:
+        passed: of `gate`; a data set that did not pass for a protocol enters no average of it.
+    """
+    rows = main_sets(rows[~rows["arm"].isin(protocol.UNTRAINED)])
+    if passed is None or passed.empty:
+        return rows
+    inside = passed.loc[passed["passes"], ["dataset", "protocol"]].rename(columns={"dataset": "judged_on"})
+    return rows.merge(inside, on=["judged_on", "protocol"])
+
+
+def complete(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of repetitions that have been made for every arm on every data set of the protocol."""
+    cells = main_sets(rows)[["seed", "judged_on", "arm", "protocol", "fraction"]].drop_duplicates()
+    counts = cells.groupby("seed").size()
+    return rows[rows["seed"].isin(counts.index[counts == counts.max()])]
 
 
 def _cell(rows: pd.DataFrame) -> list[str]:
@@ -217,34 +243,37 @@ def main_claim(rows: pd.DataFrame, passed: pd.DataFrame | None = None) -> pd.Dat
 
     Args:
         rows: of `usual`.
-        passed: of `gate`; data sets that did not pass for a protocol enter no average of it.
+        passed: see `primary`.
     Returns:
         As `compared`, with `family`: "primary" for the arms of `protocol.LEADING`, else "secondary"; p values are
-        corrected within each.
+        corrected within each. The first study is one family. No rows if no data set passed.
     """
-    few = protocol.FEW if ratio_of(rows) else [rows["fraction"].min()]
-    rows = primary(rows[rows["fraction"].isin(few)])
-    if passed is not None and len(passed):
-        inside = passed[passed["passes"]][["dataset", "protocol"]]
-        rows = rows.merge(inside.rename(columns={"dataset": "judged_on"}), on=["judged_on", "protocol"])
+    few, ratio = protocol.FEW if ratio_of(rows) else [rows["fraction"].min()], ratio_of(rows)
+    rows = primary(rows[rows["fraction"].isin(few)], passed)
+    if rows.empty:
+        return pd.DataFrame()
     # Each protocol for itself: it has its own data sets.
     differences = pd.concat(averaged(paired(part)) for _, part in rows.groupby("protocol", sort=False))
-    leading = [arm for arm in differences if arm.split(" x")[0] in protocol.LEADING]
+    leading = [arm for arm in differences if not ratio or arm.split(" x")[0] in protocol.LEADING]
     families = {"primary": differences[leading], "secondary": differences.drop(columns=leading)}
-    ratio = ratio_of(rows)
     return pd.concat(compared(part, ratio=ratio).assign(family=name) for name, part in families.items() if part.size)
 
 
-def conditions(scores: pd.DataFrame) -> pd.DataFrame:
+def conditions(scores: pd.DataFrame, passed: pd.DataFrame | None = None) -> pd.DataFrame:
     """Each arm's gain over MoCo under the released conditions minus its gain in the comparison, as `compared`."""
-    few = [low_label(scores, series) for series in ("conditions", "comparison")]
-    released, tuned = (averaged(paired(primary(rows))) for rows in few)
+    released, tuned = (paired(primary(low_label(scores, series), passed)) for series in ("conditions", "comparison"))
     both = [arm for arm in released if arm in tuned]
-    return compared((released[both] - tuned[both]).dropna(how="all"), ratio=protocol.RATIO) if both else pd.DataFrame()
+    differences = (released[both] - tuned[both]).dropna(how="all") if both else pd.DataFrame()
+    if differences.empty:
+        return differences
+    kinds = differences.groupby("protocol", sort=False)
+    return compared(pd.concat(averaged(part) for _, part in kinds), ratio=protocol.RATIO)
 
 
 def power(scores: pd.DataFrame, repetitions: int = len(protocol.REPETITIONS)) -> pd.DataFrame:
     """Half widths of the intervals to expect, from how far tuning seeds are apart: per protocol and fraction.
+
+    These seeds are judged on the same patients, so what other test patients would add is missing.
 
     Args:
         scores: with the series of weights; every arm and weight with at least two seeds counts.
@@ -258,7 +287,8 @@ def power(scores: pd.DataFrame, repetitions: int = len(protocol.REPETITIONS)) ->
 
 def claims(folder: Path = protocol.TABLES) -> pd.DataFrame:
     """The claims of the paper's abstract as comparisons with MoCo; "better" is in the claimed direction."""
-    parts, ratio = [], ratio_of(usual(read("scores", folder=folder)))
+    scores = read("scores", folder=folder)
+    parts, ratio = [], ratio_of(usual(scores))
     for claim, measured, sign, differences in _claimed(folder):
         over = [name for name in differences.index.names if name != "seed"]
         compared_here = compared(averaged(differences, over), sign, ratio)
@@ -269,8 +299,9 @@ def claims(folder: Path = protocol.TABLES) -> pd.DataFrame:
 def _claimed(folder: Path) -> Iterator[tuple[str, str, int, pd.DataFrame]]:
     """(claim, what is measured, claimed sign, paired differences) for each claim that has a table."""
     scores = read("scores", folder=folder)
-    rows = usual(scores)
-    gains, series = paired(primary(rows)), rows["series"].iloc[0]
+    rows = complete(usual(scores))
+    passed = gate(scores) if ratio_of(rows) else None
+    gains, series = paired(primary(rows, passed)), rows["series"].iloc[0]
     few, many = rows["fraction"].min(), rows["fraction"].max()
     at = {fraction: gains.xs(fraction, level="fraction") for fraction in (few, many)}
     yield "1, 2 improves or matches MoCo", "AUC, all fractions and protocols", 1, gains
@@ -315,9 +346,12 @@ def findings(scores: pd.DataFrame) -> str:
     lines.append(_pulls_said(pulls(scores)) if "weights" in done else "No weights of the stage losses have been tried.")
     if "comparison" not in done:
         return " ".join([*lines, "The comparison of the arms has not been run."])
-    rows = usual(scores, "comparison")
-    lines.append(_comparison_said(main_claim(rows, passed), rows["seed"].nunique()))
-    found = conditions(scores) if "conditions" in done else pd.DataFrame()
+    rows = complete(usual(scores, "comparison"))
+    claim = main_claim(rows, passed)
+    if claim.empty:
+        return " ".join([*lines, "No data set passed the gate, so no average can be made."])
+    lines.append(_comparison_said(claim, main_sets(rows)["seed"].nunique()))
+    found = conditions(scores, passed) if "conditions" in done else pd.DataFrame()
     if len(found):
         said = _said(found.assign(name=found["arm"] + ", " + _where(found)), "name")
         lines.append(f"Under the released conditions the gain over MoCo is larger by: {said}.")
@@ -334,7 +368,7 @@ def _gate_said(passed: pd.DataFrame) -> str:
         closed = f" ({failed}: cannot tell by design)" if failed else ""
         lines.append(f"{protocol.NAMES[kind].lower()}, MoCo minus `{base}`: {said}{closed}")
     labels = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
-    over = f"mean over {labels} of the labels, tuning seeds: {passed['seeds'].min()}"
+    over = f"mean over {labels} of the labels, {passed['seeds'].min()} tuning seeds"
     return f"**Does pretraining help?** Test AUC, {over}; {'; '.join(lines)}."
 
 

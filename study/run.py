@@ -14,6 +14,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from mocolayers.data.folders import held
 from mocolayers.data.prepared import PHANTOMS, TEST, TRAIN, UNLABELLED, VAL, MedicalImages, data_folder, load
 from mocolayers.evaluation.distributions import output_distances
 from mocolayers.evaluation.features import STAGES
@@ -27,7 +28,7 @@ from study import contrast, protocol
 from study.report import best_weights, setting_of, table_in
 
 ARMS["contrast"] = contrast.ARM
-NAMED = ("series", "dataset", "setting", "arm", "weight", "seed")  # one cell
+NAMED = ("scale", "series", "dataset", "setting", "arm", "weight", "seed")  # one cell
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,12 @@ def draw(data: MedicalImages, seed: int) -> MedicalImages:
     """The same images with a split of their own, by patient and near the class mix.
 
     Patients of two of ten folds are the same for every seed. The seeds of `protocol.TUNING` are judged on them; other
-    seeds train on them, and test two folds of the rest. One more fold validates. Unlabelled images stay what they are.
+    seeds train on them, and test two folds of the rest. One more fold validates. Unlabelled images stay what they are,
+    and patients who have some are trained on.
     """
-    split, labelled = data.split.copy(), np.flatnonzero(data.split != UNLABELLED)
+    split, without = data.split.copy(), data.split == UNLABELLED
+    split[~without] = TRAIN
+    labelled = np.flatnonzero(~np.isin(data.patients, data.patients[without]))
     labels = data.labels[labelled]
     classes, patients = labels.any(axis=1) if labels.ndim == 2 else labels, data.patients[labelled]
     apart = _fold(classes, patients, protocol.FOLDS // protocol.TEST_FOLDS, seed=0) == 0
@@ -203,15 +207,21 @@ def pull(run: Run) -> float:
 
 def keep(tables: dict[str, pd.DataFrame], folder: Path) -> None:
     """Add rows to `folder/NAME.csv`, sorted, atomically; a row that is there already is replaced."""
-    for name, table in tables.items():
-        file = folder / f"{name}.csv"
-        keys = [key for key in protocol.KEYS if key in table]
-        table = pd.concat([table_in(file), table]) if file.is_file() else table
-        table = table[~_names(table, keys).duplicated(keep="last")].sort_values(keys, kind="stable")
-        table = table[keys + [column for column in table if column not in keys]]
-        with writing(file):
-            folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(file, functools.partial(table.to_csv, index=False, float_format="%.5f"))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with held(folder):  # by one process at a time
+        # What is done is told by the scores, so they come last.
+        for name in sorted(tables, key="scores".__eq__):
+            _keep(tables[name], folder / f"{name}.csv")
+
+
+def _keep(table: pd.DataFrame, file: Path) -> None:
+    table = pd.concat([table_in(file), table]) if file.is_file() else table
+    keys = [key for key in protocol.KEYS if key in table]
+    table = table[~_names(table, keys).duplicated(keep="last")].sort_values(keys, kind="stable")
+    table = table[keys + [column for column in table if column not in keys]]
+    with writing(file):
+        atomic_write(file, functools.partial(table.to_csv, index=False, float_format="%.5f"))
 
 
 def scores_in(folder: Path) -> pd.DataFrame:
@@ -228,7 +238,7 @@ def missing(cells: list[Cell], scores: pd.DataFrame) -> list[Cell]:
 
 def _names(table: pd.DataFrame, keys: list[str]) -> pd.Series:
     weight = {"weight": float} if "weight" in keys else {}
-    return table[keys].astype(weight).astype(str).agg(" ".join, axis=1)
+    return table[keys].astype(weight).fillna("").astype(str).agg(" ".join, axis=1)
 
 
 def carry_out(series: str, folder: Path, processes: int | None = None, scheduler: str = "", **part) -> None:
@@ -242,46 +252,69 @@ def carry_out(series: str, folder: Path, processes: int | None = None, scheduler
             keep(found, folder)
 
 
-def planned(series: str, scores: pd.DataFrame, datasets=None, arms=None, seeds=None, scale="cpu", **about):
+def planned(series: str, scores: pd.DataFrame, datasets=(), arms=(), seeds=(), scale="cpu", **about) -> list[Cell]:
     """The cells of a series, or of a part of it, as far as the table tells; `about` goes to every `Cell`.
 
     Raises:
-        ValueError: the series needs rows of an earlier one, or no data set is prepared.
+        ValueError: the series needs rows of an earlier one, no data set is prepared, or nobody knows an arm.
     """
-    cell = functools.partial(Cell, series, scale=scale, **about)
-    size = protocol.SCALES[scale]
-    tuning, repetitions = seeds or size.tuning, seeds or size.repetitions
-    datasets = datasets or [name for name in protocol.PRIMARY if (data_folder() / name).is_dir()]
-    datasets = datasets or (PHANTOMS if scale == "smoke" else [])  # made on first use
-    if not datasets:
-        raise ValueError(
-            f"{data_folder()} has none of {', '.join(protocol.PRIMARY)}: study/PROTOCOL.md has the commands that "
-            "prepare them, or name another prepared data set with --dataset"
-        )
+    size, make = protocol.SCALES[scale], functools.partial(Cell, series, scale=scale, **about)
+    datasets, scores = datasets or prepared_sets(scale), scores[scores["scale"] == scale]
+    if about.get("plugin"):
+        load_plugin(about["plugin"])
+    if unknown := sorted(set(arms) - set(ARMS)):
+        raise ValueError(f"no arm is called {unknown[0]!r}; there are {', '.join(ARMS)}, and those of a --plugin")
     if series == "gate":
-        first = [cell(name, arm, tuning[0]) for name in datasets for arm in protocol.UNTRAINED]
-        first += [cell(name, "moco", tuning[0], setting) for setting in protocol.CANDIDATES for name in datasets]
-        if missing(first, scores):
-            return first
-        best = {name: setting_of(name, scores) for name in datasets}
-        trios = [("random", "preset"), ("supervised", "preset"), ("moco", None)]
-        later = [(seed, name, arm, setting) for seed in tuning[1:] for name in datasets for arm, setting in trios]
-        return first + [cell(name, arm, seed, setting or best[name]) for seed, name, arm, setting in later]
+        return _gate(make, scores, datasets, seeds or size.tuning)
+    # A choice from half a series would be another one when it is whole.
+    _demand_whole("gate", scores, datasets, scale)
     shared = {name: setting_of(name, scores) for name in datasets}
     if series == "weights":
-        pairs = [("moco", 1.0)] + [
-            (arm, weight) for arm in arms or protocol.WEIGHTS for weight in protocol.WEIGHTS[arm]
-        ]
-        grid = [(seed, name, *pair) for seed in tuning[:2] for pair in pairs for name in datasets]
-        return [cell(name, arm, seed, shared[name], float(weight)) for seed, name, arm, weight in grid]
+        tried = {arm: protocol.WEIGHTS.get(arm, (1.0,)) for arm in arms or protocol.WEIGHTS}
+        pairs = [("moco", 1.0)] + [(arm, float(w)) for arm, weights in tried.items() for w in weights if arm != "moco"]
+        grid = [(seed, name, *pair) for seed in (seeds or size.tuning)[:2] for pair in pairs for name in datasets]
+        return [make(name, arm, seed, shared[name], weight) for seed, name, arm, weight in grid]
+    seeds = seeds or size.repetitions
     if series == "conditions":
-        grid = [(seed, name, arm) for seed in repetitions for name in datasets for arm in ("moco", "mse", "barlow")]
-        return [cell(name, arm, seed, "released") for seed, name, arm in grid]
-    pairs = [(arm, 1.0) for arm in (*protocol.UNTRAINED, "moco", "mse", "barlow", "barlow-conditioned")]
-    pairs += [(arm, weight) for arm, weight in best_weights(scores).items() if (arm, weight) not in pairs]
-    pairs = [pair for pair in pairs if not arms or pair[0] in arms]
-    grid = [(seed, name, *pair) for seed in repetitions for name in datasets for pair in pairs]
-    return [cell(name, arm, seed, shared[name], weight) for seed, name, arm, weight in grid]
+        grid = [(seed, name, arm) for seed in seeds for name in datasets for arm in ("moco", "mse", "barlow")]
+        return [make(name, arm, seed, "released") for seed, name, arm in grid]
+    _demand_whole("weights", scores, scores.loc[scores["series"] == "weights", "dataset"].unique(), scale)
+    pairs = [(arm, 1.0) for arm in (*protocol.UNTRAINED, "moco", *protocol.AS_THEY_ARE)]
+    pairs = dict.fromkeys([*pairs, *best_weights(scores).items(), *((arm, 1.0) for arm in arms)])
+    grid = [(seed, name, *pair) for seed in seeds for name in datasets for pair in pairs if not arms or pair[0] in arms]
+    return [make(name, arm, seed, shared[name], weight) for seed, name, arm, weight in grid]
+
+
+def prepared_sets(scale: str) -> list[str]:
+    """The primary data sets that are prepared; a rehearsal without any takes synthetic ones, made on first use.
+
+    Raises:
+        ValueError: none is prepared.
+    """
+    found = [name for name in protocol.PRIMARY if (data_folder() / name).is_dir()]
+    if found or scale == "smoke":
+        return found or list(PHANTOMS)
+    raise ValueError(
+        f"{data_folder()} has none of {', '.join(protocol.PRIMARY)}: study/PROTOCOL.md has the commands that prepare "
+        "them, or name another prepared data set with --dataset"
+    )
+
+
+def _gate(make: Callable, scores: pd.DataFrame, datasets: list[str], seeds: tuple[int, ...]) -> list[Cell]:
+    """Every candidate with the first seed; when all are there, the best one with the others."""
+    first = [make(name, arm, seeds[0]) for name in datasets for arm in protocol.UNTRAINED]
+    first += [make(name, "moco", seeds[0], setting) for setting in protocol.CANDIDATES for name in datasets]
+    if missing(first, scores):
+        return first
+    trios = [(name, arm, "preset") for name in datasets for arm in protocol.UNTRAINED]
+    trios += [(name, "moco", setting_of(name, scores)) for name in datasets]
+    return first + [make(name, arm, seed, setting) for seed in seeds[1:] for name, arm, setting in trios]
+
+
+def _demand_whole(series: str, scores: pd.DataFrame, datasets, scale: str) -> None:
+    lacks = missing(planned(series, scores, datasets, scale=scale), scores) if len(datasets) else True
+    if lacks:
+        raise ValueError(f"the series {series} is not complete; run it first: python -m study run --series {series}")
 
 
 def run_again(cells: list[Cell], count: int, scores: pd.DataFrame, processes: int | None = None) -> pd.DataFrame:

@@ -195,6 +195,38 @@ def test_a_gain_that_needs_the_released_conditions_is_seen():
     assert set(found["verdict"]) == {"better"} and found["difference"].to_numpy() == pytest.approx(0.03, abs=0.001)
 
 
+def test_a_difference_of_conditions_is_within_a_data_set():
+    table = study(gain=-0.03)
+    lost = (table["series"] == "conditions") & (table["dataset"] == "aptos")
+    found = report.conditions(table[~lost])
+    assert found["difference"].to_numpy() == pytest.approx(0.03, abs=0.001)
+
+
+def test_a_repetition_counts_when_every_arm_has_it():
+    table = study()
+    lost = (table["series"] == "comparison") & (table["seed"] == 11) & (table["arm"] == "mse")
+    half = table[~(lost & (table["dataset"] == "aptos"))]
+    assert "11 repetitions" in report.findings(half)
+    assert set(report.complete(report.usual(half))["seed"]) == set(range(11))
+
+
+def test_second_rank_sets_choose_no_weight_and_enter_no_average():
+    table = study()
+    more = table.assign(dataset="odir", judged_on="odir")
+    more["auc"] += np.where((more["arm"] == "mse") & (more["weight"] == 1), 0.4, 0)
+    both = pd.concat([table, more])
+    assert report.best_weights(both) == {"mse": 5.0}
+    mean = report.main_claim(report.usual(both), report.gate(both)).set_index(["protocol", "arm"])["difference"]
+    assert mean["linear", "mse"] == pytest.approx(0.02, abs=0.005)
+
+
+def test_when_no_data_set_passes_that_is_the_result():
+    table = study()
+    table.loc[(table["series"] == "gate") & (table["arm"] == "moco"), "auc"] = 0.5
+    assert "No data set passed the gate" in report.findings(table)
+    assert len(figures.gains(table).axes) == 2
+
+
 def test_power_grows_with_repetitions_and_falls_with_noise():
     tried = [
         rows({"pneumonia": [0.0, spread]}, series="weights", setting="weak", weight=1.0) for spread in (0.01, 0.04)

@@ -28,7 +28,7 @@ def cell(tiny, series="gate", arm="moco", seed=0, **options):
 def row(series, arm, auc, dataset="tiny", seed=100, setting="preset", weight=1.0, pull=0.0):
     """Both protocols with few labels."""
     about = {"series": series, "dataset": dataset, "judged_on": dataset, "setting": setting, "arm": arm, "seed": seed}
-    about |= {"weight": weight, "pull": pull, "stage": 4, "source": "encoder", "auc": auc}
+    about |= {"scale": "cpu", "weight": weight, "pull": pull, "stage": 4, "source": "encoder", "auc": auc}
     return [about | {"protocol": kind, "fraction": few} for kind in protocol.NAMES for few in protocol.FEW]
 
 
@@ -59,10 +59,14 @@ def test_no_choice_sees_an_image_that_a_repetition_tests_on(make_data):
     assert len(tested) > 0.9 * (len(data.labels) - len(tuned)), "over the repetitions every other image is tested"
 
 
-def test_unlabelled_images_stay_unlabelled(make_data):
-    data = make_data(n=300)
-    data.split[:50] = 3
-    assert (draw(data, 0).split[:50] == 3).all() and (draw(data, 0).split[50:] != 3).all()
+def test_unlabelled_images_stay_unlabelled_and_their_patients_are_never_judged(make_data):
+    data = make_data(n=300, per_patient=3)
+    data.split[0:300:9] = 3
+    for seed in (0, protocol.TUNING[0]):
+        drawn = draw(data, seed)
+        assert ((drawn.split == 3) == (data.split == 3)).all()
+        judged = data.patients[drawn.rows("val", "test")]
+        assert len(judged) and not set(judged) & set(data.patients[data.split == 3])
 
 
 def test_all_arms_of_a_seed_differ_in_the_arm_alone(make_data):
@@ -88,39 +92,65 @@ def test_a_cell_has_the_steps_the_views_and_the_weights_that_it_names(make_data)
     assert Cell("comparison", "tiny", "random", 0, "weak-long").recipe(gray).steps == 0
 
 
-def test_the_gate_tries_every_candidate_and_repeats_the_best(tiny):
-    tiny(n=240)
-    part = {"datasets": ["tiny"], "seeds": [100, 101]}
-    first = planned("gate", scores_in(protocol.HOME / "nowhere"), **part)
+def done(cells, auc=lambda cell: 0.7):
+    """Rows of cells, as if they had been run."""
+    made = [row(c.series, c.arm, auc(c), c.dataset, c.seed, c.setting, c.weight) for c in cells]
+    return table(*made)
+
+
+EMPTY = scores_in(protocol.HOME / "nowhere")
+TINY = {"datasets": ["tiny"]}
+
+
+def whole(series, auc=lambda cell: 0.7):
+    """The tables of all that comes before a series and of it."""
+    before = list(protocol.SERIES)[: list(protocol.SERIES).index(series) + 1]
+    scores = EMPTY
+    for name in before:
+        while cells := missing(planned(name, scores, **TINY), scores):
+            scores = pd.concat([scores, done(cells, auc)]) if len(scores) else done(cells, auc)
+    return scores
+
+
+def test_the_gate_tries_every_candidate_and_repeats_the_best():
+    first = planned("gate", EMPTY, **TINY)
     assert {c.setting for c in first if c.arm == "moco"} == set(protocol.CANDIDATES)
-    done = [row("gate", c.arm, 0.9 if c.setting == "weak-warm" else 0.6, setting=c.setting) for c in first]
-    later = missing(planned("gate", table(*done), **part), table(*done))
+    scores = done(first, lambda c: 0.9 if c.setting == "weak-warm" else 0.6)
+    later = missing(planned("gate", scores, **TINY), scores)
     assert {(c.arm, c.setting) for c in later} == {
         ("random", "preset"),
         ("supervised", "preset"),
         ("moco", "weak-warm"),
     }
-    assert {c.seed for c in later} == {101}
+    assert {c.seed for c in later} == {101, 102}
 
 
-def test_the_comparison_takes_the_best_weights_and_leaves_a_losing_arm_of_our_own_out(tiny):
-    tiny(n=240)
-    rows = [row("gate", "moco", 0.7, setting="weak"), row("weights", "moco", 0.7)]
-    rows += [row("weights", "mse", 0.7 + 0.01 * w, weight=w) for w in (1.0, 5.0)]
-    rows += [row("weights", "mse-standardized", 0.72, weight=4.0), row("weights", "contrast", 0.69, weight=1.0)]
-    cells = planned("comparison", table(*rows), ["tiny"], seeds=[0, 1], scale="smoke")
-    assert {c.setting for c in cells} == {"weak"} and [c.seed for c in cells] == sorted(c.seed for c in cells)
+def test_the_comparison_takes_the_best_weights_and_leaves_a_losing_arm_of_our_own_out():
+    best = {"mse": 12, "mse-standardized": 3}
+    scores = whole("weights", lambda c: 0.6 if c.arm == "contrast" else 0.7 + 0.01 * (c.weight == best.get(c.arm)))
+    cells = planned("comparison", scores, seeds=[0, 1], **TINY)
+    assert len({c.setting for c in cells}) == 1 and [c.seed for c in cells] == sorted(c.seed for c in cells)
     pairs = {(c.arm, c.weight) for c in cells}
-    assert {("mse", 1.0), ("mse", 5.0), ("mse-standardized", 4.0), ("random", 1.0), ("barlow", 1.0)} <= pairs
-    assert "contrast" not in {arm for arm, _ in pairs}
+    assert {("mse", 1.0), ("mse", 12.0), ("mse-standardized", 3.0), ("random", 1.0), ("barlow", 1.0)} <= pairs
+    assert "contrast" not in {arm for arm, _ in pairs} and ("mse-standardized", 1.0) not in pairs
 
 
-def test_a_series_asks_for_the_one_before_it(tiny):
-    tiny(n=240)
-    with pytest.raises(ValueError, match="--series gate"):
-        planned("weights", scores_in(protocol.HOME / "nowhere"), ["tiny"])
-    with pytest.raises(ValueError, match="--series weights"):
-        planned("comparison", table(row("gate", "moco", 0.7)), ["tiny"])
+def test_no_choice_is_made_from_half_a_series():
+    gate, weights = whole("gate"), whole("weights")
+    with pytest.raises(ValueError, match="gate is not complete.*--series gate"):
+        planned("weights", EMPTY, **TINY)
+    with pytest.raises(ValueError, match="gate is not complete"):
+        planned("weights", gate[gate["seed"] < 102], **TINY)
+    with pytest.raises(ValueError, match="weights is not complete.*--series weights"):
+        planned("comparison", gate, **TINY)
+    with pytest.raises(ValueError, match="weights is not complete"):
+        planned("comparison", weights[weights["arm"] != "contrast"], **TINY)
+    assert planned("comparison", weights, **TINY)
+
+
+def test_rows_of_another_scale_decide_nothing():
+    with pytest.raises(ValueError, match="gate is not complete"):
+        planned("weights", whole("gate").assign(scale="gpu"), **TINY)
 
 
 def test_without_data_the_remedy_is_named_and_a_rehearsal_takes_synthetic_images(tmp_path, monkeypatch, capsys):
@@ -128,8 +158,7 @@ def test_without_data_the_remedy_is_named_and_a_rehearsal_takes_synthetic_images
     assert typed("status --series gate") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "PROTOCOL.md" in error and str(tmp_path) in error
-    cells = planned("gate", scores_in(tmp_path), scale="smoke")
-    assert {c.dataset for c in cells} == set(PHANTOMS)
+    assert {c.dataset for c in planned("gate", EMPTY, scale="smoke")} == set(PHANTOMS)
 
 
 def test_rows_are_added_and_nothing_is_lost(tmp_path):
@@ -138,6 +167,10 @@ def test_rows_are_added_and_nothing_is_lost(tmp_path):
     kept = scores_in(tmp_path)
     assert kept.groupby("arm")["auc"].mean().to_dict() == {"moco": 0.8, "mse": 0.75, "random": 0.6}
     assert len(kept) == 12
+    controls = pd.DataFrame({"code": "E1", "judged_on": "tiny", "quantity": "patients", "arm": ["", "mse"], "seed": 0})
+    for _ in range(2):  # an empty name comes back from a file as a missing one
+        keep({"as_released": controls}, tmp_path)
+    assert len(pd.read_csv(tmp_path / "as_released.csv")) == 2
     cells = [Cell("weights", "tiny", "mse", 100, weight=w) for w in (1.0, 5.0)]
     assert missing(cells, kept) == cells[:1]
 
@@ -176,7 +209,6 @@ def test_from_an_empty_folder_to_sentences(tiny, tmp_path, capsys, monkeypatch):
     before = protocol.README.read_text(encoding="utf-8")
     monkeypatch.setattr(protocol, "CANDIDATES", {"preset": {}, "weak": {"views": protocol.WEAK}})
     monkeypatch.setattr(protocol, "WEIGHTS", {"mse": (5,), "contrast": (1,)})
-    monkeypatch.setattr(protocol, "TUNING", (100,))
     out, words = tmp_path / "out", "--dataset tiny --scale smoke --jobs 1"
     words += f" --runs-dir {tmp_path / 'runs'} --out {tmp_path / 'out'}"
     assert typed("status --series gate " + words) == 0 and "gate: 0 of 4" in capsys.readouterr().out
@@ -203,11 +235,54 @@ def test_from_an_empty_folder_to_sentences(tiny, tmp_path, capsys, monkeypatch):
     assert protocol.README.read_text(encoding="utf-8") == before, "only the committed tables go into the README"
 
 
-def test_an_arm_of_a_plugin_is_studied_like_any_other(tiny, tmp_path):
-    plugin, seen = tmp_path / "mine.py", tmp_path / "loaded"
-    plugin.write_text(f"open({str(seen)!r}, 'a').write('x')\n")
-    assert set(judge_cell(cell(tiny, "weights", plugin=plugin))) == {"scores"}, "only the comparison is analysed"
-    assert seen.is_file()
+def test_what_is_done_is_told_by_the_scores_which_are_written_last(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(run, "_keep", lambda rows, file: written.append(file.stem))
+    keep({"scores": None, "similarity": None, "outputs": None}, tmp_path)
+    assert written[-1] == "scores" and len(written) == 3
+
+
+PLUGIN = """
+from mocolayers.method.losses import StageMSE
+from mocolayers.recipe import ARMS
+
+
+class Mine(StageMSE):
+    def forward(self, query, key):
+        return [2 * loss for loss in super().forward(query, key)]
+
+
+ARMS["mine"] = {"stage_loss": Mine, "stage_weights": (0.1,) * 4, "stage_options": {"pool": (1, 1, 1, 1)}}
+"""
+
+
+def test_an_arm_of_a_plugin_is_studied_like_any_other(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("mocolayers.recipe.ARMS", run.ARMS)
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(PLUGIN)
+    part = TINY | {"arms": ["mine"], "plugin": plugin}
+    weights = planned("weights", whole("gate"), **part)
+    assert {(c.arm, c.weight) for c in weights} == {("moco", 1.0), ("mine", 1.0)}
+    assert {c.arm for c in planned("comparison", whole("weights"), **part)} == {"mine"}
+    scores = judge_cell(cell(tiny, "weights", "mine", plugin=plugin))
+    assert set(scores) == {"scores"} and set(scores["scores"]["arm"]) == {"mine"}, "only the comparison is analysed"
+    del run.ARMS["mine"]
+
+
+def test_an_arm_that_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match="no arm is called 'mes'.*plugin"):
+        planned("weights", whole("gate"), arms=["mes"], **TINY)
+
+
+def test_a_random_part_is_a_part_and_the_same_every_time(monkeypatch):
+    scores, seen = whole("gate"), []
+    cells = planned("gate", scores, **TINY)
+    monkeypatch.setattr(
+        run, "in_parallel", lambda judge, cells, *_: seen.append(cells) or [{"scores": scores.assign(auc=0.5)}]
+    )
+    for _ in range(2):
+        run_again(cells, 5, scores)
+    assert seen[0] == seen[1] and len(seen[0]) == 5 and seen[0] == [c for c in cells if c in seen[0]]
 
 
 def test_a_folder_that_is_not_there_is_one_line(capsys):
