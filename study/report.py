@@ -368,7 +368,7 @@ def _gate_said(passed: pd.DataFrame) -> str:
         closed = f" ({failed}: cannot tell by design)" if failed else ""
         lines.append(f"{protocol.NAMES[kind].lower()}, MoCo minus `{base}`: {said}{closed}")
     labels = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
-    over = f"mean over {labels} of the labels, {passed['seeds'].min()} tuning seeds"
+    over = f"mean over {labels} of the labels and over tuning seeds that did not choose the setting"
     return f"**Does pretraining help?** Test AUC, {over}; {'; '.join(lines)}."
 
 

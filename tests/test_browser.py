@@ -124,7 +124,7 @@ def _running(browser, server: str, name: str):
     page.wait_for_selector("#jp-main-statusbar :text('(ipykernel) | Idle')", timeout=120_000)
     page.click("li.lm-MenuBar-item:has-text('Run')")
     page.click("li.lm-Menu-item:has-text('Run All Cells')")
-    prompts = ".jp-CodeCell .jp-InputPrompt"
+    prompts = ".jp-CodeCell .jp-InputArea-prompt"  # a folded cell has none
     count = page.locator(prompts).count()
 
     def finished() -> bool:

@@ -4,7 +4,6 @@ import dataclasses
 import time
 from pathlib import Path
 
-import psutil
 import torch
 
 from mocolayers.data.prepared import MedicalImages
@@ -20,6 +19,8 @@ def try_steps(recipe: Recipe, data: MedicalImages, device: str = "auto", init: P
         RunError: out of memory.
         ValueError: an arm without pretraining.
     """
+    import psutil  # as in the series: nothing else needs it
+
     if not recipe.steps:
         raise ValueError(f"the arm {recipe.arm!r} is not pretrained: there is nothing to try")
     place, seconds, used = resolve_device(device), [], []
