@@ -231,5 +231,5 @@ def test_no_process_at_all_is_refused(capsys):
 
 def test_a_table_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "out").write_text("a file where the folder should be")
-    with pytest.raises(RunError, match="out.scores.csv cannot be written"):
+    with pytest.raises(RunError, match="out cannot be written"):
         keep({"scores": pd.DataFrame({"arm": ["moco"]})}, tmp_path / "out")

@@ -301,10 +301,16 @@ def test_retina_a_grade_that_is_none_is_an_error_and_2_point_0_is_two(tmp_path, 
 
 def aptos_tree(root, count=30):
     """The publisher's layout; the last picture is the first saved again with some noise, graded otherwise."""
-    first = fundus()
+
+    def drawn():
+        """A disc with patches: noise alone has no brighter side that a second saving would keep."""
+        picture, patches = fundus().astype(int), np.kron(RNG.integers(-50, 51, (6, 8, 1)), np.ones((20, 20, 1), int))
+        return np.where(picture > 30, picture + patches, picture).clip(0, 255).astype(np.uint8)
+
+    first = drawn()
     again = (first.astype(int) + RNG.integers(-1, 2, first.shape)).clip(0, 255).astype(np.uint8)
     for number in range(count):
-        save(root / "train_images" / f"{number:012x}.png", {0: first, count - 1: again}.get(number, fundus()))
+        save(root / "train_images" / f"{number:012x}.png", {0: first, count - 1: again}.get(number, drawn()))
     lines = [f"{number:012x},{number % 5}" for number in range(count)]
     (root / "train.csv").write_text("\n".join(["id_code,diagnosis", *lines]) + "\n")
     return root
