@@ -19,7 +19,6 @@ from typing import Literal
 import tyro
 
 from mocolayers.__main__ import run_command
-from mocolayers.runtime import atomic_write, writing
 from study import protocol
 
 
@@ -75,6 +74,7 @@ def run(part: Options) -> None:
 
 def report(out: Path = protocol.TABLES) -> None:
     """Say what the tables of a folder tell, and draw their figure; of the committed ones also into README.md."""
+    from mocolayers.training.runs import write_file
     from study import figures
     from study.report import findings, read, write_readme
 
@@ -82,8 +82,7 @@ def report(out: Path = protocol.TABLES) -> None:
     if scores.empty:
         raise ValueError(f"{out / 'scores.csv'} does not exist: `python -m study run --out {out}` makes it")
     figure, picture = figures.gains(scores), out / protocol.FIGURE
-    with writing(picture):
-        atomic_write(picture, lambda path: figure.savefig(path, format="png", dpi=110))
+    write_file(picture, lambda path: figure.savefig(path, format="png", dpi=110))
     print(findings(scores))
     if out.resolve() == protocol.TABLES:
         write_readme()

@@ -21,9 +21,9 @@ from mocolayers.evaluation.features import STAGES
 from mocolayers.evaluation.judge import judge_all
 from mocolayers.evaluation.similarity import feature_reuse
 from mocolayers.recipe import ARMS, Evaluation, Recipe, preset
-from mocolayers.runtime import atomic_write, load_plugin, writing
+from mocolayers.runtime import load_plugin, writing
 from mocolayers.training.pretrain import pretrain
-from mocolayers.training.runs import Run
+from mocolayers.training.runs import Run, write_file
 from study import contrast, protocol
 from study.report import best_weights, setting_of, table_in
 
@@ -220,8 +220,7 @@ def _keep(table: pd.DataFrame, file: Path) -> None:
     keys = [key for key in protocol.KEYS if key in table]
     table = table[~_names(table, keys).duplicated(keep="last")].sort_values(keys, kind="stable")
     table = table[keys + [column for column in table if column not in keys]]
-    with writing(file):
-        atomic_write(file, functools.partial(table.to_csv, index=False, float_format="%.5f"))
+    write_file(file, functools.partial(table.to_csv, index=False, float_format="%.5f"))
 
 
 def scores_in(folder: Path) -> pd.DataFrame:
@@ -247,9 +246,11 @@ def carry_out(series: str, folder: Path, processes: int | None = None, scheduler
     Args:
         part: see `planned`.
     """
-    while cells := missing(planned(series, scores_in(folder), **part), scores_in(folder)):
+    scores = scores_in(folder)
+    while cells := missing(planned(series, scores, **part), scores):
         for found in in_parallel(judge_cell, cells, series, processes, scheduler):
             keep(found, folder)
+        scores = scores_in(folder)
 
 
 def planned(series: str, scores: pd.DataFrame, datasets=(), arms=(), seeds=(), scale="cpu", **about) -> list[Cell]:
