@@ -9,7 +9,7 @@ import torch
 
 from mocolayers.data.prepared import load, save_prepared
 from mocolayers.notebook.series import executed
-from mocolayers.recipe import preset
+from mocolayers.recipe import ARMS, preset
 from mocolayers.training.pretrain import pretrain
 
 torch.set_num_threads(1)
@@ -33,6 +33,15 @@ def make_card(task="binary", channels=1):
     classes = {"binary": 2, "ordinal": 4, "multiclass": 3, "multilabel": 3}[task]
     modality = "chest" if channels == 1 else "histology"
     return CARD | {"task": task, "modality": modality, "classes": [f"class {c}" for c in range(classes)]}
+
+
+@pytest.fixture(autouse=True)
+def arms_as_they_were():
+    """What a test adds to the arms is gone after it."""
+    before = dict(ARMS)
+    yield
+    ARMS.clear()
+    ARMS.update(before)
 
 
 @pytest.fixture

@@ -256,8 +256,7 @@ ARMS["mine"] = {"stage_loss": Mine, "stage_weights": (0.1,) * 4, "stage_options"
 """
 
 
-def test_an_arm_of_a_plugin_is_studied_like_any_other(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("mocolayers.recipe.ARMS", run.ARMS)
+def test_an_arm_of_a_plugin_is_studied_like_any_other(tiny, tmp_path):
     plugin = tmp_path / "mine.py"
     plugin.write_text(PLUGIN)
     part = TINY | {"arms": ["mine"], "plugin": plugin}
@@ -266,7 +265,6 @@ def test_an_arm_of_a_plugin_is_studied_like_any_other(tiny, tmp_path, monkeypatc
     assert {c.arm for c in planned("comparison", whole("weights"), **part)} == {"mine"}
     scores = judge_cell(cell(tiny, "weights", "mine", plugin=plugin))
     assert set(scores) == {"scores"} and set(scores["scores"]["arm"]) == {"mine"}, "only the comparison is analysed"
-    del run.ARMS["mine"]
 
 
 def test_an_arm_that_nobody_knows_is_refused():
