@@ -106,13 +106,16 @@ def pulls(scores: pd.DataFrame) -> pd.DataFrame:
     """AUC minus MoCo's over the share of the gradient that the stage losses hold, in the series of weights.
 
     Returns:
-        Rows of dataset, arm, weight, pull, gain: means over seeds, both protocols and few labels.
+        Rows of dataset, arm, weight, pull, gain: means over seeds, both protocols and few labels. Only of losses whose
+        every weight has been tried wherever MoCo has been.
     """
     rows = main_sets(low_label(scores, "weights"))
     cell = ["dataset", "seed", "protocol", "fraction"]
     base = rows.loc[rows["arm"] == "moco", [*cell, "auc"]].rename(columns={"auc": "base"})
     rows = rows[~rows["arm"].isin(["moco", *protocol.UNTRAINED])].merge(base, on=cell)
     rows = rows.assign(gain=rows["auc"] - rows["base"], arm=rows["arm"].str.split(" x").str[0])
+    whole = [arm for arm, part in rows.groupby("arm") if len(part) >= len(base) * len(protocol.WEIGHTS.get(arm, [1]))]
+    rows = rows[rows["arm"].isin(whole)]
     return rows.groupby(["dataset", "arm", "weight"], as_index=False)[["pull", "gain"]].mean()
 
 
@@ -124,7 +127,7 @@ def best_weights(scores: pd.DataFrame) -> dict[str, float]:
     """
     table = pulls(scores)
     if table.empty:
-        raise ValueError("no weights have been tried; run first: python -m study run --series weights")
+        raise ValueError("no loss has been tried at all its weights; run first: python -m study run --series weights")
     gains = table.groupby(["arm", "weight"])["gain"].mean()
     best = {arm: float(weight) for arm, weight in gains.groupby("arm").idxmax()}
     return {arm: weight for arm, weight in best.items() if arm not in protocol.OWN or gains[arm, weight] > 0}
@@ -343,7 +346,8 @@ def findings(scores: pd.DataFrame) -> str:
     done = set(scores["series"]) if len(scores) else set()
     passed = gate(scores) if "gate" in done else pd.DataFrame()
     lines = [_gate_said(passed)] if len(passed) else ["The gate has not been run."]
-    lines.append(_pulls_said(pulls(scores)) if "weights" in done else "No weights of the stage losses have been tried.")
+    tried = pulls(scores) if "weights" in done else pd.DataFrame()
+    lines.append(_pulls_said(tried) if len(tried) else "How hard the stage losses should pull has not been tried yet.")
     if "comparison" not in done:
         return " ".join([*lines, "The comparison of the arms has not been run."])
     rows = complete(usual(scores, "comparison"))

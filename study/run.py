@@ -279,7 +279,8 @@ def planned(series: str, scores: pd.DataFrame, datasets=(), arms=(), seeds=(), s
     if series == "conditions":
         grid = [(seed, name, arm) for seed in seeds for name in datasets for arm in ("moco", "mse", "barlow")]
         return [make(name, arm, seed, "released") for seed, name, arm in grid]
-    _demand_whole("weights", scores, scores.loc[scores["series"] == "weights", "dataset"].unique(), scale)
+    tried_on = scores.loc[scores["series"] == "weights", "dataset"].unique()
+    _demand_whole("weights", scores, tried_on, scale, protocol.LEADING)
     pairs = [(arm, 1.0) for arm in (*protocol.UNTRAINED, "moco", *protocol.AS_THEY_ARE)]
     pairs = dict.fromkeys([*pairs, *best_weights(scores).items(), *((arm, 1.0) for arm in arms)])
     grid = [(seed, name, *pair) for seed in seeds for name in datasets for pair in pairs if not arms or pair[0] in arms]
@@ -312,8 +313,8 @@ def _gate(make: Callable, scores: pd.DataFrame, datasets: list[str], seeds: tupl
     return first + [make(name, arm, seed, setting) for seed in seeds[1:] for name, arm, setting in trios]
 
 
-def _demand_whole(series: str, scores: pd.DataFrame, datasets, scale: str) -> None:
-    lacks = missing(planned(series, scores, datasets, scale=scale), scores) if len(datasets) else True
+def _demand_whole(series: str, scores: pd.DataFrame, datasets, scale: str, arms=()) -> None:
+    lacks = missing(planned(series, scores, datasets, arms, scale=scale), scores) if len(datasets) else True
     if lacks:
         raise ValueError(f"the series {series} is not complete; run it first: python -m study run --series {series}")
 

@@ -144,8 +144,15 @@ def test_no_choice_is_made_from_half_a_series():
     with pytest.raises(ValueError, match="weights is not complete.*--series weights"):
         planned("comparison", gate, **TINY)
     with pytest.raises(ValueError, match="weights is not complete"):
-        planned("comparison", weights[weights["arm"] != "contrast"], **TINY)
+        planned("comparison", weights[weights["weight"] != 12], **TINY)
     assert planned("comparison", weights, **TINY)
+
+
+def test_a_loss_of_the_secondary_family_joins_at_its_best_weight_when_its_weights_have_been_tried():
+    weights = whole("weights", lambda c: 0.7 + 0.01 * (c.weight == 15))
+    without = weights[weights["weight"] != 50]
+    both = [{(c.arm, c.weight) for c in planned("comparison", scores, **TINY)} for scores in (weights, without)]
+    assert both[0] - both[1] >= {("barlow", 15.0)} and ("barlow", 1.0) in both[1]
 
 
 def test_rows_of_another_scale_decide_nothing():
