@@ -35,6 +35,18 @@ def make_card(task="binary", channels=1):
     return CARD | {"task": task, "modality": modality, "classes": [f"class {c}" for c in range(classes)]}
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests of a file share a process, and so do all that read the executed series, which goes first: it is longest."""
+
+    def alone(item):
+        return "smoke_series" not in item.fixturenames
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem if alone(item) else "series"))
+    items.sort(key=alone)
+
+
 @pytest.fixture(autouse=True)
 def arms_as_they_were():
     """What a test adds to the arms is gone after it."""

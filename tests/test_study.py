@@ -216,6 +216,8 @@ def test_from_an_empty_folder_to_sentences(tiny, tmp_path, capsys, monkeypatch):
     before = protocol.README.read_text(encoding="utf-8")
     monkeypatch.setattr(protocol, "CANDIDATES", {"preset": {}, "weak": {"views": protocol.WEAK}})
     monkeypatch.setattr(protocol, "WEIGHTS", {"mse": (5,), "contrast": (1,)})
+    monkeypatch.setattr(protocol, "LEADING", ("mse",))
+    monkeypatch.setattr(protocol, "AS_THEY_ARE", ("mse",))
     out, words = tmp_path / "out", "--dataset tiny --scale smoke --jobs 1"
     words += f" --runs-dir {tmp_path / 'runs'} --out {tmp_path / 'out'}"
     assert typed("status --series gate " + words) == 0 and "gate: 0 of 4" in capsys.readouterr().out
