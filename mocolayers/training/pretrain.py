@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +17,10 @@ from mocolayers.data.prepared import MedicalImages
 from mocolayers.data.views import Feeder, TwoViews, batches, random_numbers
 from mocolayers.method.collectives import own_part, rank, world_size
 from mocolayers.method.moco import MoCo, MoCoOutput
-from mocolayers.recipe import SOUND_QUEUE, Recipe
+from mocolayers.recipe import Recipe
 from mocolayers.runtime import RunError, autocast_type, resolve_device, step_generator
 from mocolayers.training.distributed import average_running_statistics, averaged, from_first, parallel
-from mocolayers.training.monitors import (
-    contrastive_accuracy,
-    effective_rank,
-    gradient_shares,
-    knn_monitor,
-    stage_statistics,
-)
+from mocolayers.training.monitors import gradient_shares, knn_monitor, measurements
 from mocolayers.training.recorded import Recorded
 from mocolayers.training.runs import Run, build_encoder, save_weights, start_from, unusable, write_file
 from mocolayers.training.stage_loss import stage_loss_of
@@ -65,12 +57,10 @@ def pretrain(
 
     Every random choice of a step follows from the seed and the step's number, so a run that was killed goes on from its
     checkpoint to bit-identical weights (on a CPU with the same number of threads), and all arms of a seed see the same
-    initial weights, the same batches and the same views. Ctrl-C and SIGTERM write a checkpoint first.
+    initial weights, batches and views.
 
-    Started by torchrun, the processes share every batch: the recipe's is that of all together. They give the queue, the
-    loss and the gradients of one process with that batch, if bn_splits is a multiple of their number (each process has
-    its own groups of batch-norm); a run may be resumed by another number of them. The folder of runs must be one that
-    all processes see.
+    Started by torchrun, the processes share every batch: the recipe's is that of all together. The result is that of
+    one process if bn_splits is a multiple of their number. Another number of them may resume a run.
 
     Args:
         recipe: what to train; `recipe.preset` makes one.
@@ -106,7 +96,7 @@ def pretrain(
             return run
         if state := from_first(run.checkpoint):
             trainer.restore(state, run.checkpoint_file)
-        if progress and recipe.steps and recipe.queue * SOUND_QUEUE > len(trainer.rows):
+        if progress and recipe.steps and recipe.queue > len(trainer.rows) / 4:
             longest = f"over a quarter of {len(trainer.rows):,} images"
             print(f"note: a queue of {recipe.queue:,} keys is {longest}: many queries meet old keys of their own image")
         if not _train(trainer, run, progress, after_step):
@@ -118,53 +108,25 @@ def pretrain(
 
 
 def _train(trainer: "Trainer", run: Run, progress: bool, after_step) -> bool:
-    """Train to the last step; False if `after_step` or a signal ended it before."""
+    """Train to the last step; False if `after_step` ended it before."""
     recipe, saved, stop = run.recipe, time.monotonic(), False
     title = f"{recipe.arm} on {recipe.dataset}, seed {recipe.seed}"
-    bar = tqdm(total=recipe.steps, initial=trainer.step, desc=title, disable=not progress, mininterval=1)
-    with signals_that_wait() as signals, bar:
+    with tqdm(total=recipe.steps, initial=trainer.step, desc=title, disable=not progress, mininterval=1) as bar:
         while trainer.step < recipe.steps and not stop:
             trainer.train_step()
             bar.update()
             stop = after_step is not None and from_first(lambda: after_step(trainer))
-            late = trainer.step % max(1, recipe.steps // CHECKPOINTS) == 0 or trainer.step == recipe.steps
-            # Several processes agree on time and signals only now and then: asking costs a message.
+            due = stop or trainer.step % max(1, recipe.steps // CHECKPOINTS) == 0 or trainer.step == recipe.steps
+            # Several processes agree on the time only now and then: asking costs a message.
             if world_size() == 1 or trainer.step % recipe.log_every == 0:
-                now = time.monotonic() - saved > CHECKPOINT_SECONDS, bool(signals)
-                overdue, ended = from_first(lambda: now)  # noqa: B023
-                late, stop = late or overdue, stop or ended
-            if stop or late:
+                late = time.monotonic() - saved > CHECKPOINT_SECONDS
+                due |= from_first(lambda: late)  # noqa: B023
+            if due:
                 trainer.check_finite()
                 from_first(lambda: run.save_history(trainer.history))
                 from_first(lambda: write_file(run.checkpoint_file, lambda path: torch.save(trainer.state(), path)))
                 saved = time.monotonic()
-    if signals:
-        signal.raise_signal(signals[0])  # what it would have done without us
     return trainer.step == recipe.steps
-
-
-@contextlib.contextmanager
-def signals_that_wait():
-    """The list of the Ctrl-C and SIGTERM that came during a `with`, to be heard when a step is whole.
-
-    A second one acts at once. Python delivers signals to the main thread only; in another, the list stays empty.
-    """
-    came = []
-
-    def note(number, frame):
-        came.append(number)
-        signal.signal(number, before[number])
-
-    known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in known.items() if handler not in (None, signal.SIG_IGN)}
-    before = before if threading.current_thread() is threading.main_thread() else {}
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -174,8 +136,7 @@ def memory_errors(batch: int, side: int, remedy: str = "prepare them with a smal
         yield
     except (MemoryError, RuntimeError) as error:
         words = ("out of memory", "DefaultCPUAllocator")
-        full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not full and not any(word in str(error) for word in words):
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(w in str(error) for w in words):
             raise
         raise RunError(f"out of memory: a batch of {batch} images of {side} px does not fit here; {remedy}") from None
 
@@ -209,8 +170,7 @@ class Trainer:
             torch.manual_seed(recipe.seed)
             model = build_moco(recipe)
         if recipe.init:
-            said = start_from(model, init, recipe.init)
-            from_first(lambda: print(said))
+            from_first(functools.partial(print, start_from(model, init, recipe.init)))
         if device.type == "cuda":  # the convolutions that a trial finds fastest, unless they have to be the same again
             torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         if device.type == "cuda" and compiled:
@@ -351,9 +311,7 @@ class Trainer:
 
     def _observe(self, output: MoCoOutput, monitor: bool) -> dict[str, float]:
         self.check_finite()
-        seen = {"loss": output.loss, **output.terms, "contrastive_accuracy": contrastive_accuracy(output.logits)}
-        seen |= {"embedding_std": output.q.std(dim=0).mean(), "effective_rank": effective_rank(output.q)}
-        seen |= stage_statistics(output)
+        seen = measurements(output)
         if monitor and len(output.terms) > 1:
             seen |= gradient_shares(output, list(self.model.encoder_q.parameters()))
         place = {"step": self.step + 1, "epoch": self.step / self.steps_per_epoch}
