@@ -53,7 +53,7 @@ def pretrain(job: tyro.conf.OmitArgPrefixes[Job], dry_run: bool = False) -> None
 
     Args:
         job: which run.
-        dry_run: Train two steps in memory: speed, memory, and time of the whole run.
+        dry_run: Train two steps in memory: speed, and time of the whole run.
     """
     from mocolayers.training.distributed import from_first, processes
     from mocolayers.training.dry_run import try_steps

@@ -15,8 +15,7 @@ from mocolayers.recipe import Views
 # Luma weights of ITU-R BT.601, as PIL and torchvision use them to drop colour.
 LUMA = (0.299, 0.587, 0.114)
 TRIES = 10  # of a crop, before the whole image is taken
-# Random numbers of one view of one image. All are drawn even if not used, so switching one augmentation off leaves the
-# others as they were.
+# Random numbers of a view of an image; all are drawn, so that switching one augmentation off leaves the others alone.
 SAMPLE = {"area": TRIES, "aspect": TRIES, "place": 2, "angle": 1, "mirror": 2, "jitter": 5, "gray": 1, "blur": 2}
 MOST_IMAGES, MOST_PIXELS = 250, 2**22  # four maps of 2**22 pixels take about half a gigabyte
 MOST_ON_GPU = 4096  # images at a time on anything but a processor: few small ones leave it idle
@@ -75,11 +74,7 @@ def batch_size(side: int, device: torch.device) -> int:
 
 
 def batches(data: MedicalImages, rows: np.ndarray, device: torch.device, size: int | None = None) -> Iterator[Tensor]:
-    """The images of some rows as they are, (B, C, H, W) in [0, 1] on the device.
-
-    Args:
-        size: most images at a time; None is `batch_size`.
-    """
+    """Images of some rows, (B, C, H, W) in [0, 1] on the device, at most `size` or else `batch_size` at a time."""
     size = size or batch_size(data.side, device)
     groups = np.array_split(rows, max(1, -(-len(rows) // size)))
     feed = Feeder(lambda number: [torch.from_numpy(data.images[groups[number]])], device, len(groups))
@@ -93,22 +88,14 @@ def random_numbers(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def random_view(x: Tensor, views: Views, generator: torch.Generator) -> Tensor:
-    """One random view of each image of a batch; the generator decides everything, so it can be repeated exactly.
-
-    Crop, rotation and mirror are one bilinear resampling; what a rotation brings in from outside the image is black.
-
-    Args:
-        x: (B, C, H, W) in [0, 1].
-        views: which augmentations, and how strong.
-        generator: a CPU generator.
-    """
+    """One random view of each image (B, C, H, W) in [0, 1]; the CPU generator decides everything."""
     return view_of_numbers(x, views, random_numbers(generator, len(x)).to(x.device))
 
 
 def view_of_numbers(x: Tensor, views: Views, numbers: Tensor) -> Tensor:
-    """The view of each image (B, C, H, W) that its `random_numbers` (B, 33) decide, on the device of both.
+    """The view of each image (B, C, H, W) that its `random_numbers` (B, 33) decide, whatever the other images are.
 
-    It does not depend on the other images, so processes may share a batch.
+    Crop, rotation and mirror are one bilinear resampling; what a rotation brings in from outside the image is black.
     """
     choices = choose(views, x.shape[1:], numbers)
     if not _on_processor(x):
@@ -257,15 +244,11 @@ def blur(x: Tensor, kernel: Tensor) -> Tensor:
     if radius > most:  # a mirror image has no more pixels than that
         kernel = kernel[:, radius - most : radius + most + 1]
         radius, kernel = most, kernel / kernel.sum(dim=1, keepdim=True)
-    padded = F.pad(x, (radius,) * 4, mode="reflect")
-    return _correlate(_correlate(padded, kernel, dim=2), kernel, dim=3)
-
-
-def _correlate(x: Tensor, kernel: Tensor, dim: int) -> Tensor:
-    """Correlate each image (B, C, H, W) with its own kernel (B, K) along H or W, which becomes shorter by K - 1."""
-    weights = kernel.T.reshape(-1, len(x), 1, 1, 1)  # (K, B, 1, 1, 1)
-    length = x.shape[dim] - len(weights) + 1
-    y = weights[0] * x.narrow(dim, 0, length)
-    for place, weight in enumerate(weights[1:], start=1):
-        y.addcmul_(weight, x.narrow(dim, place, length))
-    return y
+    x, weights = F.pad(x, (radius,) * 4, mode="reflect"), kernel.T.reshape(-1, len(x), 1, 1, 1)  # (K, B, 1, 1, 1)
+    for dim in (2, 3):
+        length = x.shape[dim] - len(weights) + 1
+        y = weights[0] * x.narrow(dim, 0, length)
+        for place, weight in enumerate(weights[1:], start=1):
+            y.addcmul_(weight, x.narrow(dim, place, length))
+        x = y
+    return x
