@@ -5,10 +5,8 @@ be drawn with and without its finding, on the same anatomy, at any side and any 
 """
 
 import argparse
-from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import interrupt  # noqa: F401  first
 import numpy as np
@@ -67,11 +65,16 @@ def soft_step(distance: np.ndarray, width: float) -> np.ndarray:
     return np.clip(distance / np.float32(width) + np.float32(0.5), 0, 1)
 
 
-def bump(x, y, cx, cy, rx, ry=None, angle=0.0) -> np.ndarray:
-    """A Gaussian hill of height 1 at (cx, cy) with standard deviations rx, ry turned by `angle`."""
+def turned(x, y, cx, cy, rx, ry, angle) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates about (cx, cy) along axes that are turned by `angle`, in units of rx and ry."""
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     x, y = x - np.float32(cx), y - np.float32(cy)
-    u, v = (c * x + s * y) / np.float32(rx), (c * y - s * x) / np.float32(ry or rx)
+    return (c * x + s * y) / np.float32(rx), (c * y - s * x) / np.float32(ry)
+
+
+def bump(x, y, cx, cy, rx, ry=None, angle=0.0) -> np.ndarray:
+    """A Gaussian hill of height 1 at (cx, cy) with standard deviations rx, ry turned by `angle`."""
+    u, v = turned(x, y, cx, cy, rx, ry or rx, angle)
     return np.exp(np.float32(-0.5) * (u * u + v * v))
 
 
@@ -239,9 +242,7 @@ def _heart_and_arch(rng, u, y, apex, base) -> np.ndarray:
 
 
 def _ellipse(x, y, cx, cy, rx, ry, angle, softness) -> np.ndarray:
-    c, s = float(np.cos(angle)), float(np.sin(angle))
-    x, y = x - float(cx), y - float(cy)
-    u, v = (c * x + s * y) / rx, (c * y - s * x) / ry
+    u, v = turned(x, y, cx, cy, rx, ry, angle)
     return soft_step(1 - np.sqrt(u * u + v * v), softness)
 
 
@@ -577,25 +578,12 @@ def _camera(patient, exposure, eye, side) -> np.ndarray:
     return np.clip(picture, 0, 1) ** exposure.uniform(0.85, 1.15) + noise * (0.2 + picture)
 
 
-class Phantom(NamedTuple):
-    """One kind of drawn image.
-
-    Attributes:
-        classes: their names.
-        plan: (rng) to the list of findings of one patient's images: 0 or 1, or a grade 0-4.
-        paint: (patient seed, exposure rng, finding rng, finding, image number, difficulty, side) to
-            (side, side, C) floats, 0 black to 1 white.
-    """
-
-    classes: list[str]
-    plan: Callable
-    paint: Callable
-
-
+# What is drawn: the names of its classes; what gives the findings of a patient's images from a random stream, 0 or 1 or
+# a grade 0-4; and what paints (side, side, C) floats, 0 black to 1 white.
 PHANTOMS = {
-    "chest_phantom": Phantom(["no opacity", "opacity"], chest_plan, paint_chest),
-    "histology_phantom": Phantom(["no tumour", "tumour"], histology_plan, paint_histology),
-    "retina_phantom": Phantom(["not referable", "referable"], retina_plan, paint_retina),
+    "chest_phantom": (["no opacity", "opacity"], chest_plan, paint_chest),
+    "histology_phantom": (["no tumour", "tumour"], histology_plan, paint_histology),
+    "retina_phantom": (["not referable", "referable"], retina_plan, paint_retina),
 }
 
 
@@ -614,18 +602,14 @@ def draw(
         side: pixels.
         difficulty: 0 (plain to see) to 1 (hardly visible).
     """
-    exposure, lesion = _stream(name, seed, patient, EXPOSURE, image), _stream(name, seed, patient, FINDING, image)
-    anatomy = _seed(name, seed, patient, PATIENT)
-    picture = PHANTOMS[name].paint(anatomy, exposure, lesion, finding, image, difficulty, side)
+    key, paint = _key(name, seed, patient), PHANTOMS[name][2]
+    exposure, lesion = (np.random.default_rng((*key, part, image)) for part in (EXPOSURE, FINDING))
+    picture = paint((*key, PATIENT), exposure, lesion, finding, image, difficulty, side)
     return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
-def _stream(name: str, seed: int, *path: int) -> np.random.Generator:
-    return np.random.default_rng(_seed(name, seed, *path))
-
-
-def _seed(name: str, seed: int, *path: int) -> tuple[int, ...]:
-    return seed, list(PHANTOMS).index(name), *path
+def _key(name: str, seed: int, patient: int) -> tuple[int, ...]:
+    return seed, list(PHANTOMS).index(name), patient
 
 
 def make(
@@ -644,16 +628,15 @@ def make(
         arrays["grades"] = findings
     options = f"--name {name} --images {images} --side {side} --seed {seed} --difficulty {difficulty:g}"
     card = {"title": f"{modality.capitalize()} phantom (synthetic)", "synthetic": True, "modality": modality}
-    card |= {"task": "binary", "classes": PHANTOMS[name].classes, "licence": "MIT", "citation": ""}
+    card |= {"task": "binary", "classes": PHANTOMS[name][0], "licence": "MIT", "citation": ""}
     return arrays, card | {"source": f"data_scripts/phantoms.py {options}"}
 
 
 def _plan(name: str, images: int, seed: int) -> list[tuple[int, int, int]]:
     """(patient, image, finding) of every image: patients are added until there are enough images."""
-    rows: list[tuple[int, int, int]] = []
-    patient = 0
+    rows, patient = [], 0
     while len(rows) < images:
-        findings = PHANTOMS[name].plan(_stream(name, seed, patient, PLAN))
+        findings = PHANTOMS[name][1](np.random.default_rng((*_key(name, seed, patient), PLAN)))
         rows += [(patient, image, finding) for image, finding in enumerate(findings)]
         patient += 1
     return rows[:images]
