@@ -188,7 +188,10 @@ def paint_chest(patient, exposure, finding, positive, _image, difficulty, side) 
     if positive:
         film = film + _opacity(finding, lungs, difficulty, size)
     film = shift_pose((film * body)[None], exposure, turn=0.025, shift=0.012, zoom=0.02, enlarge=1.09)
-    return _expose_film(exposure, reduce(film, side))
+    film = np.clip(reduce(film, side), 0, None) * exposure.uniform(0.95, 1.3)
+    film = np.clip(film + exposure.normal(0, 0.03), 0, 1) ** exposure.uniform(0.75, 1.35)
+    grain = exposure.standard_normal(film.shape, dtype=np.float32) * exposure.uniform(0.008, 0.028)
+    return film + grain * np.sqrt(0.15 + film)
 
 
 @lru_cache(maxsize=1)
@@ -322,13 +325,6 @@ def _chest_distractors(rng, lungs, size) -> np.ndarray:
     return 0.45 * ink.array() + haze
 
 
-def _expose_film(rng: np.random.Generator, film: np.ndarray) -> np.ndarray:
-    film = np.clip(film, 0, None)
-    film = np.clip(film * rng.uniform(0.95, 1.3) + rng.normal(0, 0.03), 0, 1) ** rng.uniform(0.75, 1.35)
-    grain = rng.standard_normal(film.shape, dtype=np.float32) * rng.uniform(0.008, 0.028)
-    return film + grain * np.sqrt(0.15 + film)
-
-
 def histology_plan(rng: np.random.Generator) -> list[int]:
     """Two to ten patches of one slide; slides differ in how much of them is tumour."""
     share = rng.beta(0.9, 1.2)
@@ -400,21 +396,16 @@ def _ordinary_nuclei(rng, flow, stain, size) -> np.ndarray:
     spindles = blobs(rng, rng.uniform(0, 1, (n, 2)), r * rng.uniform(0.75, 1.05, n), long, lean, 0.06)
     ink.polygons(spindles, rng.uniform(0.45, 0.75, n))
     if rng.random() < 0.5:
-        _gland(rng, ink, r)
+        centre, radius = rng.uniform(0.1, 0.9, 2), rng.uniform(0.09, 0.18)  # a ring of evenly spaced, regular nuclei
+        ring = blobs(rng, [centre], radius, rng.uniform(1, 1.4), rng.uniform(0, np.pi), 0.05)[0]
+        ring = ring[:: 1 if radius > 0.13 else 2]
+        outward = np.arctan2(*(ring - centre).T[::-1])
+        cells = blobs(rng, ring, r * rng.uniform(0.9, 1.1, len(ring)), 1.25, outward, 0.04)
+        ink.polygons(cells, rng.uniform(0.6, 0.8, len(ring)))
     n, middle, spread = rng.integers(0, 30), rng.uniform(0.1, 0.9, 2), rng.uniform(0.07, 0.16)
     clump = blobs(rng, rng.normal(middle, spread, (n, 2)), r * rng.uniform(0.65, 0.8, n), 1.05, roughness=0.04)
     ink.polygons(clump, rng.uniform(0.7, 1, n))
     return ink.array()
-
-
-def _gland(rng, ink, r) -> None:
-    """A ring of evenly spaced, regular nuclei."""
-    centre, radius = rng.uniform(0.1, 0.9, 2), rng.uniform(0.09, 0.18)
-    ring = blobs(rng, [centre], radius, rng.uniform(1, 1.4), rng.uniform(0, np.pi), 0.05)[0]
-    ring = ring[:: 1 if radius > 0.13 else 2]
-    outward = np.arctan2(*(ring - centre).T[::-1])
-    cells = blobs(rng, ring, r * rng.uniform(0.9, 1.1, len(ring)), 1.25, outward, 0.04)
-    ink.polygons(cells, rng.uniform(0.6, 0.8, len(ring)))
 
 
 def _crowd(rng, positive, stain, difficulty, size) -> tuple[np.ndarray, np.ndarray]:
@@ -521,15 +512,12 @@ def _harmless_spots(rng, eye, disc, size) -> np.ndarray:
     """What mimics lesions in every grade: drusen, a sheen along the arcades, pigment, specks on the lens."""
     x, y = grid(size)
     spots = _places(rng, rng.poisson(7) * rng.integers(0, 2), disc)
-    if len(spots):
-        drusen = Ink(size)
-        drusen.polygons(blobs(rng, spots, rng.uniform(0.006, 0.016, len(spots))))
-        eye = _blend(eye, 0.4 * ndimage.gaussian_filter(drusen.array(), 0.005 * size), (0.95, 0.75, 0.4))
+    drusen, specks = Ink(size), Ink(size)
+    drusen.polygons(blobs(rng, spots, rng.uniform(0.006, 0.016, len(spots))))
+    eye = _blend(eye, 0.4 * ndimage.gaussian_filter(drusen.array(), 0.005 * size), (0.95, 0.75, 0.4))
     spots = _places(rng, rng.poisson(1.2), disc)
-    if len(spots):
-        specks = Ink(size)
-        specks.polygons(blobs(rng, spots, rng.uniform(0.01, 0.022, len(spots))), rng.uniform(0.3, 0.7, len(spots)))
-        eye = eye * (1 - 0.5 * ndimage.gaussian_filter(specks.array(), 0.008 * size))
+    specks.polygons(blobs(rng, spots, rng.uniform(0.01, 0.022, len(spots))), rng.uniform(0.3, 0.7, len(spots)))
+    eye = eye * (1 - 0.5 * ndimage.gaussian_filter(specks.array(), 0.008 * size))
     for _ in range(rng.integers(0, 3)):
         cx, cy = disc + rng.normal((-0.2, 0), (0.1, 0.12))
         sheen = bump(x, y, cx, cy, rng.uniform(0.03, 0.09), rng.uniform(0.008, 0.02), rng.uniform(0, np.pi))
