@@ -23,6 +23,7 @@ from mocolayers.runtime import RunError, atomic_write, writing
 
 BUSY = "already training in another process"
 ENCODER = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")  # torchvision's names, without the classifier
+FIRST_BLOCK = "layer1.0.conv1.weight"
 
 
 class Run:
@@ -227,25 +228,35 @@ def _digest(state: dict[str, Tensor], said: str | None = None) -> str:
     return digest.hexdigest()
 
 
-def initial_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The weights of a ResNet to start an encoder from, and a fingerprint of their file.
+def initial_weights(path: Path) -> tuple[dict[str, Tensor], str, str]:
+    """Weights to start an encoder from.
 
     Args:
-        path: a state dict under torchvision's names, which timm and this program use too, as .pth (no code in it is
-            run) or .safetensors.
+        path: .pth (no code in it is run) or .safetensors: a state dict of torchvision or timm, or a checkpoint of MoCo,
+            Lightning or this program, in which an encoder's names have a prefix such as `module.encoder_q.`.
+    Returns:
+        The weights under torchvision's names, a fingerprint of the file, and a line that says what is used of it.
     Raises:
-        RunError: the file is missing, or holds no such ResNet.
+        RunError: the file is missing, or holds no ResNet.
     """
     try:
         torch_load = functools.partial(torch.load, map_location="cpu", weights_only=True)
         state = load_file(path) if path.suffix == ".safetensors" else torch_load(path)
-        weights = {name: value for name, value in state.items() if name.startswith(ENCODER)}
-        if not {"conv1.weight", "layer1.0.conv1.weight"} <= set(weights):
-            raise LookupError
-        return weights, hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    except Exception:
+        for name in ("state_dict", "model"):
+            state = state[name] if isinstance(state.get(name), dict) else state
+        starts = [name.removesuffix(FIRST_BLOCK) for name in state if name.endswith(FIRST_BLOCK)]
+        start = min((s for s in starts if f"{s}conv1.weight" in state), key=lambda s: ("encoder_k" in s, len(s)))
+        inside = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+        weights = {name: value for name, value in inside.items() if name.startswith(ENCODER)}
+        fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except Exception:  # whatever a foreign file brings up
         wanted = "the state dict of a ResNet under torchvision's names, as .pth or .safetensors"
         raise RunError(f"{path} cannot be used; --init wants {wanted}") from None
+    where = f" under {start}" if start else ""
+    said = (
+        f"{path}: {len(weights)} tensors{where} are used, {len(state) - len(weights)} are not; images stay in 0 to 1, "
+    )
+    return weights, fingerprint, said + "without mean and standard deviation, which batch-norm learns anew"
 
 
 def start_from(model: MoCo, path: str | Path | None, fingerprint: str) -> str:
@@ -258,7 +269,7 @@ def start_from(model: MoCo, path: str | Path | None, fingerprint: str) -> str:
     """
     if path is None:
         raise RunError(f"this recipe starts from weights with fingerprint {fingerprint}; give their file: --init PATH")
-    weights, found = initial_weights(Path(path))
+    weights, found, said = initial_weights(Path(path))
     if found != fingerprint:
         raise RunError(f"{path} has fingerprint {found}, the recipe starts from {fingerprint}; give that file")
     if model.encoder_q.conv1.in_channels == 1:
@@ -272,4 +283,4 @@ def start_from(model: MoCo, path: str | Path | None, fingerprint: str) -> str:
             f"{path} does not fit the recipe's encoder ({about}); for ImageNet weights of a ResNet-50 use --preset "
             "paper, or --set layout=resnet18 width=64 stem=imagenet for those of a ResNet-18"
         ) from None
-    return f"{path}: {len(weights)} tensors are used; images stay in 0 to 1, without mean and standard deviation"
+    return said
