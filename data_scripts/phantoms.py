@@ -5,10 +5,8 @@ be drawn with and without its finding, on the same anatomy, at any side and any 
 """
 
 import argparse
-from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import interrupt  # noqa: F401  first
 import numpy as np
@@ -67,11 +65,16 @@ def soft_step(distance: np.ndarray, width: float) -> np.ndarray:
     return np.clip(distance / np.float32(width) + np.float32(0.5), 0, 1)
 
 
-def bump(x, y, cx, cy, rx, ry=None, angle=0.0) -> np.ndarray:
-    """A Gaussian hill of height 1 at (cx, cy) with standard deviations rx, ry turned by `angle`."""
+def turned(x, y, cx, cy, rx, ry, angle) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates about (cx, cy) along axes that are turned by `angle`, in units of rx and ry."""
     c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     x, y = x - np.float32(cx), y - np.float32(cy)
-    u, v = (c * x + s * y) / np.float32(rx), (c * y - s * x) / np.float32(ry or rx)
+    return (c * x + s * y) / np.float32(rx), (c * y - s * x) / np.float32(ry)
+
+
+def bump(x, y, cx, cy, rx, ry=None, angle=0.0) -> np.ndarray:
+    """A Gaussian hill of height 1 at (cx, cy) with standard deviations rx, ry turned by `angle`."""
+    u, v = turned(x, y, cx, cy, rx, ry or rx, angle)
     return np.exp(np.float32(-0.5) * (u * u + v * v))
 
 
@@ -185,7 +188,10 @@ def paint_chest(patient, exposure, finding, positive, _image, difficulty, side) 
     if positive:
         film = film + _opacity(finding, lungs, difficulty, size)
     film = shift_pose((film * body)[None], exposure, turn=0.025, shift=0.012, zoom=0.02, enlarge=1.09)
-    return _expose_film(exposure, reduce(film, side))
+    film = np.clip(reduce(film, side), 0, None) * exposure.uniform(0.95, 1.3)
+    film = np.clip(film + exposure.normal(0, 0.03), 0, 1) ** exposure.uniform(0.75, 1.35)
+    grain = exposure.standard_normal(film.shape, dtype=np.float32) * exposure.uniform(0.008, 0.028)
+    return film + grain * np.sqrt(0.15 + film)
 
 
 @lru_cache(maxsize=1)
@@ -239,9 +245,7 @@ def _heart_and_arch(rng, u, y, apex, base) -> np.ndarray:
 
 
 def _ellipse(x, y, cx, cy, rx, ry, angle, softness) -> np.ndarray:
-    c, s = float(np.cos(angle)), float(np.sin(angle))
-    x, y = x - float(cx), y - float(cy)
-    u, v = (c * x + s * y) / rx, (c * y - s * x) / ry
+    u, v = turned(x, y, cx, cy, rx, ry, angle)
     return soft_step(1 - np.sqrt(u * u + v * v), softness)
 
 
@@ -321,13 +325,6 @@ def _chest_distractors(rng, lungs, size) -> np.ndarray:
     return 0.45 * ink.array() + haze
 
 
-def _expose_film(rng: np.random.Generator, film: np.ndarray) -> np.ndarray:
-    film = np.clip(film, 0, None)
-    film = np.clip(film * rng.uniform(0.95, 1.3) + rng.normal(0, 0.03), 0, 1) ** rng.uniform(0.75, 1.35)
-    grain = rng.standard_normal(film.shape, dtype=np.float32) * rng.uniform(0.008, 0.028)
-    return film + grain * np.sqrt(0.15 + film)
-
-
 def histology_plan(rng: np.random.Generator) -> list[int]:
     """Two to ten patches of one slide; slides differ in how much of them is tumour."""
     share = rng.beta(0.9, 1.2)
@@ -399,21 +396,16 @@ def _ordinary_nuclei(rng, flow, stain, size) -> np.ndarray:
     spindles = blobs(rng, rng.uniform(0, 1, (n, 2)), r * rng.uniform(0.75, 1.05, n), long, lean, 0.06)
     ink.polygons(spindles, rng.uniform(0.45, 0.75, n))
     if rng.random() < 0.5:
-        _gland(rng, ink, r)
+        centre, radius = rng.uniform(0.1, 0.9, 2), rng.uniform(0.09, 0.18)  # a ring of evenly spaced, regular nuclei
+        ring = blobs(rng, [centre], radius, rng.uniform(1, 1.4), rng.uniform(0, np.pi), 0.05)[0]
+        ring = ring[:: 1 if radius > 0.13 else 2]
+        outward = np.arctan2(*(ring - centre).T[::-1])
+        cells = blobs(rng, ring, r * rng.uniform(0.9, 1.1, len(ring)), 1.25, outward, 0.04)
+        ink.polygons(cells, rng.uniform(0.6, 0.8, len(ring)))
     n, middle, spread = rng.integers(0, 30), rng.uniform(0.1, 0.9, 2), rng.uniform(0.07, 0.16)
     clump = blobs(rng, rng.normal(middle, spread, (n, 2)), r * rng.uniform(0.65, 0.8, n), 1.05, roughness=0.04)
     ink.polygons(clump, rng.uniform(0.7, 1, n))
     return ink.array()
-
-
-def _gland(rng, ink, r) -> None:
-    """A ring of evenly spaced, regular nuclei."""
-    centre, radius = rng.uniform(0.1, 0.9, 2), rng.uniform(0.09, 0.18)
-    ring = blobs(rng, [centre], radius, rng.uniform(1, 1.4), rng.uniform(0, np.pi), 0.05)[0]
-    ring = ring[:: 1 if radius > 0.13 else 2]
-    outward = np.arctan2(*(ring - centre).T[::-1])
-    cells = blobs(rng, ring, r * rng.uniform(0.9, 1.1, len(ring)), 1.25, outward, 0.04)
-    ink.polygons(cells, rng.uniform(0.6, 0.8, len(ring)))
 
 
 def _crowd(rng, positive, stain, difficulty, size) -> tuple[np.ndarray, np.ndarray]:
@@ -520,15 +512,12 @@ def _harmless_spots(rng, eye, disc, size) -> np.ndarray:
     """What mimics lesions in every grade: drusen, a sheen along the arcades, pigment, specks on the lens."""
     x, y = grid(size)
     spots = _places(rng, rng.poisson(7) * rng.integers(0, 2), disc)
-    if len(spots):
-        drusen = Ink(size)
-        drusen.polygons(blobs(rng, spots, rng.uniform(0.006, 0.016, len(spots))))
-        eye = _blend(eye, 0.4 * ndimage.gaussian_filter(drusen.array(), 0.005 * size), (0.95, 0.75, 0.4))
+    drusen, specks = Ink(size), Ink(size)
+    drusen.polygons(blobs(rng, spots, rng.uniform(0.006, 0.016, len(spots))))
+    eye = _blend(eye, 0.4 * ndimage.gaussian_filter(drusen.array(), 0.005 * size), (0.95, 0.75, 0.4))
     spots = _places(rng, rng.poisson(1.2), disc)
-    if len(spots):
-        specks = Ink(size)
-        specks.polygons(blobs(rng, spots, rng.uniform(0.01, 0.022, len(spots))), rng.uniform(0.3, 0.7, len(spots)))
-        eye = eye * (1 - 0.5 * ndimage.gaussian_filter(specks.array(), 0.008 * size))
+    specks.polygons(blobs(rng, spots, rng.uniform(0.01, 0.022, len(spots))), rng.uniform(0.3, 0.7, len(spots)))
+    eye = eye * (1 - 0.5 * ndimage.gaussian_filter(specks.array(), 0.008 * size))
     for _ in range(rng.integers(0, 3)):
         cx, cy = disc + rng.normal((-0.2, 0), (0.1, 0.12))
         sheen = bump(x, y, cx, cy, rng.uniform(0.03, 0.09), rng.uniform(0.008, 0.02), rng.uniform(0, np.pi))
@@ -577,25 +566,12 @@ def _camera(patient, exposure, eye, side) -> np.ndarray:
     return np.clip(picture, 0, 1) ** exposure.uniform(0.85, 1.15) + noise * (0.2 + picture)
 
 
-class Phantom(NamedTuple):
-    """One kind of drawn image.
-
-    Attributes:
-        classes: their names.
-        plan: (rng) to the list of findings of one patient's images: 0 or 1, or a grade 0-4.
-        paint: (patient seed, exposure rng, finding rng, finding, image number, difficulty, side) to
-            (side, side, C) floats, 0 black to 1 white.
-    """
-
-    classes: list[str]
-    plan: Callable
-    paint: Callable
-
-
+# What is drawn: the names of its classes; what gives the findings of a patient's images from a random stream, 0 or 1 or
+# a grade 0-4; and what paints (side, side, C) floats, 0 black to 1 white.
 PHANTOMS = {
-    "chest_phantom": Phantom(["no opacity", "opacity"], chest_plan, paint_chest),
-    "histology_phantom": Phantom(["no tumour", "tumour"], histology_plan, paint_histology),
-    "retina_phantom": Phantom(["not referable", "referable"], retina_plan, paint_retina),
+    "chest_phantom": (["no opacity", "opacity"], chest_plan, paint_chest),
+    "histology_phantom": (["no tumour", "tumour"], histology_plan, paint_histology),
+    "retina_phantom": (["not referable", "referable"], retina_plan, paint_retina),
 }
 
 
@@ -614,18 +590,14 @@ def draw(
         side: pixels.
         difficulty: 0 (plain to see) to 1 (hardly visible).
     """
-    exposure, lesion = _stream(name, seed, patient, EXPOSURE, image), _stream(name, seed, patient, FINDING, image)
-    anatomy = _seed(name, seed, patient, PATIENT)
-    picture = PHANTOMS[name].paint(anatomy, exposure, lesion, finding, image, difficulty, side)
+    key, paint = _key(name, seed, patient), PHANTOMS[name][2]
+    exposure, lesion = (np.random.default_rng((*key, part, image)) for part in (EXPOSURE, FINDING))
+    picture = paint((*key, PATIENT), exposure, lesion, finding, image, difficulty, side)
     return np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
-def _stream(name: str, seed: int, *path: int) -> np.random.Generator:
-    return np.random.default_rng(_seed(name, seed, *path))
-
-
-def _seed(name: str, seed: int, *path: int) -> tuple[int, ...]:
-    return seed, list(PHANTOMS).index(name), *path
+def _key(name: str, seed: int, patient: int) -> tuple[int, ...]:
+    return seed, list(PHANTOMS).index(name), patient
 
 
 def make(
@@ -644,16 +616,15 @@ def make(
         arrays["grades"] = findings
     options = f"--name {name} --images {images} --side {side} --seed {seed} --difficulty {difficulty:g}"
     card = {"title": f"{modality.capitalize()} phantom (synthetic)", "synthetic": True, "modality": modality}
-    card |= {"task": "binary", "classes": PHANTOMS[name].classes, "licence": "MIT", "citation": ""}
+    card |= {"task": "binary", "classes": PHANTOMS[name][0], "licence": "MIT", "citation": ""}
     return arrays, card | {"source": f"data_scripts/phantoms.py {options}"}
 
 
 def _plan(name: str, images: int, seed: int) -> list[tuple[int, int, int]]:
     """(patient, image, finding) of every image: patients are added until there are enough images."""
-    rows: list[tuple[int, int, int]] = []
-    patient = 0
+    rows, patient = [], 0
     while len(rows) < images:
-        findings = PHANTOMS[name].plan(_stream(name, seed, patient, PLAN))
+        findings = PHANTOMS[name][1](np.random.default_rng((*_key(name, seed, patient), PLAN)))
         rows += [(patient, image, finding) for image, finding in enumerate(findings)]
         patient += 1
     return rows[:images]

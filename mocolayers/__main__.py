@@ -15,10 +15,6 @@ from mocolayers.notebook.series import run_series
 from mocolayers.recipe import EVALUATIONS, preset
 from mocolayers.runtime import DatasetError, RunError, load_plugin
 
-# What `--set` must not change, and the option that does.
-ELSEWHERE = {"arm": "--arm", "dataset": "--dataset", "seed": "--seed", "init": "--init"}
-FROM_DATA = ("fingerprint", "channels", "side")
-
 
 @dataclass
 class Job:
@@ -28,7 +24,7 @@ class Job:
     """Prepared data set; auto takes yours if it is the only one."""
     arm: str = "moco"
     """What is trained: random, supervised, moco, mse, barlow, ... or an arm of --plugin."""
-    preset: Literal["smoke", "lesson", "paper", "paper-sound"] = "lesson"
+    preset: Literal["smoke", "lesson", "paper"] = "lesson"
     """Size of the run."""
     seed: int = 0
     """Weights, order and views follow from it."""
@@ -57,7 +53,7 @@ def pretrain(job: tyro.conf.OmitArgPrefixes[Job], dry_run: bool = False) -> None
 
     Args:
         job: which run.
-        dry_run: Train two steps in memory: speed, memory, and time of the whole run.
+        dry_run: Train two steps in memory: speed, and time of the whole run.
     """
     from mocolayers.training.distributed import from_first, processes
     from mocolayers.training.dry_run import try_steps
@@ -138,17 +134,13 @@ def parse_changes(words: tuple[str, ...]) -> dict:
     """Fields of a recipe and their values from words such as lr=0.03.
 
     Raises:
-        ValueError: a word that is no FIELD=VALUE, or a field that has an option of its own or follows from the data.
+        ValueError: a word that is no FIELD=VALUE.
     """
     changes = {}
     for word in words:
         name, _, value = word.partition("=")
         if not value:
             raise ValueError(f"--set {word}: write FIELD=VALUE, for example lr=0.03 batch=64 layout=resnet18")
-        if name in ELSEWHERE:
-            raise ValueError(f"--set {word}: write {ELSEWHERE[name]} {value}")
-        if name in FROM_DATA:
-            raise ValueError(f"--set {word}: this follows from the data set; prepare another one, see data_scripts")
         try:
             changes[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

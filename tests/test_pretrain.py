@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
-from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,7 +24,7 @@ from mocolayers.training import pretrain as module
 from mocolayers.training.dry_run import try_steps
 from mocolayers.training.monitors import knn_monitor
 from mocolayers.training.pretrain import Trainer, learning_rate, pretrain, stage_share
-from mocolayers.training.runs import Run, about_weights, initial_weights, save_weights, transform, write_file
+from mocolayers.training.runs import Run, about_weights, initial_weights, save_weights, write_file
 
 CPU = torch.device("cpu")
 SMALL = {"batch": 16, "queue": 40, "log_every": 2, "monitor_every": 5, "steps": 12}
@@ -449,15 +448,11 @@ def test_weights_that_do_not_fit_or_cannot_be_read_are_a_clear_error(make_data, 
         initial_weights(path)
 
 
-def test_an_encoder_says_which_images_it_wants_and_the_transform_makes_them(make_data, tmp_path):
+def test_an_encoder_says_which_images_it_wants(make_data, tmp_path):
     data = make_data(channels=3)
     run = pretrain(preset("smoke", "random", data), data, tmp_path, progress=False)
     about = about_weights(run.encoder_file)
     assert "0 to 1" in about["input"] and (about["side"], about["channels"]) == (16, 3)
-    x = transform(run.recipe)(Image.fromarray(data.images[0]))
-    assert torch.allclose(x, to_float(torch.tensor(data.images[:1]))[0], atol=1e-6)
-    gray = preset("smoke", "random", make_data("gray"))
-    assert transform(gray)(Image.fromarray(data.images[0]).resize((40, 30))).shape == (1, 16, 16)
 
 
 def test_fp16_scales_its_gradients_and_still_learns(make_data):
@@ -585,13 +580,9 @@ def test_a_dry_run_measures_and_writes_nothing(make_data, tmp_path, monkeypatch)
     data = make_data()
     monkeypatch.chdir(tmp_path / "data")
     before = sorted(tmp_path.rglob("*"))
-    ballast = b"x" * 2**29  # what the process held before does not count
-    del ballast
     text = try_steps(preset("smoke", "barlow", data), data, "cpu")
     assert "at batch 64" in text and "images/s" in text and "whole run" in text
-    assert 0 <= float(text.split("memory")[1].split("GB")[0]) < 0.4
-    assert sorted(tmp_path.rglob("*")) == before and "note" not in text
-    assert "--side 512" in try_steps(preset("paper", "moco", data, width=4, queue=64, batch=2), data, "cpu")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 ERRORS = {

@@ -11,7 +11,7 @@ from mocolayers.data.labels import class_matrix, label_subset
 from mocolayers.data.prepared import say_once
 from mocolayers.evaluation import probes as module
 from mocolayers.evaluation.features import run_features
-from mocolayers.evaluation.probes import GPUProbe, best_probe, fit_probe, linear_evaluation, predict
+from mocolayers.evaluation.probes import GPUProbe, fit_probe, linear_evaluation, predict
 from mocolayers.evaluation.scores import macro_auc
 from mocolayers.recipe import Evaluation
 
@@ -131,7 +131,7 @@ def test_every_penalty_is_fitted_on_the_device_that_was_asked_for(make_data, mon
     assert len(used) == 5 and found[1] == wanted[1] and np.allclose(found[0], wanted[0], atol=1e-3)
 
 
-def test_the_penalty_is_the_best_on_validation_and_test_is_not_needed(make_data):
+def test_the_penalty_is_the_best_on_validation(make_data):
     data = make_data(n=600)
     rng, rows, val = np.random.default_rng(0), label_subset(data, 0.5, 0), data.labels[data.rows("val")]
     features = {split: 3 * rng.normal(size=(len(data.rows(split)), 30)) for split in ("train", "val")}
@@ -142,8 +142,8 @@ def test_the_penalty_is_the_best_on_validation_and_test_is_not_needed(make_data)
         penalty: roc_auc_score(val, exact(x, data.labels[rows], penalty, features["val"])[:, 1])
         for penalty in PLAN.penalties
     }
-    _, score, chosen = best_probe(features, data, rows, PLAN)
-    assert score == pytest.approx(max(reached.values()), abs=1e-3)
+    p, chosen = linear_evaluation(features | {"test": features["val"]}, data, rows, PLAN)
+    assert roc_auc_score(val, p[:, 1]) == pytest.approx(max(reached.values()), abs=1e-3)
     assert reached[chosen] == pytest.approx(max(reached.values()), abs=1e-3)
     assert min(reached.values()) < max(reached.values()) - 0.01
 
@@ -156,14 +156,14 @@ def test_with_one_class_on_validation_the_loss_chooses_and_says_so(make_data, ca
     rng = np.random.default_rng(0)
     features = {s: rng.normal(size=(len(data.rows(s)), 3)) + data.labels[data.rows(s), None] for s in ("train", "val")}
     rows = data.rows("train")
-    _, score, chosen = best_probe(features, data, rows, PLAN)
+    p, chosen = linear_evaluation(features | {"test": features["val"]}, data, rows, PLAN)
     losses = {
         penalty: log_loss(np.ones(len(features["val"])), p, labels=[0, 1])
         for penalty in PLAN.penalties
         for p in [exact(features["train"], data.labels[rows], penalty, features["val"])]
     }
     assert chosen == min(losses, key=losses.get) != PLAN.penalties[0]
-    assert score == pytest.approx(-losses[chosen], abs=1e-4)
+    assert log_loss(np.ones(len(p)), p, labels=[0, 1]) == pytest.approx(losses[chosen], abs=1e-4)
     assert "validation split shows one class only" in capsys.readouterr().out
 
 

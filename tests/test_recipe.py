@@ -172,16 +172,6 @@ def test_every_stage_is_as_large_as_what_it_is_pooled_to(name, modality, arm):
     assert recipe.views.released_order == ("paper" in name)
 
 
-def test_the_sound_paper_preset_closes_the_leaks_of_the_released_one(make_data):
-    data = make_data(n=600)
-    released, sound = (preset(name, "mse", data) for name in ("paper", "paper-sound"))
-    images = len(data.pretraining_rows())
-    assert released.bn_splits == 1 and sound.bn_splits == 2 and sound.batch / sound.bn_splits >= 16
-    assert released.queue > images and sound.queue <= images / 4
-    differs = {f.name for f in dataclasses.fields(sound) if getattr(sound, f.name) != getattr(released, f.name)}
-    assert differs <= {"bn_splits", "batch", "steps", "queue"}
-
-
 LOSS = """
 class Toy:
     factor = 1

@@ -15,8 +15,7 @@ from mocolayers.recipe import Views
 # Luma weights of ITU-R BT.601, as PIL and torchvision use them to drop colour.
 LUMA = (0.299, 0.587, 0.114)
 TRIES = 10  # of a crop, before the whole image is taken
-# Random numbers of one view of one image. All are drawn even if not used, so switching one augmentation off leaves the
-# others as they were.
+# Random numbers of a view of an image; all are drawn, so that switching one augmentation off leaves the others alone.
 SAMPLE = {"area": TRIES, "aspect": TRIES, "place": 2, "angle": 1, "mirror": 2, "jitter": 5, "gray": 1, "blur": 2}
 MOST_IMAGES, MOST_PIXELS = 250, 2**22  # four maps of 2**22 pixels take about half a gigabyte
 MOST_ON_GPU = 4096  # images at a time on anything but a processor: few small ones leave it idle
@@ -75,11 +74,7 @@ def batch_size(side: int, device: torch.device) -> int:
 
 
 def batches(data: MedicalImages, rows: np.ndarray, device: torch.device, size: int | None = None) -> Iterator[Tensor]:
-    """The images of some rows as they are, (B, C, H, W) in [0, 1] on the device.
-
-    Args:
-        size: most images at a time; None is `batch_size`.
-    """
+    """Images of some rows, (B, C, H, W) in [0, 1] on the device, at most `size` or else `batch_size` at a time."""
     size = size or batch_size(data.side, device)
     groups = np.array_split(rows, max(1, -(-len(rows) // size)))
     feed = Feeder(lambda number: [torch.from_numpy(data.images[groups[number]])], device, len(groups))
@@ -93,22 +88,14 @@ def random_numbers(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def random_view(x: Tensor, views: Views, generator: torch.Generator) -> Tensor:
-    """One random view of each image of a batch; the generator decides everything, so it can be repeated exactly.
-
-    Crop, rotation and mirror are one bilinear resampling; what a rotation brings in from outside the image is black.
-
-    Args:
-        x: (B, C, H, W) in [0, 1].
-        views: which augmentations, and how strong.
-        generator: a CPU generator.
-    """
+    """One random view of each image (B, C, H, W) in [0, 1]; the CPU generator decides everything."""
     return view_of_numbers(x, views, random_numbers(generator, len(x)).to(x.device))
 
 
 def view_of_numbers(x: Tensor, views: Views, numbers: Tensor) -> Tensor:
-    """The view of each image (B, C, H, W) that its `random_numbers` (B, 33) decide, on the device of both.
+    """The view of each image (B, C, H, W) that its `random_numbers` (B, 33) decide, whatever the other images are.
 
-    It does not depend on the other images, so processes may share a batch.
+    Crop, rotation and mirror are one bilinear resampling; what a rotation brings in from outside the image is black.
     """
     choices = choose(views, x.shape[1:], numbers)
     if not _on_processor(x):
@@ -193,30 +180,21 @@ def _resample(x: Tensor, views: Views, matrix: Tensor, mode: str) -> Tensor:
 
 
 def _jitter(views: Views, channels: int, u: Tensor) -> dict[str, Tensor]:
-    """Brightness, contrast, saturation and hue, in this order, as one change of colour; see `_recolour`.
-
-    An image that is left alone, with the same probability for the four together, gets a change that changes nothing.
-
-    Args:
-        u: (5, B) random numbers.
-    """
-    u = torch.where(u[4] < views.jitter, 2 * u - 1, 0.0).view(5, -1, 1, 1)
-    brightness, contrast = 1 + views.brightness * u[0], 1 + views.contrast * u[1]
-    saturation = 1 + views.saturation * u[2]
-    mixing = _mixing(saturation, views.hue * u[3]) if channels == 3 else torch.ones_like(saturation)
-    return {"gain": brightness * contrast * mixing, "lift": brightness * (1 - contrast)}
-
-
-def _mixing(saturation: Tensor, hue: Tensor) -> Tensor:
-    """(B, 3, 3) matrices that change saturation by a factor and hue by a share of the full circle, (B, 1, 1) each.
+    """Brightness, contrast, saturation and hue, in this order, as one change of colour (see `_recolour`), from (5, B).
 
     The hue turns about the gray axis of the RGB cube and keeps r + g + b. torchvision goes through HSV; at its 0.1 the
     colours of noise change there with 1.5 times the variance, those of stained tissue with 1.7, of a fundus with 1.3.
     """
-    one, angle = torch.eye(3, device=hue.device), 2 * math.pi * hue
-    third = one.roll(1, dims=0)  # a third of the circle
-    turn = angle.cos() * one + (1 - angle.cos()) / 3 + angle.sin() / math.sqrt(3) * (third - third.T)
-    return turn @ (saturation * one + torch.cat([(1 - saturation) * weight for weight in LUMA], dim=2))
+    u = torch.where(u[4] < views.jitter, 2 * u - 1, 0.0).view(5, -1, 1, 1)  # all four, or a change that changes nothing
+    brightness, contrast = 1 + views.brightness * u[0], 1 + views.contrast * u[1]
+    saturation, angle = 1 + views.saturation * u[2], 2 * math.pi * (views.hue * u[3])
+    gain = brightness * contrast
+    if channels == 3:
+        one = torch.eye(3, device=u.device)
+        third = one.roll(1, dims=0)  # a third of the circle
+        turn = angle.cos() * one + (1 - angle.cos()) / 3 + angle.sin() / math.sqrt(3) * (third - third.T)
+        gain = gain * (turn @ (saturation * one + torch.cat([(1 - saturation) * weight for weight in LUMA], dim=2)))
+    return {"gain": gain, "lift": brightness * (1 - contrast)}
 
 
 def _recolour(x: Tensor, chosen: dict[str, Tensor]) -> Tensor:
@@ -257,15 +235,11 @@ def blur(x: Tensor, kernel: Tensor) -> Tensor:
     if radius > most:  # a mirror image has no more pixels than that
         kernel = kernel[:, radius - most : radius + most + 1]
         radius, kernel = most, kernel / kernel.sum(dim=1, keepdim=True)
-    padded = F.pad(x, (radius,) * 4, mode="reflect")
-    return _correlate(_correlate(padded, kernel, dim=2), kernel, dim=3)
-
-
-def _correlate(x: Tensor, kernel: Tensor, dim: int) -> Tensor:
-    """Correlate each image (B, C, H, W) with its own kernel (B, K) along H or W, which becomes shorter by K - 1."""
-    weights = kernel.T.reshape(-1, len(x), 1, 1, 1)  # (K, B, 1, 1, 1)
-    length = x.shape[dim] - len(weights) + 1
-    y = weights[0] * x.narrow(dim, 0, length)
-    for place, weight in enumerate(weights[1:], start=1):
-        y.addcmul_(weight, x.narrow(dim, place, length))
-    return y
+    x, weights = F.pad(x, (radius,) * 4, mode="reflect"), kernel.T.reshape(-1, len(x), 1, 1, 1)  # (K, B, 1, 1, 1)
+    for dim in (2, 3):
+        length = x.shape[dim] - len(weights) + 1
+        y = weights[0] * x.narrow(dim, 0, length)
+        for place, weight in enumerate(weights[1:], start=1):
+            y.addcmul_(weight, x.narrow(dim, place, length))
+        x = y
+    return x

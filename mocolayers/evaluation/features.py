@@ -1,7 +1,6 @@
 """Frozen features: every stage of an encoder, encoded once on the chosen device, and raw pixels beside them."""
 
 import copy
-import functools
 
 import numpy as np
 import torch
@@ -38,27 +37,27 @@ def stage_features(
     return _encoded(copy.deepcopy(encoder).to(resolve_device(device)).eval(), data, rows, pool)
 
 
+@torch.no_grad()
 def _encoded(encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, pool: int) -> list[np.ndarray]:
     device = encoder.conv1.weight.device
     if device.type == "cuda":
         encoder = encoder.to(memory_format=torch.channels_last)
+
+    def pooled(own: np.ndarray) -> np.ndarray:
+        parts = []
+        for x in batches(data, own, device):
+            with gpu_precision(device):
+                stages = encoder(x).stages
+            for stage in stages:
+                check_side(stage, pool)
+            means = [F.adaptive_avg_pool2d(stage.float(), pool).flatten(1) for stage in stages]
+            parts.append(torch.cat(means, dim=1).cpu().numpy())
+        return np.concatenate(parts)
+
     with memory_errors(batch_size(data.side, device), data.side):
-        whole = share_rows(rows, functools.partial(_pooled, encoder, data, pool))
+        whole = share_rows(rows, pooled)
     ends = np.cumsum(encoder.stage_channels)[:-1] * pool**2
     return [np.ascontiguousarray(stage) for stage in np.split(whole, ends, axis=1)]
-
-
-@torch.no_grad()
-def _pooled(encoder: StagedResNet, data: MedicalImages, pool: int, rows: np.ndarray) -> np.ndarray:
-    device, parts = encoder.conv1.weight.device, []
-    for x in batches(data, rows, device):
-        with gpu_precision(device):
-            stages = encoder(x).stages
-        for stage in stages:
-            check_side(stage, pool)
-        means = [F.adaptive_avg_pool2d(stage.float(), pool).flatten(1) for stage in stages]
-        parts.append(torch.cat(means, dim=1).cpu().numpy())
-    return np.concatenate(parts)
 
 
 def run_features(run: Run, data: MedicalImages, pool: int = 1, device: str = "auto") -> list[dict[str, np.ndarray]]:

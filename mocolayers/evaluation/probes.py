@@ -38,12 +38,7 @@ def fit_probe(x: np.ndarray, classes: np.ndarray, task: str, penalty: float) -> 
 
 
 class GPUProbe:
-    """The models of `fit_probe`, fitted together: the same sums, in double precision on a GPU, for the same solver.
-
-    Args:
-        x, classes, task, penalty: see `fit_probe`.
-        device: any that computes in double precision.
-    """
+    """The models of `fit_probe`, fitted together: the same sums, in double precision on a GPU, for the same solver."""
 
     def __init__(self, x: np.ndarray, classes: np.ndarray, task: str, penalty: float, device: torch.device) -> None:
         self.device, self.classes_ = device, np.flatnonzero(classes.any(axis=0))
@@ -65,8 +60,8 @@ class GPUProbe:
             mean.backward()
             return mean.item(), w.grad.flatten().cpu().numpy()
 
-        about = {"gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps, "maxiter": MOST_STEPS, "maxls": 50}
-        about |= {"maxfun": 10 * MOST_STEPS}
+        about = {"gtol": TOLERANCE, "ftol": 64 * np.finfo(float).eps, "maxls": 50}
+        about |= {"maxiter": MOST_STEPS, "maxfun": 10 * MOST_STEPS}
         found = minimize(value, np.zeros((z.shape[1] + 1) * y.shape[1]), method="L-BFGS-B", jac=True, options=about)
         self.weights = torch.as_tensor(found.x, device=device).view(-1, y.shape[1])
 
@@ -85,13 +80,13 @@ def predict(probe: Pipeline | GPUProbe, x: np.ndarray, labels: int) -> np.ndarra
     return found
 
 
-def best_probe(
+def linear_evaluation(
     features: dict[str, np.ndarray], data: MedicalImages, rows: np.ndarray, plan: Evaluation, device: str = "cpu"
-) -> tuple[Pipeline | GPUProbe, float, float]:
-    """The probe with the best C on validation, its `validation_score` there, and that C; the test split is not needed.
+) -> tuple[np.ndarray, float]:
+    """(n_test, L) test probabilities of the probe whose C does best on validation, and that C.
 
     Args:
-        features: (n, D) of "train" and "val", rows as in `data.rows(split)`.
+        features: (n, D) of "train", "val" and "test", rows as in `data.rows(split)`.
         rows: training rows whose labels may be used, see `label_subset`.
         device: where probes are fitted: an NVIDIA or AMD GPU; on any other device, scikit-learn does it.
     """
@@ -102,12 +97,4 @@ def best_probe(
     probes = {penalty: fit(x, classes, data.task, penalty) for penalty in plan.penalties}
     reached = {penalty: validation_score(truth, predict(p, features["val"], labels)) for penalty, p in probes.items()}
     best = max(reached, key=reached.get)
-    return probes[best], reached[best], best
-
-
-def linear_evaluation(
-    features: dict[str, np.ndarray], data: MedicalImages, rows: np.ndarray, plan: Evaluation, device: str = "cpu"
-) -> tuple[np.ndarray, float]:
-    """(n_test, L) test probabilities of `best_probe`, and its C."""
-    probe, _, penalty = best_probe(features, data, rows, plan, device)
-    return predict(probe, features["test"], len(data.classes)), penalty
+    return predict(probes[best], features["test"], labels), best

@@ -71,11 +71,7 @@ def some_rows(count: int, most: int = ROWS) -> np.ndarray:
 
 
 def cka(
-    x: np.ndarray,
-    y: np.ndarray,
-    kernel: str = "linear",
-    sigma: float | None = None,
-    debiased: bool = True,
+    x: np.ndarray, y: np.ndarray, kernel: str = "linear", sigma: float | None = None, debiased: bool = True
 ) -> float:
     """CKA of two feature sets; 1 for equal geometry, about 0 for unrelated features when debiased.
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.nn.functional import all_reduce
 
 
 def world_size() -> int:
@@ -38,18 +39,6 @@ def gather(part: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-class _Mean(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        x = x.clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(x)
-        return x / world_size()
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return _Mean.apply(gradient)
-
-
 def mean_over_processes(x: Tensor) -> Tensor:
     """The mean of a tensor over processes, with gradient.
 
@@ -57,4 +46,4 @@ def mean_over_processes(x: Tensor) -> Tensor:
     the gradient that one process with the whole batch would find: of a loss that every process computes from such
     means, and of the mean of losses over rows.
     """
-    return x if world_size() == 1 else _Mean.apply(x)
+    return x if world_size() == 1 else all_reduce(x) / world_size()

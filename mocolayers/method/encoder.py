@@ -92,8 +92,4 @@ def _subsample_first(convolution: nn.Conv2d) -> None:
     its memory on processors with AVX512 and without AMX.
     """
     convolution.stride = (1, 1)
-    convolution.register_forward_pre_hook(_every_other_pixel)
-
-
-def _every_other_pixel(_, inputs: tuple[Tensor]) -> Tensor:
-    return inputs[0][:, :, ::2, ::2]
+    convolution.register_forward_pre_hook(lambda _, inputs: inputs[0][:, :, ::2, ::2])

@@ -23,9 +23,7 @@ class MoCoOutput(NamedTuple):
     q: Tensor  # (B, D), of unit length
     k: Tensor  # (B, D), of unit length
     keys: Tensor  # k of all processes that train together, for `MoCo.enqueue`
-    query_stages: list[
-        Tensor
-    ]  # (B, C_l, side_l, side_l) fp32, pooled as the stage loss asks or else averaged, or empty
+    query_stages: list[Tensor]  # (B, C_l, side_l, side_l) fp32, pooled as the stage loss asks, else averaged; or empty
     key_stages: list[Tensor]  # the same, row by row of the same images
 
 

@@ -5,7 +5,6 @@ Whatever a process does with a batch, it does with its part of it: rows [r * B /
 
 import contextlib
 import gc
-import importlib
 import inspect
 import os
 from collections.abc import Callable
@@ -36,9 +35,6 @@ def processes(device: str):
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # This module keeps the group that exists when it is first imported as a default argument. DDP imports it; later
-    # than here, the group would outlive its destruction, and its threads abort the process at exit.
-    importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         yield

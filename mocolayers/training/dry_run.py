@@ -1,4 +1,4 @@
-"""Try a recipe on this machine: some real steps, what they take in time and memory, and what the whole run would."""
+"""Try a recipe on this machine: two real steps, and what the whole run would take."""
 
 import dataclasses
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.recipe import RELEASED_SIDE, Recipe
+from mocolayers.recipe import Recipe
 from mocolayers.runtime import resolve_device
 from mocolayers.training.pretrain import SMALLER, Trainer, memory_errors
 
@@ -19,35 +19,19 @@ def try_steps(recipe: Recipe, data: MedicalImages, device: str = "auto", init: P
         RunError: out of memory.
         ValueError: an arm without pretraining.
     """
-    import psutil  # as in the series: nothing else needs it
-
     if not recipe.steps:
         raise ValueError(f"the arm {recipe.arm!r} is not pretrained: there is nothing to try")
-    place, seconds, used = resolve_device(device), [], []
-
-    def memory() -> int:
-        on_gpu = place.type == "cuda"
-        return torch.cuda.max_memory_allocated(place) if on_gpu else psutil.Process().memory_info().rss
-
-    before = memory()
+    place, seconds = resolve_device(device), []
+    if place.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(place)
     with memory_errors(recipe.batch, recipe.side, SMALLER):
-        quiet = dataclasses.replace(recipe, log_every=10**9, monitor_every=10**9)
-        trainer = Trainer(quiet, data, place, init)
-        # After a forward pass all that its gradient needs is in memory, beside the gradients of the step before.
-        trainer.model.register_forward_hook(lambda *_: used.append(memory()))
+        trainer = Trainer(dataclasses.replace(recipe, log_every=10**9, monitor_every=10**9), data, place, init)
         for _ in range(2):
             started = time.perf_counter()
             trainer.train_step().loss.item()  # the value makes a GPU finish
             seconds.append(time.perf_counter() - started)
-    speed = trainer.batch / min(seconds)
-    epochs = recipe.steps / trainer.steps_per_epoch
-    hours = recipe.steps * min(seconds) / 3600
-    length = f"{hours:.1f} hours" if hours > 1 else f"{60 * hours:.1f} minutes"
-    side = RELEASED_SIDE.get(data.modality, data.side)
-    small = recipe.layout == "resnet50" and data.side != side
-    note = f"\n  note       the paper's images have {side} px: prepare them with --side {side}" if small else ""
+    memory = f", {torch.cuda.max_memory_allocated(place) / 2**30:.1f} GB at most" if place.type == "cuda" else ""
     return f"""{recipe.arm} on {data.name}: {recipe.layout}, {data.side} px, {data.channels} channel(s)
-  steps      {recipe.steps:,} at batch {trainer.batch}, {epochs:.0f} epochs
-  speed      {speed:.1f} images/s (two views of each)
-  memory     {(max(*used, memory()) - before) / 2**30:.1f} GB more than before the first step
-  whole run  {length} on this machine{note}"""
+  steps      {recipe.steps:,} at batch {trainer.batch}, {recipe.steps / trainer.steps_per_epoch:.0f} epochs
+  speed      {trainer.batch / min(seconds):.1f} images/s (two views of each){memory}
+  whole run  {recipe.steps * min(seconds) / 3600:.2f} hours on this machine"""

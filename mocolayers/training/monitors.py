@@ -1,7 +1,4 @@
-"""What to watch while MoCo trains: is it learning, has it collapsed, and what does each loss term really do?
-
-All but the kNN monitor stay on the device; reading a number makes a GPU finish its work.
-"""
+"""What to watch while MoCo trains: is it learning, has it collapsed, and what does each loss term really do?"""
 
 import numpy as np
 import torch
@@ -18,38 +15,30 @@ from mocolayers.training.distributed import share_rows
 
 
 @torch.no_grad()
-def contrastive_accuracy(logits: Tensor) -> Tensor:
-    """Share of queries whose own key beats every key of the queue; logits (B, 1 + K), positive first."""
-    return (logits.argmax(dim=1) == 0).float().mean()
+def measurements(output: MoCoOutput) -> dict[str, Tensor]:
+    """What the output of a step tells, as scalars.
 
-
-@torch.no_grad()
-def effective_rank(z: Tensor) -> Tensor:
-    """exp of the entropy of the normalised singular values of centred features (B, D): 1 means collapsed.
-
-    Source: Roy and Vetterli 2007, on the centred matrix.
+    Returns:
+        The loss and its terms; `contrastive_accuracy`, the share of queries whose own key beats every key of the queue;
+        `embedding_std` and `effective_rank` of the queries, which say whether they have collapsed: the rank is exp of
+        the entropy of the normalised singular values of centred queries (Roy and Vetterli 2007), 1 at worst; and per
+        stage, on averages over its map, raw MSE, scale-free distance, feature norm, and mean cross-correlations.
     """
-    values = torch.linalg.svdvals((z - z.mean(dim=0)).float())
+    values = torch.linalg.svdvals(output.q - output.q.mean(dim=0))
     share = values / values.sum().clamp_min(1e-12)
-    return torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
-
-
-@torch.no_grad()
-def stage_statistics(output: MoCoOutput) -> dict[str, Tensor]:
-    """Per stage, on averages over its map: raw MSE, scale-free distance, feature norm, cross-correlation means."""
-    row = {}
+    row = {"loss": output.loss, **output.terms}
+    row["contrastive_accuracy"] = (output.logits.argmax(dim=1) == 0).float().mean()
+    row["embedding_std"] = output.q.std(dim=0).mean()
+    row["effective_rank"] = torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
     for number, (u, v) in enumerate(zip(output.query_stages, output.key_stages, strict=True), start=1):
-        u, v = u.float().mean(dim=(2, 3)), v.float().mean(dim=(2, 3))  # (B, C_l)
+        u, v = u.mean(dim=(2, 3)), v.mean(dim=(2, 3))  # (B, C_l)
         c = cross_correlation(u, v)
         diagonal = c.diagonal()
-        off = (c.abs().sum() - diagonal.abs().sum()) / max(1, c.numel() - len(c))
-        row |= {
-            f"stage{number}_mse": stage_distance(u, v),
-            f"stage{number}_scale_free": stage_distance(u, v, scale_free=True),
-            f"stage{number}_norm": u.norm(dim=1).mean(),
-            f"stage{number}_diagonal": diagonal.mean(),
-            f"stage{number}_off_diagonal": off,
-        }
+        row[f"stage{number}_mse"] = stage_distance(u, v)
+        row[f"stage{number}_scale_free"] = stage_distance(u, v, scale_free=True)
+        row[f"stage{number}_norm"] = u.norm(dim=1).mean()
+        row[f"stage{number}_diagonal"] = diagonal.mean()
+        row[f"stage{number}_off_diagonal"] = (c.abs().sum() - diagonal.abs().sum()) / max(1, c.numel() - len(c))
     return row
 
 
@@ -65,15 +54,6 @@ def gradient_shares(output: MoCoOutput, parameters: list[Tensor]) -> dict[str, T
 
 
 @torch.no_grad()
-def embed(encoder: StagedResNet, data: MedicalImages, rows: np.ndarray) -> np.ndarray:
-    """(n, D) embeddings of some rows, with batch-norm in evaluation mode; processes share the work."""
-    encoder.eval()
-    device = next(encoder.parameters()).device
-    return share_rows(
-        rows, lambda own: torch.cat([encoder(x).embedding.float().cpu() for x in batches(data, own, device)]).numpy()
-    )
-
-
 def knn_monitor(encoder: StagedResNet, data: MedicalImages, most: int = 500) -> float:
     """Macro AUC on validation of a vote of the 20 nearest training images by cosine distance; no training is needed.
 
@@ -92,7 +72,12 @@ def knn_monitor(encoder: StagedResNet, data: MedicalImages, most: int = 500) -> 
     mixed = truth.any(axis=0) & ~truth.all(axis=0)
     if not mixed.any() or not len(train):
         return float("nan")
-    model = NearestNeighbors(n_neighbors=min(20, len(train)), metric="cosine").fit(embed(encoder, data, train))
-    neighbours = model.kneighbors(embed(encoder, data, val), return_distance=False)
+    device = next(encoder.eval().parameters()).device
+
+    def embed(rows: np.ndarray) -> np.ndarray:
+        return torch.cat([encoder(x).embedding.float().cpu() for x in batches(data, rows, device)]).numpy()
+
+    model = NearestNeighbors(n_neighbors=min(20, len(train)), metric="cosine").fit(share_rows(train, embed))
+    neighbours = model.kneighbors(share_rows(val, embed), return_distance=False)
     votes = class_matrix(data, train)[neighbours].mean(axis=1)  # (n, L)
     return float(roc_auc_score(truth[:, mixed], votes[:, mixed], average="macro"))

@@ -19,16 +19,10 @@ from mocolayers.data.prepared import MedicalImages
 from mocolayers.data.views import Feeder, TwoViews, batches, random_numbers
 from mocolayers.method.collectives import own_part, rank, world_size
 from mocolayers.method.moco import MoCo, MoCoOutput
-from mocolayers.recipe import SOUND_QUEUE, Recipe
+from mocolayers.recipe import Recipe
 from mocolayers.runtime import RunError, autocast_type, resolve_device, step_generator
 from mocolayers.training.distributed import average_running_statistics, averaged, from_first, parallel
-from mocolayers.training.monitors import (
-    contrastive_accuracy,
-    effective_rank,
-    gradient_shares,
-    knn_monitor,
-    stage_statistics,
-)
+from mocolayers.training.monitors import gradient_shares, knn_monitor, measurements
 from mocolayers.training.recorded import Recorded
 from mocolayers.training.runs import Run, build_encoder, save_weights, start_from, unusable, write_file
 from mocolayers.training.stage_loss import stage_loss_of
@@ -65,12 +59,10 @@ def pretrain(
 
     Every random choice of a step follows from the seed and the step's number, so a run that was killed goes on from its
     checkpoint to bit-identical weights (on a CPU with the same number of threads), and all arms of a seed see the same
-    initial weights, the same batches and the same views. Ctrl-C and SIGTERM write a checkpoint first.
+    initial weights, batches and views. Ctrl-C and SIGTERM write a checkpoint first.
 
-    Started by torchrun, the processes share every batch: the recipe's is that of all together. They give the queue, the
-    loss and the gradients of one process with that batch, if bn_splits is a multiple of their number (each process has
-    its own groups of batch-norm); a run may be resumed by another number of them. The folder of runs must be one that
-    all processes see.
+    Started by torchrun, the processes share every batch: the recipe's is that of all together. The result is that of
+    one process if bn_splits is a multiple of their number. Another number of them may resume a run.
 
     Args:
         recipe: what to train; `recipe.preset` makes one.
@@ -106,7 +98,7 @@ def pretrain(
             return run
         if state := from_first(run.checkpoint):
             trainer.restore(state, run.checkpoint_file)
-        if progress and recipe.steps and recipe.queue * SOUND_QUEUE > len(trainer.rows):
+        if progress and recipe.steps and recipe.queue > len(trainer.rows) / 4:
             longest = f"over a quarter of {len(trainer.rows):,} images"
             print(f"note: a queue of {recipe.queue:,} keys is {longest}: many queries meet old keys of their own image")
         if not _train(trainer, run, progress, after_step):
@@ -145,19 +137,16 @@ def _train(trainer: "Trainer", run: Run, progress: bool, after_step) -> bool:
 
 @contextlib.contextmanager
 def signals_that_wait():
-    """The list of the Ctrl-C and SIGTERM that came during a `with`, to be heard when a step is whole.
-
-    A second one acts at once. Python delivers signals to the main thread only; in another, the list stays empty.
-    """
-    came = []
+    """The list of the Ctrl-C and SIGTERM that came during a `with`, to be heard when a step is whole."""
+    came, before = [], {}
 
     def note(number, frame):
         came.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[number])  # a second one acts at once
 
-    known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in known.items() if handler not in (None, signal.SIG_IGN)}
-    before = before if threading.current_thread() is threading.main_thread() else {}
+    if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other one
+        known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: handler for number, handler in known.items() if handler not in (None, signal.SIG_IGN)}
     for number in before:
         signal.signal(number, note)
     try:
@@ -174,8 +163,7 @@ def memory_errors(batch: int, side: int, remedy: str = "prepare them with a smal
         yield
     except (MemoryError, RuntimeError) as error:
         words = ("out of memory", "DefaultCPUAllocator")
-        full = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not full and not any(word in str(error) for word in words):
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(w in str(error) for w in words):
             raise
         raise RunError(f"out of memory: a batch of {batch} images of {side} px does not fit here; {remedy}") from None
 
@@ -209,8 +197,7 @@ class Trainer:
             torch.manual_seed(recipe.seed)
             model = build_moco(recipe)
         if recipe.init:
-            said = start_from(model, init, recipe.init)
-            from_first(lambda: print(said))
+            from_first(functools.partial(print, start_from(model, init, recipe.init)))
         if device.type == "cuda":  # the convolutions that a trial finds fastest, unless they have to be the same again
             torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
         if device.type == "cuda" and compiled:
@@ -351,9 +338,7 @@ class Trainer:
 
     def _observe(self, output: MoCoOutput, monitor: bool) -> dict[str, float]:
         self.check_finite()
-        seen = {"loss": output.loss, **output.terms, "contrastive_accuracy": contrastive_accuracy(output.logits)}
-        seen |= {"embedding_std": output.q.std(dim=0).mean(), "effective_rank": effective_rank(output.q)}
-        seen |= stage_statistics(output)
+        seen = measurements(output)
         if monitor and len(output.terms) > 1:
             seen |= gradient_shares(output, list(self.model.encoder_q.parameters()))
         place = {"step": self.step + 1, "epoch": self.step / self.steps_per_epoch}

@@ -23,6 +23,7 @@ from mocolayers.runtime import RunError, atomic_write, writing
 
 BUSY = "already training in another process"
 ENCODER = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")  # torchvision's names, without the classifier
+FIRST_BLOCK = "layer1.0.conv1.weight"
 
 
 class Run:
@@ -227,14 +228,6 @@ def _digest(state: dict[str, Tensor], said: str | None = None) -> str:
     return digest.hexdigest()
 
 
-def transform(recipe: Recipe):
-    """What turns a PIL image into the (C, side, side) in [0, 1] that an encoder of this recipe wants."""
-    from torchvision.transforms import v2
-
-    colours = v2.RGB() if recipe.channels == 3 else v2.Grayscale()
-    return v2.Compose([v2.ToImage(), colours, v2.Resize([recipe.side] * 2), v2.ToDtype(torch.float32, scale=True)])
-
-
 def initial_weights(path: Path) -> tuple[dict[str, Tensor], str, str]:
     """Weights to start an encoder from.
 
@@ -249,23 +242,21 @@ def initial_weights(path: Path) -> tuple[dict[str, Tensor], str, str]:
     try:
         torch_load = functools.partial(torch.load, map_location="cpu", weights_only=True)
         state = load_file(path) if path.suffix == ".safetensors" else torch_load(path)
+        for name in ("state_dict", "model"):
+            state = state[name] if isinstance(state.get(name), dict) else state
+        starts = [name.removesuffix(FIRST_BLOCK) for name in state if name.endswith(FIRST_BLOCK)]
+        start = min((s for s in starts if f"{s}conv1.weight" in state), key=lambda s: ("encoder_k" in s, len(s)))
+        inside = {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+        weights = {name: value for name, value in inside.items() if name.startswith(ENCODER)}
         fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    except Exception:
-        raise RunError(f"{path} cannot be read; --init wants a state dict as .pth or .safetensors") from None
-    for name in ("state_dict", "model"):
-        state = state[name] if isinstance(state, dict) and isinstance(state.get(name), dict) else state
-    state = state if isinstance(state, dict) else {}
-    state = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-    starts = [name.removesuffix("conv1.weight") for name in state if name.endswith("conv1.weight")]
-    starts = [start for start in starts if f"{start}layer1.0.conv1.weight" in state]
-    if not starts:
-        raise RunError(f"{path} holds no ResNet under torchvision's names; --init wants the state dict of one")
-    start = min(starts, key=lambda start: ("encoder_k" in start, len(start)))
-    names = [name for name in state if name.startswith(start) and name.removeprefix(start).startswith(ENCODER)]
+    except Exception:  # whatever a foreign file brings up
+        wanted = "the state dict of a ResNet under torchvision's names, as .pth or .safetensors"
+        raise RunError(f"{path} cannot be used; --init wants {wanted}") from None
     where = f" under {start}" if start else ""
-    said = f"{path}: {len(names)} tensors{where} are used, {len(state) - len(names)} are not; images stay in 0 to 1, "
-    said += "without mean and standard deviation, which batch-norm learns anew"
-    return {name.removeprefix(start): state[name] for name in names}, fingerprint, said
+    said = (
+        f"{path}: {len(weights)} tensors{where} are used, {len(state) - len(weights)} are not; images stay in 0 to 1, "
+    )
+    return weights, fingerprint, said + "without mean and standard deviation, which batch-norm learns anew"
 
 
 def start_from(model: MoCo, path: str | Path | None, fingerprint: str) -> str:
@@ -281,9 +272,8 @@ def start_from(model: MoCo, path: str | Path | None, fingerprint: str) -> str:
     weights, found, said = initial_weights(Path(path))
     if found != fingerprint:
         raise RunError(f"{path} has fingerprint {found}, the recipe starts from {fingerprint}; give that file")
-    first = weights["conv1.weight"]  # (C, 3, h, w)
-    if first.ndim == 4 and first.shape[1] == 3 and model.encoder_q.conv1.in_channels == 1:
-        weights["conv1.weight"] = first.sum(dim=1, keepdim=True)
+    if model.encoder_q.conv1.in_channels == 1:
+        weights["conv1.weight"] = weights["conv1.weight"].sum(dim=1, keepdim=True)  # (C, 1, h, w)
     try:
         model.encoder_q.load_state_dict(weights)
         model.encoder_k.load_state_dict(weights)

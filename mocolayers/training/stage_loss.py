@@ -19,13 +19,10 @@ def stage_loss_of(recipe: Recipe) -> Callable[[Sequence[int]], nn.Module] | None
     """
     if recipe.stage_loss == "none":
         return None
-    losses = dict(STAGE_LOSSES)
-    if recipe.stage_loss not in losses:
-        own = [arm["stage_loss"] for arm in ARMS.values() if isinstance(arm.get("stage_loss"), type)]
-        losses |= {loss_name(loss): loss for loss in own}
-    if recipe.stage_loss not in losses:
+    own = (arm["stage_loss"] for arm in ARMS.values() if isinstance(arm.get("stage_loss"), type))
+    kind = STAGE_LOSSES.get(recipe.stage_loss) or next((k for k in own if loss_name(k) == recipe.stage_loss), None)
+    if kind is None:
         raise RunError(f"no arm has the loss {recipe.stage_loss}; run the cell or file that adds it to ARMS")
-    kind = losses[recipe.stage_loss]
 
     def make(channels: Sequence[int]) -> nn.Module:
         try:
