@@ -117,6 +117,7 @@ def panels(
     join: bool = True,
     marks: dict[str, str] | None = None,
     share: bool = True,
+    front: Sequence[str] = (),
 ) -> Figure:
     """The points of a table: one panel per value of its column "panel", one colour and marker per value of `by`.
 
@@ -130,6 +131,7 @@ def panels(
         join: connect the points of one colour.
         marks: column and legend text of further values of the same points, drawn in black.
         share: all panels have the same axes.
+        front: values of `by` to look at; the others are pale and have no whiskers. All are, if it is empty.
     """
     table = table if "panel" in table else table.assign(panel="")
     every, whiskers = looks(table[by]), "low" in table
@@ -138,6 +140,9 @@ def panels(
     place, value = ("row", x) if names else (x, y)
     if names:
         table, y = table.assign(row=table[y].map({name: row for row, name in enumerate(names)})), "row"
+    back = ~table[by].isin(front or table[by])
+    table, behind = table[~back], table[back]
+    every = {name: look for name, look in every.items() if name in set(table[by])}
     # Whiskers of several colours at one place are moved apart by so many points.
     several = table.dropna(subset=[place])[by].nunique() if whiskers and not named else 1
     step = 11 if names else 3 if join else 7
@@ -148,6 +153,8 @@ def panels(
     more = (1.8 if len(every) > 1 else 0, 0.4)
     figure, axes = _side_by_side(count, 4 if share else 3, (width, height), more, **same)
     for axis, (panel, here) in zip(axes, table.groupby("panel", sort=False), strict=True):
+        for _, part in behind[behind["panel"] == panel].groupby(by, sort=False):
+            axis.plot(part[x], part[y], ".-" if join else ".", color="#cccccc", zorder=1, label="other arms")
         for number, (name, look) in enumerate(every.items()):
             part = here[here[by] == name].sort_values(place)
             for level in part.loc[part[place].isna(), value]:
@@ -196,15 +203,22 @@ def lines(table: pd.DataFrame, x: str, series: dict[str, str], title: str, ylabe
     return panels(long, x, "value", "series", title, x, ylabel)
 
 
-def histories(logs: dict[str, pd.DataFrame], columns: dict[str, str], title: str) -> Figure:
-    """Monitors of one or more arms over the steps: one panel per column, titled by its text in `columns`."""
+def histories(
+    logs: dict[str, pd.DataFrame], columns: dict[str, str], title: str, front: Sequence[str] = (), after: float = -1
+) -> Figure:
+    """Monitors of one or more arms over the steps: one panel per column, titled by its text in `columns`.
+
+    `front` is as in `panels`; steps up to `after` are left out.
+    """
     parts = [
         pd.DataFrame({"panel": text, "arm": arm, "step": log["step"], "value": log[column]})
         for column, text in columns.items()
         for arm, log in logs.items()
         if column in log
     ]
-    return panels(pd.concat(parts), "step", "value", title=title, xlabel="step", share=False)
+    table = pd.concat(parts, ignore_index=True)
+    table = table[(table["step"] > after) & table["value"].notna()]
+    return panels(table, "step", "value", title=title, xlabel="step", share=False, front=front)
 
 
 def stacked_bars(table: pd.DataFrame, title: str, label: str, colours: Sequence[str] | None = None) -> Figure:
