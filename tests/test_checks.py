@@ -32,7 +32,7 @@ def test_while_an_exercise_is_open_its_solution_is_judged_and_the_reader_is_not_
     capsys, monkeypatch
 ):
     monkeypatch.setattr(exercises, "_solutions", {})
-    assert solution("Exercise 1", 4) == 4
+    solution("Exercise 1", 4)
     check("Exercise 1", None, EVEN)
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("Exercise 1 is still open: replace None") and said[-1] == "✓ it is even"

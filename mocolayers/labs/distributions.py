@@ -104,6 +104,8 @@ def distribution_lab(
             "D, the largest gap": f"{gap['distance']:.3f} at {gap['where']:.2f}",
             "AUC of both models": "{:.3f} and {:.3f}".format(*gap["auc"]),
         }
+        if np.isnan(gap["auc"]).any():
+            numbers["AUC of both models"] = "not defined: these test images are all of one kind"
         alt = f"Two cumulative distributions of the probability of {column} with a threshold and the largest gap."
         return draw_gap(gap, threshold, ("fewer labels", "all labels"), column), alt, numbers
 
@@ -115,4 +117,9 @@ def distribution_lab(
         "shuffle": Checkbox(False, indent=False, description="hand its outputs to wrong images"),
         "rows": IntSlider(most, min=min(20, most), max=most, description="test images"),
     }
-    return Lab(controls, answer, "Which threshold shows the largest gap?")
+    frames = {f"first model at temperature {t:g}": {"temperature": t} for t in (0.3, 3, 10)}
+    frames |= {"outputs handed to wrong images": {"shuffle": True}}
+    frames |= {f"{n} test images": {"rows": n} for n in (25, 100) if n < most}
+    frames |= {f"threshold {t:g}": {"threshold": t} for t in (0.1, 0.9)}
+    idle = lambda **_: {"column"} if len(classes) == 1 else set()  # noqa: E731
+    return Lab(controls, answer, "Which threshold shows the largest gap?", idle, frames)

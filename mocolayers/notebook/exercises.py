@@ -16,10 +16,9 @@ class Unsolved(Exception):
         return [str(self)]
 
 
-def solution(exercise: str, answer):
-    """Keep a solution for `check`, which judges it while the reader's own answer is open; returns the solution."""
+def solution(exercise: str, answer) -> None:
+    """Keep a solution for `check`, which judges it while the reader's own answer is open."""
     _solutions[exercise] = answer
-    return answer
 
 
 def check(exercise: str, answer, properties: dict[str, Callable], expected: str = "") -> None:

@@ -154,7 +154,7 @@ def panels(
     figure, axes = _side_by_side(count, 4 if share else 3, (width, height), more, **same)
     for axis, (panel, here) in zip(axes, table.groupby("panel", sort=False), strict=True):
         for _, part in behind[behind["panel"] == panel].groupby(by, sort=False):
-            axis.plot(part[x], part[y], ".-" if join else ".", color="#cccccc", zorder=1, label="other arms")
+            axis.plot(part[x], part[y], "-" if join else ".", color="#dddddd", zorder=1, label="other arms")
         for number, (name, look) in enumerate(every.items()):
             part = here[here[by] == name].sort_values(place)
             for level in part.loc[part[place].isna(), value]:
