@@ -610,4 +610,4 @@ def test_curves_leave_out_rows_without_a_value():
     table = pd.DataFrame({"step": [1, 2, 3], "info_nce": [3.0, 2.0, 1.0], "knn_auc": [np.nan, 0.6, np.nan]})
     curves = training.compute(table)
     assert curves["kNN AUC, validation"]["knn_auc"][0].tolist() == [2.0]
-    assert "stage1" not in curves["loss terms"]
+    assert not curves["loss of the stages"]

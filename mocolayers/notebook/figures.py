@@ -217,7 +217,7 @@ def histories(
         if column in log
     ]
     table = pd.concat(parts, ignore_index=True)
-    table = table[(table["step"] > after) & table["value"].notna()]
+    table = table[~(table["step"] <= after) & table["value"].notna()]
     return panels(table, "step", "value", title=title, xlabel="step", share=False, front=front)
 
 
@@ -235,7 +235,7 @@ def grouped_bars(table: pd.DataFrame, title: str, label: str, chance: float) -> 
     figure, axes = new_figure(size=(8, 3.2))
     table.plot.bar(ax=axes[0, 0], rot=0, width=0.7, legend=False, ylabel=label)
     for group in axes[0, 0].containers:
-        axes[0, 0].bar_label(group, fmt="%.2f", fontsize=9)
+        axes[0, 0].bar_label(group, fmt=lambda value: f"{round(value, 2) + 0.0:.2f}", fontsize=9)  # no -0.00
     axes[0, 0].axhline(chance, color="black", linestyle=":")
     return titled(figure, title)
 
