@@ -75,6 +75,7 @@ def draw_labels(shown: dict, draws: Draws, data: MedicalImages, fraction: float,
     whiskers = [[shown["auc"] - shown["low"]], [shown["high"] - shown["auc"]]]
     axes[2].errorbar(FRACTIONS.index(fraction), shown["auc"], whiskers, fmt="D", ms=7, capsize=4, color="#D55E00")
     axes[2].set_xticks(range(len(FRACTIONS)), [f"{f:.0%}" for f in FRACTIONS])
+    axes[2].margins(0.1)
     axes[2].set(xlabel="labels", title="test AUC of every subset")
     return figure
 

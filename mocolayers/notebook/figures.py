@@ -32,21 +32,13 @@ OTHER_MARKERS = "<>hp"
 STAGE_COLOURS = ("#fcbba1", "#fb6a4a", "#cb181d", "#67000d")
 PROTOCOLS = {"linear": "linear evaluation", "finetune": "fine-tuning"}
 
-matplotlib.rcParams |= {
-    "axes.prop_cycle": matplotlib.cycler(color=list(ARM_COLOURS.values())[2:]),
-    "figure.dpi": 90,
-    "savefig.dpi": 90,
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
+matplotlib.rc("axes", titlesize=12, titleweight="bold", titlelocation="left", grid=True, axisbelow=True)
+matplotlib.rc("axes", prop_cycle=matplotlib.cycler(color=list(ARM_COLOURS.values())[2:]))
+matplotlib.rc("axes.spines", top=False, right=False)
+matplotlib.rc(("figure", "savefig"), dpi=90)
+matplotlib.rc("font", size=11)
+matplotlib.rc("grid", color="#e6e6e6")
+matplotlib.rc("legend", frameon=False)
 
 
 def show(figure: Figure, alt: str = "", photos: bool = False) -> None:
@@ -59,8 +51,8 @@ def described(figure: Figure) -> str:
     """A figure in words: its title, and of each panel the title, the axes and the names of what it shows."""
     parts = [figure.get_suptitle()]
     for axis in figure.axes:
-        rows = [] if axis.get_ylabel() else [tick.get_text() for tick in axis.get_yticklabels()]
-        names = axis.get_legend_handles_labels()[1] + rows
+        rows = [tick.get_text() for tick in axis.get_yticklabels()]
+        names = axis.get_legend_handles_labels()[1] + [row for row in rows if any(map(str.isalpha, row))]
         said = [axis.get_title("left"), axis.get_ylabel(), axis.get_xlabel(), ", ".join(dict.fromkeys(names))]
         parts.append("; ".join(filter(None, said)))
     return " ".join(part if part[-1] in ".?!" else f"{part}." for part in filter(None, parts))
@@ -76,9 +68,7 @@ def rendered(figure: Figure, form: str = "png", quick: bool = False) -> bytes:
     return small.getvalue()
 
 
-def new_figure(
-    rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4), layout: str = "constrained", **options
-) -> tuple[Figure, np.ndarray]:
+def new_figure(rows=1, columns=1, size=(8, 4), layout="constrained", **options) -> tuple[Figure, np.ndarray]:
     """A figure and its (rows, columns) axes; pyplot does not know it, so it is shown once, and threads may make it."""
     figure = Figure(figsize=size, layout=layout)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
@@ -107,17 +97,7 @@ def titled(figure: Figure, title: str) -> Figure:
 
 
 def panels(
-    table: pd.DataFrame,
-    x: str,
-    y: str,
-    by: str = "arm",
-    title: str = "",
-    xlabel: str = "",
-    ylabel: str = "",
-    join: bool = True,
-    marks: dict[str, str] | None = None,
-    share: bool = True,
-    front: Sequence[str] = (),
+    table, x: str, y: str, by="arm", title="", xlabel="", ylabel="", join=True, marks=None, share=True, front=()
 ) -> Figure:
     """The points of a table: one panel per value of its column "panel", one colour and marker per value of `by`.
 
@@ -125,7 +105,7 @@ def panels(
     A row without x, or without a name, is a dashed line across its panel, such as chance.
 
     Args:
-        table: one row per point.
+        table: a pandas table with one row per point.
         x, y, by: its columns.
         title, xlabel, ylabel: texts of the figure and of each panel.
         join: connect the points of one colour.
@@ -151,7 +131,7 @@ def panels(
     height = len(names) * max(0.4, (apart + 20) / 72) + 0.8 if names else 3.1
     same = {"sharex": share, "sharey": share or bool(names)}
     more = (1.8 if len(every) > 1 else 0, 0.4)
-    figure, axes = _side_by_side(count, 4 if share else 3, (width, height), more, **same)
+    figure, axes = _side_by_side(count, 4 if share else 2 if count == 4 else 3, (width, height), more, **same)
     for axis, (panel, here) in zip(axes, table.groupby("panel", sort=False), strict=True):
         for _, part in behind[behind["panel"] == panel].groupby(by, sort=False):
             axis.plot(part[x], part[y], "-" if join else ".", color="#dddddd", zorder=1, label="other arms")
@@ -203,9 +183,7 @@ def lines(table: pd.DataFrame, x: str, series: dict[str, str], title: str, ylabe
     return panels(long, x, "value", "series", title, x, ylabel)
 
 
-def histories(
-    logs: dict[str, pd.DataFrame], columns: dict[str, str], title: str, front: Sequence[str] = (), after: float = -1
-) -> Figure:
+def histories(logs: dict, columns: dict, title: str, front: Sequence[str] = (), after: float = -1) -> Figure:
     """Monitors of one or more arms over the steps: one panel per column, titled by its text in `columns`.
 
     `front` is as in `panels`; steps up to `after` are left out.
@@ -251,13 +229,7 @@ def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: float | None =
     return figure
 
 
-def grids(
-    tables: dict[str, pd.DataFrame],
-    title: str,
-    limits: tuple[float, float] | None = None,
-    numbers: str = ".3f",
-    scale: str = "",
-) -> Figure:
+def grids(tables: dict, title: str, limits: tuple | None = None, numbers: str = ".3f", scale: str = "") -> Figure:
     """Tables, or plain matrices, as shaded grids side by side; colours part at zero if there are negative values.
 
     Args:
@@ -291,9 +263,7 @@ def grids(
     return titled(figure, title)
 
 
-def image_sheet(
-    groups: dict[str, Sequence[np.ndarray]], title: str = "", heads: Sequence[str] = (), inches: float = 0.9
-) -> Figure:
+def image_sheet(groups: dict, title: str = "", heads: Sequence[str] = (), inches: float = 0.9) -> Figure:
     """Rows of pictures, one per named group, all as large as the largest; `heads` are texts above the columns.
 
     A picture is (H, W, C) uint8, (C, H, W) from 0 to 1, or (H, W), a map on a colour scale of its own.
