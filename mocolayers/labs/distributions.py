@@ -56,8 +56,8 @@ def cdf_gap(axis, first: np.ndarray, second: np.ndarray, names: tuple[str, str])
     low, high = sorted(np.mean(values <= where) for values in (first, second))
     axis.vlines(where, low, high, color="black", linewidth=3)
     side = "right" if where > 0.5 else "left"
-    text = f"  D = {gap.statistic:.3f}  "
-    axis.text(where, (low + high) / 2, text, ha=side, va="center", fontweight="bold")
+    text, box = f"  D = {gap.statistic:.3f}  ", {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    axis.text(where, (low + high) / 2, text, ha=side, va="center", fontweight="bold", bbox=box)
     axis.set(xlim=(0, 1), ylim=(0, 1.02))
 
 
