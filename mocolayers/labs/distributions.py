@@ -54,7 +54,7 @@ def cdf_gap(axis, first: np.ndarray, second: np.ndarray, names: tuple[str, str])
     gap = ks_2samp(first, second, method="asymp")
     where = gap.statistic_location
     low, high = sorted(np.mean(values <= where) for values in (first, second))
-    axis.vlines(where, low, high, color="black", linewidth=3)
+    axis.vlines(where, low, high, color="black", linewidth=3, zorder=4)  # over the text's box
     side = "right" if where > 0.5 else "left"
     text, box = f"  D = {gap.statistic:.3f}  ", {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
     axis.text(where, (low + high) / 2, text, ha=side, va="center", fontweight="bold", bbox=box)

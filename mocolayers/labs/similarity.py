@@ -45,7 +45,7 @@ def draw_alike(found: dict, sigma: float) -> Figure:
     axes[3].bar([-0.2, 0.8], values, 0.4, color="#0072B2", label="paired")
     axes[3].bar([0.2, 1.2], nulls, 0.4, color="#999999", hatch="//", label="permuted")
     axes[3].set_xticks([0, 1], ["usual", "debiased"])
-    axes[3].set(ylim=(-0.1, 1.05), title="CKA")
+    axes[3].set(ylim=(-0.1, 1.45), yticks=(0, 0.5, 1), title="CKA")
     axes[3].legend(fontsize=8)
     return figure
 
