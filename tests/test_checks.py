@@ -3,7 +3,7 @@
 import pytest
 
 from mocolayers.notebook import exercises
-from mocolayers.notebook.exercises import Unsolved, check, what_happened
+from mocolayers.notebook.exercises import Unsolved, check, solution, what_happened
 
 EVEN = {"it is a number": lambda n: n + 0 == n, "it is even": lambda n: n % 2 == 0}
 
@@ -26,6 +26,22 @@ def test_an_answer_that_fails_names_its_error():
 def test_a_right_answer_is_told_every_property(capsys):
     check("Exercise 1", 4, EVEN)
     assert capsys.readouterr().out.splitlines() == ["✓ it is a number", "✓ it is even", "Exercise 1: solved."]
+
+
+def test_while_an_exercise_is_open_its_solution_is_judged_and_the_reader_is_not_told_that_it_is_solved(
+    capsys, monkeypatch
+):
+    monkeypatch.setattr(exercises, "_solutions", {})
+    solution("Exercise 1", 4)
+    check("Exercise 1", None, EVEN)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("Exercise 1 is still open: replace None") and said[-1] == "✓ it is even"
+    assert not any("solved" in line for line in said)
+    with pytest.raises(Unsolved, match="^Exercise 1: not yet. It does not hold that it is even"):
+        check("Exercise 1", 3, EVEN)
+    solution("Exercise 1", 5)
+    with pytest.raises(Unsolved, match="^The solution of Exercise 1: not yet"):
+        check("Exercise 1", None, EVEN)
 
 
 def test_a_shortfall_is_told_in_numbers():

@@ -70,6 +70,19 @@ def test_a_row_without_a_place_is_a_line_across_its_panel():
     assert list(line.get_xdata()) == [0, 1] and list(line.get_ydata()) == [0.55, 0.55]
 
 
+@pytest.mark.parametrize("join", [False, True])
+def test_arms_that_are_not_in_front_are_pale_and_have_one_name_together(join):
+    table = pd.concat([STAGES, STAGES.replace({"arm": {"mse": "barlow", "moco": "random"}})], ignore_index=True)
+    table = table.assign(low=table["auc"] - 0.02, high=table["auc"] + 0.02)
+    figure = figures.panels(table, "stage", "auc", front=("moco", "mse"), join=join)
+    assert texts_of_legend(figure) == ["moco", "mse", "other arms"]
+    axis = figure.axes[0]
+    pale = [line for line in axis.lines if line.get_label() == "other arms"]
+    assert [list(line.get_ydata()) for line in pale] == [[0.6, 0.7, 0.8], [0.5, 0.6, 0.9]]
+    assert {line.get_color() for line in pale}.isdisjoint(figures.ARM_COLOURS.values())
+    assert len(axis.containers) == 2
+
+
 @pytest.mark.parametrize("sideways", [False, True])
 def test_whiskers_end_at_low_and_high_and_do_not_cover_one_another(sideways):
     table = STAGES.assign(
@@ -111,7 +124,9 @@ def test_histories_show_each_monitor_of_each_arm_without_its_gaps():
     figure = figures.histories({"moco": log, "mse": log.drop(columns="knn")}, {"loss": "loss", "knn": "kNN AUC"}, "")
     loss, knn = (curves(axis) for axis in figure.axes)
     assert set(loss) == {"moco", "mse"} and set(knn) == {"moco"}
-    assert list(knn["moco"].get_xdata()) == [5]
+    assert list(loss["moco"].get_xdata()) == [0, 5, 10] and list(knn["moco"].get_xdata()) == [5]
+    later = figures.histories({"moco": log}, {"loss": "loss"}, "", after=4)
+    assert list(curves(later.axes[0])["moco"].get_xdata()) == [5, 10]
 
 
 def test_a_grid_writes_every_number_and_parts_its_colours_at_zero():

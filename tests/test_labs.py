@@ -365,6 +365,9 @@ def test_label_lab_scores_are_those_of_linear_evaluation(pretrained):
     assert lab.view.value.count("<img") == 1
     for values in extremes(lab):
         assert_readable(*lab.answer(**values)[::2])
+    assert not lab.controls["seed"].disabled
+    lab.controls["fraction"].value = 1.0
+    assert lab.controls["seed"].disabled  # all labels are one subset
 
 
 # CKA lab
@@ -398,6 +401,15 @@ def test_the_largest_gap_is_the_distance_and_the_threshold_reads_off_both_curves
     assert np.isclose(gap["distance"], ks_distance(p, q)[0])
     assert np.isclose(abs(np.mean(p <= gap["where"]) - np.mean(q <= gap["where"])), gap["distance"])
     assert gap["at"] == [np.mean(p <= 0.3), np.mean(q <= 0.3)]
+
+
+def test_test_images_of_one_kind_have_no_auc_and_one_class_is_no_choice():
+    p = np.random.default_rng(0).random((2, 60))
+    first, second = (np.stack([1 - z, z], axis=1) for z in p)
+    truth = np.stack([np.zeros(60, bool), np.ones(60, bool)], axis=1)
+    lab = distributions.distribution_lab({"a pair": (first, second)}, truth, "binary", {"pneumonia": 1})
+    assert lab.controls["column"].disabled and not lab.controls["rows"].disabled
+    assert "not defined" in lab.answer(**lab.values())[2]["AUC of both models"]
 
 
 def test_outputs_handed_to_wrong_images_leave_the_distance_and_lose_the_auc():
@@ -454,7 +466,8 @@ def test_no_lab_says_nan_or_loses_a_title_at_any_extreme(findings, keys, stages)
         distributions.distribution_lab(outputs, np.stack([truth, ~truth], axis=1), "binary", {"pneumonia": 1}),
     ]
     for lab in every:
-        for values in extremes(lab):
+        frames = [lab.values() | changes for changes in (lab.frames or {}).values()]
+        for values in [*extremes(lab), *frames]:
             figure, _, numbers = lab.answer(**values)
             assert_readable(figure, numbers)
 
@@ -610,4 +623,4 @@ def test_curves_leave_out_rows_without_a_value():
     table = pd.DataFrame({"step": [1, 2, 3], "info_nce": [3.0, 2.0, 1.0], "knn_auc": [np.nan, 0.6, np.nan]})
     curves = training.compute(table)
     assert curves["kNN AUC, validation"]["knn_auc"][0].tolist() == [2.0]
-    assert "stage1" not in curves["loss terms"]
+    assert not curves["loss of the stages"]

@@ -13,15 +13,7 @@ LOOKS = ({"color": "#D55E00", "linestyle": "-"}, {"color": "#0072B2", "linestyle
 
 
 def compute(
-    first: np.ndarray,
-    second: np.ndarray,
-    truth: np.ndarray,
-    task: str,
-    column: int,
-    threshold: float,
-    temperature: float = 1.0,
-    shuffle: bool = False,
-    rows: int | None = None,
+    first, second, truth, task: str, column: int, threshold: float, temperature=1.0, shuffle=False, rows=None
 ) -> dict:
     """Compare two models' probabilities of one class on the same test rows.
 
@@ -62,10 +54,10 @@ def cdf_gap(axis, first: np.ndarray, second: np.ndarray, names: tuple[str, str])
     gap = ks_2samp(first, second, method="asymp")
     where = gap.statistic_location
     low, high = sorted(np.mean(values <= where) for values in (first, second))
-    axis.vlines(where, low, high, color="black", linewidth=3)
+    axis.vlines(where, low, high, color="black", linewidth=3, zorder=4)  # over the text's box
     side = "right" if where > 0.5 else "left"
-    text = f"  D = {gap.statistic:.3f}  "
-    axis.text(where, (low + high) / 2, text, ha=side, va="center", fontweight="bold")
+    text, box = f"  D = {gap.statistic:.3f}  ", {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    axis.text(where, (low + high) / 2, text, ha=side, va="center", fontweight="bold", bbox=box)
     axis.set(xlim=(0, 1), ylim=(0, 1.02))
 
 
@@ -104,6 +96,8 @@ def distribution_lab(
             "D, the largest gap": f"{gap['distance']:.3f} at {gap['where']:.2f}",
             "AUC of both models": "{:.3f} and {:.3f}".format(*gap["auc"]),
         }
+        if np.isnan(gap["auc"]).any():
+            numbers["AUC of both models"] = "not defined: these test images are all of one kind"
         alt = f"Two cumulative distributions of the probability of {column} with a threshold and the largest gap."
         return draw_gap(gap, threshold, ("fewer labels", "all labels"), column), alt, numbers
 
@@ -115,4 +109,9 @@ def distribution_lab(
         "shuffle": Checkbox(False, indent=False, description="hand its outputs to wrong images"),
         "rows": IntSlider(most, min=min(20, most), max=most, description="test images"),
     }
-    return Lab(controls, answer, "Which threshold shows the largest gap?")
+    frames = {f"first model at temperature {t:g}": {"temperature": t} for t in (0.3, 3, 10)}
+    frames |= {"outputs handed to wrong images": {"shuffle": True}}
+    frames |= {f"{n} test images": {"rows": n} for n in (25, 100) if n < most}
+    frames |= {f"threshold {t:g}": {"threshold": t} for t in (0.1, 0.9)}
+    idle = lambda **_: {"column"} if len(classes) == 1 else set()  # noqa: E731
+    return Lab(controls, answer, "Which threshold shows the largest gap?", idle, frames)

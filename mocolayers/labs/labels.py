@@ -75,6 +75,7 @@ def draw_labels(shown: dict, draws: Draws, data: MedicalImages, fraction: float,
     whiskers = [[shown["auc"] - shown["low"]], [shown["high"] - shown["auc"]]]
     axes[2].errorbar(FRACTIONS.index(fraction), shown["auc"], whiskers, fmt="D", ms=7, capsize=4, color="#D55E00")
     axes[2].set_xticks(range(len(FRACTIONS)), [f"{f:.0%}" for f in FRACTIONS])
+    axes[2].margins(0.1)
     axes[2].set(xlabel="labels", title="test AUC of every subset")
     return figure
 
@@ -93,9 +94,12 @@ def label_lab(draws: Draws, data: MedicalImages) -> Lab:
         alt = f"Which training images are labelled at {fraction:.0%}, the ROC, and the AUC of every subset."
         return draw_labels(shown, draws, data, fraction, seed), alt, numbers
 
-    fractions = [(f"{f:.0%}", f) for f in FRACTIONS]
+    options, most = [(f"{f:.0%}", f) for f in FRACTIONS], max(seed for _, seed in draws)
     controls = {
-        "fraction": SelectionSlider(options=fractions, value=FRACTIONS[0], description="labels"),
-        "seed": IntSlider(0, min=0, max=max(seed for _, seed in draws), description="seed of the subset"),
+        "fraction": SelectionSlider(options=options, value=FRACTIONS[0], description="labels"),
+        "seed": IntSlider(0, min=0, max=most, description="seed of the subset"),
     }
-    return Lab(controls, answer, "How much of the score is the luck of the subset?")
+    frames = {f"{f:.0%}, seed {seed}": {"fraction": f, "seed": seed} for f in FRACTIONS[:3:2] for seed in (0, 1, most)}
+    frames["100%"] = {"fraction": 1.0}
+    idle = lambda fraction, **_: {"seed"} if fraction == 1 else set()  # noqa: E731
+    return Lab(controls, answer, "How much of the score is the luck of the subset?", idle, frames)

@@ -86,15 +86,7 @@ def _independent(batch: int, width: int) -> dict[str, list]:
 
 
 def compute(
-    stages: dict[str, list],
-    loss: str,
-    weights: tuple[float, ...],
-    similarity: float,
-    batch: int,
-    gain: float,
-    width: int,
-    off_diagonal: float,
-    stage: int,
+    stages: dict, loss: str, weights, similarity, batch: int, gain, width: int, off_diagonal, stage: int
 ) -> dict:
     """One setting of the lab.
 

@@ -57,14 +57,7 @@ class Lab:
         frames: text and changed controls of the answers that a page without a kernel can leaf through.
     """
 
-    def __init__(
-        self,
-        controls: dict[str, widgets.Widget],
-        answer: Callable[..., Answer],
-        question: str = "",
-        idle: Callable[..., set[str]] = lambda **_: set(),
-        frames: dict[str, dict] | None = None,
-    ) -> None:
+    def __init__(self, controls: dict, answer: Callable, question="", idle=lambda **_: set(), frames=None) -> None:
         self.controls, self.answer, self.idle, self.frames = controls, answer, idle, frames
         self._waiting = False
         self.view = widgets.HTML()
@@ -104,7 +97,7 @@ class Lab:
             answers = {text: self.answer(**self.values() | changes) for text, changes in self.frames.items()}
             bundle["text/html"] = flipbook({"as the lab starts": (figure, alt, numbers)} | answers)
         display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
-        if not someone_is_there():
+        if not someone_is_there() and not self.frames:
             print("\n".join(f"{name}: {value}" for name, value in numbers.items()))
 
     def _settle(self, seconds: float) -> None:
@@ -178,7 +171,8 @@ def flipbook(answers: dict[str, Answer]) -> str:
     own = f"flipbook-{zlib.crc32(first['src'].encode()):08x}"
     picture = f"<img alt='{html.escape(first['alt'], quote=True)}' src='{first['src']}' style='max-width:100%'>"
     script = LEAF.replace("OWN", own).replace("PAGES", json.dumps(pages).replace("<", "\\u003c"))
-    return f"<div id='{own}'>{picture}<p></p><pre></pre></div><script>{script}</script>"
+    words = f"<p>{html.escape(first['text'])}</p><pre>{html.escape(first['words'])}</pre>"
+    return f"<div id='{own}'>{picture}{words}</div><script>{script}</script>"
 
 
 def error_html(error: Exception) -> str:

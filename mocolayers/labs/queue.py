@@ -109,11 +109,12 @@ def draw_game(game: dict, query: int, temperature: float) -> Figure:
     axes[0].hist(values, np.linspace(-1, 1, 41), histtype="stepfilled", stacked=True, **look)
     axes[0].axvline(temperature * own, color="#D55E00", linewidth=2, label="own key")
     axes[0].set(xlabel="cosine to the query", ylabel="keys in the queue", title="What the query sees")
+    axes[0].margins(y=0.35)
     axes[0].legend(fontsize=8)
     order = np.argsort(-negative)[: BARS - 1]
     probability = softmax(game["logits"][query])[np.append(0, order + 1)]
     axes[1].bar(range(len(probability)), probability, color=["#D55E00", *colours[order]])
-    axes[1].set(ylim=(0, max(0.2, 1.1 * probability.max())), title="What the loss sees")
+    axes[1].set(ylim=(0, max(0.04, 1.1 * probability.max())), title="What the loss sees")
     axes[1].set(xlabel="own key, then the hardest others", ylabel="probability")
     return figure
 

@@ -22,8 +22,10 @@ from mocolayers.training.runs import BUSY, Run
 
 REDRAW_SECONDS = 2.0
 PANELS = {
-    "loss terms": ["info_nce", "stage1", "stage2", "stage3", "stage4"],
+    "InfoNCE": ["info_nce"],
+    "own key found (share)": ["contrastive_accuracy"],
     "kNN AUC, validation": ["knn_auc"],
+    "loss of the stages": ["stage1", "stage2", "stage3", "stage4"],
     "effective rank of queries": ["effective_rank"],
     "scale-free distance of the stages": [f"stage{s}_scale_free" for s in (1, 2, 3, 4)],
 }
@@ -42,13 +44,15 @@ def compute(history: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
 
 
 def draw_training(history: pd.DataFrame, steps: int) -> Figure:
-    """Loss terms, kNN AUC, effective rank and stage distances over steps."""
-    figure, axes = new_figure(2, 2, (9, 5), layout="tight")
+    """The curves of `PANELS` over steps; what the queue decides begins after the first row, when it was empty."""
+    figure, axes = new_figure(2, 3, (11, 5), layout="tight")
     for axis, (title, curves) in zip(axes.flat, compute(history).items(), strict=True):
         for column, curve in curves.items():
+            curve = curve[:, 1:] if column in ("info_nce", "contrastive_accuracy") and curve.shape[1] > 2 else curve
             colour = STAGE_COLOURS[int(column[5]) - 1] if column.startswith("stage") else "#0072B2"
             axis.plot(*curve, "o-", ms=2.5, color=colour, label=column.removesuffix("_scale_free"))
         axis.set(title=title, xlim=(0, steps), xlabel="step")
+        axis.locator_params(nbins=5)
         if len(curves) > 1:
             axis.legend(fontsize=7, ncols=2)
     return figure
@@ -179,8 +183,7 @@ class TrainingPanel:
         if someone_is_there():
             display({WIDGET_TYPE: self.box._repr_mimebundle_()[WIDGET_TYPE], "text/plain": "training panel"}, raw=True)
         elif example is not None:
-            alt = "Loss terms, kNN AUC, effective rank and stage distances over the steps of a finished run."
-            show(draw_training(example, int(example["step"].max())), alt)
+            show(draw_training(example, int(example["step"].max())))
 
     def progress(self, trainer: Trainer) -> None:
         """Show a step of the training, and now and then its curves."""

@@ -6,6 +6,7 @@ from numbers import Real
 from IPython.display import Markdown, display
 
 KINDS = {"a function": callable, "a number": lambda answer: isinstance(answer, Real)}
+_solutions: dict[str, object] = {}
 
 
 class Unsolved(Exception):
@@ -15,8 +16,13 @@ class Unsolved(Exception):
         return [str(self)]
 
 
+def solution(exercise: str, answer) -> None:
+    """Keep a solution for `check`, which judges it while the reader's own answer is open."""
+    _solutions[exercise] = answer
+
+
 def check(exercise: str, answer, properties: dict[str, Callable], expected: str = "") -> None:
-    """Say which properties an answer has.
+    """Say which properties an answer has, or, while it is open, that the solution has them.
 
     Args:
         exercise: its name in the notebook, such as "Exercise 2".
@@ -25,12 +31,20 @@ def check(exercise: str, answer, properties: dict[str, Callable], expected: str 
             text that says by how much it is not.
         expected: what an answer is, such as "a function of s and n"; the kinds of `KINDS` are checked.
     Raises:
-        Unsolved: naming the first property that the answer lacks, and what to do.
+        Unsolved: the exercise is open and has no `solution`, or an answer lacks a property; it says what to do.
     """
     if answer is None:
-        raise Unsolved(
-            f"{exercise} is still open: replace None in the cell above by your answer, run it, then this cell."
-        )
+        told = f"{exercise} is still open: replace None in the cell above by your answer, run it, then this cell."
+        if exercise not in _solutions:
+            raise Unsolved(told)
+        print(f"{told}\nThe folded solution has these properties:")
+        _hold(f"The solution of {exercise}", _solutions[exercise], properties, expected)
+    else:
+        _hold(exercise, answer, properties, expected)
+        print(f"{exercise}: solved.")
+
+
+def _hold(exercise: str, answer, properties: dict[str, Callable], expected: str) -> None:
     if any(expected.startswith(kind) and not fits(answer) for kind, fits in KINDS.items()):
         raise Unsolved(f"{exercise}: not yet. Expected {expected}, got a value of type {type(answer).__name__}.")
     for sentence, holds in properties.items():
@@ -44,7 +58,6 @@ def check(exercise: str, answer, properties: dict[str, Callable], expected: str 
                 f"{exercise}: not yet. It does not hold that {sentence}{why}. Change your answer and try again."
             )
         print(f"✓ {sentence}")
-    print(f"{exercise}: solved.")
 
 
 def what_happened(text: str) -> None:

@@ -32,21 +32,13 @@ OTHER_MARKERS = "<>hp"
 STAGE_COLOURS = ("#fcbba1", "#fb6a4a", "#cb181d", "#67000d")
 PROTOCOLS = {"linear": "linear evaluation", "finetune": "fine-tuning"}
 
-matplotlib.rcParams |= {
-    "axes.prop_cycle": matplotlib.cycler(color=list(ARM_COLOURS.values())[2:]),
-    "figure.dpi": 90,
-    "savefig.dpi": 90,
-    "font.size": 11,
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
+matplotlib.rc("axes", titlesize=12, titleweight="bold", titlelocation="left", grid=True, axisbelow=True)
+matplotlib.rc("axes", prop_cycle=matplotlib.cycler(color=list(ARM_COLOURS.values())[2:]))
+matplotlib.rc("axes.spines", top=False, right=False)
+matplotlib.rc(("figure", "savefig"), dpi=90)
+matplotlib.rc("font", size=11)
+matplotlib.rc("grid", color="#e6e6e6")
+matplotlib.rc("legend", frameon=False)
 
 
 def show(figure: Figure, alt: str = "", photos: bool = False) -> None:
@@ -59,8 +51,8 @@ def described(figure: Figure) -> str:
     """A figure in words: its title, and of each panel the title, the axes and the names of what it shows."""
     parts = [figure.get_suptitle()]
     for axis in figure.axes:
-        rows = [] if axis.get_ylabel() else [tick.get_text() for tick in axis.get_yticklabels()]
-        names = axis.get_legend_handles_labels()[1] + rows
+        rows = [tick.get_text() for tick in axis.get_yticklabels()]
+        names = axis.get_legend_handles_labels()[1] + [row for row in rows if any(map(str.isalpha, row))]
         said = [axis.get_title("left"), axis.get_ylabel(), axis.get_xlabel(), ", ".join(dict.fromkeys(names))]
         parts.append("; ".join(filter(None, said)))
     return " ".join(part if part[-1] in ".?!" else f"{part}." for part in filter(None, parts))
@@ -76,9 +68,7 @@ def rendered(figure: Figure, form: str = "png", quick: bool = False) -> bytes:
     return small.getvalue()
 
 
-def new_figure(
-    rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4), layout: str = "constrained", **options
-) -> tuple[Figure, np.ndarray]:
+def new_figure(rows=1, columns=1, size=(8, 4), layout="constrained", **options) -> tuple[Figure, np.ndarray]:
     """A figure and its (rows, columns) axes; pyplot does not know it, so it is shown once, and threads may make it."""
     figure = Figure(figsize=size, layout=layout)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
@@ -107,16 +97,7 @@ def titled(figure: Figure, title: str) -> Figure:
 
 
 def panels(
-    table: pd.DataFrame,
-    x: str,
-    y: str,
-    by: str = "arm",
-    title: str = "",
-    xlabel: str = "",
-    ylabel: str = "",
-    join: bool = True,
-    marks: dict[str, str] | None = None,
-    share: bool = True,
+    table, x: str, y: str, by="arm", title="", xlabel="", ylabel="", join=True, marks=None, share=True, front=()
 ) -> Figure:
     """The points of a table: one panel per value of its column "panel", one colour and marker per value of `by`.
 
@@ -124,12 +105,13 @@ def panels(
     A row without x, or without a name, is a dashed line across its panel, such as chance.
 
     Args:
-        table: one row per point.
+        table: a pandas table with one row per point.
         x, y, by: its columns.
         title, xlabel, ylabel: texts of the figure and of each panel.
         join: connect the points of one colour.
         marks: column and legend text of further values of the same points, drawn in black.
         share: all panels have the same axes.
+        front: values of `by` to look at; the others are pale and have no whiskers. All are, if it is empty.
     """
     table = table if "panel" in table else table.assign(panel="")
     every, whiskers = looks(table[by]), "low" in table
@@ -138,6 +120,9 @@ def panels(
     place, value = ("row", x) if names else (x, y)
     if names:
         table, y = table.assign(row=table[y].map({name: row for row, name in enumerate(names)})), "row"
+    back = ~table[by].isin(front or table[by])
+    table, behind = table[~back], table[back]
+    every = {name: look for name, look in every.items() if name in set(table[by])}
     # Whiskers of several colours at one place are moved apart by so many points.
     several = table.dropna(subset=[place])[by].nunique() if whiskers and not named else 1
     step = 11 if names else 3 if join else 7
@@ -146,8 +131,10 @@ def panels(
     height = len(names) * max(0.4, (apart + 20) / 72) + 0.8 if names else 3.1
     same = {"sharex": share, "sharey": share or bool(names)}
     more = (1.8 if len(every) > 1 else 0, 0.4)
-    figure, axes = _side_by_side(count, 4 if share else 3, (width, height), more, **same)
+    figure, axes = _side_by_side(count, 4 if share else 2 if count == 4 else 3, (width, height), more, **same)
     for axis, (panel, here) in zip(axes, table.groupby("panel", sort=False), strict=True):
+        for _, part in behind[behind["panel"] == panel].groupby(by, sort=False):
+            axis.plot(part[x], part[y], "-" if join else ".", color="#dddddd", zorder=1, label="other arms")
         for number, (name, look) in enumerate(every.items()):
             part = here[here[by] == name].sort_values(place)
             for level in part.loc[part[place].isna(), value]:
@@ -196,15 +183,20 @@ def lines(table: pd.DataFrame, x: str, series: dict[str, str], title: str, ylabe
     return panels(long, x, "value", "series", title, x, ylabel)
 
 
-def histories(logs: dict[str, pd.DataFrame], columns: dict[str, str], title: str) -> Figure:
-    """Monitors of one or more arms over the steps: one panel per column, titled by its text in `columns`."""
+def histories(logs: dict, columns: dict, title: str, front: Sequence[str] = (), after: float = -1) -> Figure:
+    """Monitors of one or more arms over the steps: one panel per column, titled by its text in `columns`.
+
+    `front` is as in `panels`; steps up to `after` are left out.
+    """
     parts = [
         pd.DataFrame({"panel": text, "arm": arm, "step": log["step"], "value": log[column]})
         for column, text in columns.items()
         for arm, log in logs.items()
         if column in log
     ]
-    return panels(pd.concat(parts), "step", "value", title=title, xlabel="step", share=False)
+    table = pd.concat(parts, ignore_index=True)
+    table = table[~(table["step"] <= after) & table["value"].notna()]
+    return panels(table, "step", "value", title=title, xlabel="step", share=False, front=front)
 
 
 def stacked_bars(table: pd.DataFrame, title: str, label: str, colours: Sequence[str] | None = None) -> Figure:
@@ -221,7 +213,7 @@ def grouped_bars(table: pd.DataFrame, title: str, label: str, chance: float) -> 
     figure, axes = new_figure(size=(8, 3.2))
     table.plot.bar(ax=axes[0, 0], rot=0, width=0.7, legend=False, ylabel=label)
     for group in axes[0, 0].containers:
-        axes[0, 0].bar_label(group, fmt="%.2f", fontsize=9)
+        axes[0, 0].bar_label(group, fmt=lambda value: f"{round(value, 2) + 0.0:.2f}", fontsize=9)  # no -0.00
     axes[0, 0].axhline(chance, color="black", linestyle=":")
     return titled(figure, title)
 
@@ -237,13 +229,7 @@ def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: float | None =
     return figure
 
 
-def grids(
-    tables: dict[str, pd.DataFrame],
-    title: str,
-    limits: tuple[float, float] | None = None,
-    numbers: str = ".3f",
-    scale: str = "",
-) -> Figure:
+def grids(tables: dict, title: str, limits: tuple | None = None, numbers: str = ".3f", scale: str = "") -> Figure:
     """Tables, or plain matrices, as shaded grids side by side; colours part at zero if there are negative values.
 
     Args:
@@ -277,9 +263,7 @@ def grids(
     return titled(figure, title)
 
 
-def image_sheet(
-    groups: dict[str, Sequence[np.ndarray]], title: str = "", heads: Sequence[str] = (), inches: float = 0.9
-) -> Figure:
+def image_sheet(groups: dict, title: str = "", heads: Sequence[str] = (), inches: float = 0.9) -> Figure:
     """Rows of pictures, one per named group, all as large as the largest; `heads` are texts above the columns.
 
     A picture is (H, W, C) uint8, (C, H, W) from 0 to 1, or (H, W), a map on a colour scale of its own.

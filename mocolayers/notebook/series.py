@@ -50,7 +50,7 @@ def run_series(
 
     Args:
         dataset: prepared data sets.
-        preset: sizes of the runs: smoke, lesson, paper, paper-sound.
+        preset: sizes of the runs: smoke, lesson, paper.
         seed: seeds.
         notebook: beginnings of names, such as 02 03; none means all.
         runs_dir: where pretrainings are kept and found again.
