@@ -8,7 +8,7 @@ STUDENT ?= student
 PY      := .venv/bin/python
 READY   := .venv/.ready
 
-.PHONY: help run lab student test browser bench bench-gpu study
+.PHONY: help run lab student slides test browser bench bench-gpu study
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  SCALE=smoke|cpu|gpu  TABLES=runs/study/cpu  OPTIONS='--jobs 1 ...'  PYTHON=python3.11"
@@ -26,6 +26,10 @@ student: $(READY) ## copy the notebooks without solutions and outputs into stude
 	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution notebooks/0*.ipynb
 	@mv $(STUDENT).partial $(STUDENT)
 	@echo "the student edition is in $(STUDENT)/"
+
+slides: $(READY) ## one deck for each notebook in slides/; they need a network when they are shown
+	$(PY) -m jupyter nbconvert --log-level WARN --to slides --output-dir slides \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide-input notebooks/0*.ipynb
 
 test: $(READY) browser ## style, unit tests, and every notebook at the smoke preset
 	$(PY) -m ruff check .

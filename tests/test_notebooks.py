@@ -66,6 +66,20 @@ def test_committed_notebook_keeps_the_house_rules(path):
     assert "## Exercises" in "".join(cell.source for cell in notebook.cells)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_a_section_begins_a_slide_and_exercises_are_on_none(path):
+    kinds, exercises = {}, False
+    for cell in nbformat.read(path, as_version=4).cells:
+        exercises = exercises or cell.source.startswith("## Exercises")
+        kind = cell.metadata["slideshow"]["slide_type"]
+        assert (kind == "slide") == (
+            cell.source.startswith(("# ", "## ")) and cell.cell_type == "markdown" and not exercises
+        )
+        assert not exercises or kind == "skip"
+        kinds[kind] = kinds.get(kind, 0) + 1
+    assert kinds["slide"] > 3 and kinds["subslide"] > kinds["slide"]
+
+
 LESSONS = NOTEBOOKS[1:]
 
 
