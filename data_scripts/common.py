@@ -5,17 +5,19 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 from conversion import Converted, Picture, convert, not_work
 from copies import count_pairs, duplicates, near_pairs, rows_without_copies, tie_copies
 from interrupt import STOPPED
+from sources import printable
 
 from mocolayers.data.folders import SHEET, check_name, check_target, clear
 from mocolayers.data.labels import class_matrix
 from mocolayers.data.prepared import SPLITS, UNLABELLED, MedicalImages, Rows, data_folder, load, save_prepared
-from mocolayers.runtime import DatasetError, atomic_write
+from mocolayers.runtime import DatasetError, RunError, atomic_write, writing
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
 LEAST = {"side": 8, "seed": 0, "workers": 1}
@@ -75,11 +77,14 @@ def run(main, parser: argparse.ArgumentParser) -> None:
         if "source" in args:
             check_numbers(args)
             check_places(args)
+        with writing(args.out):
+            out = args.out.resolve()
+            tempfile.TemporaryFile(dir=next(place for place in (out, *out.parents) if place.exists())).close()
         main(args)
-    except (DatasetError, OSError) as error:
+    except (DatasetError, RunError, OSError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         free = f" The disk of {args.out} is full: make room there, and the same command goes on where it was"
-        sys.exit(f"error: {error}.{free}" if full else f"error: {error}")
+        sys.exit(printable(f"error: {error}.{free}" if full else f"error: {error}"))
     except KeyboardInterrupt:
         sys.exit(STOPPED)
 
@@ -160,11 +165,11 @@ def chosen(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndar
 
 def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, report: dict) -> dict:
     """Leave out copies across splits, write the prepared data set, print what it holds, and return the full report."""
-    check_splits(arrays["labels"], arrays["split"])
     keep = rows_without_copies(arrays["images"], arrays["split"])
     report = report | {"copies_left_out": len(arrays["split"]) - len(keep)}
     arrays = chosen(arrays, keep)
     split, labels = arrays["split"], arrays["labels"]
+    check_splits(labels, split, report["copies_left_out"])
     near = near_pairs(arrays["images"])
     report = report | duplicates(arrays["images"], split) | {"near_copies": count_pairs(near, split)}
     report |= {"patients": {}, "classes": {}}
@@ -203,11 +208,13 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
     return report
 
 
-def check_splits(labels: np.ndarray, split: np.ndarray) -> None:
-    """Refuse a set of which nothing can be learnt or measured."""
+def check_splits(labels: np.ndarray, split: np.ndarray, copies: int = 0) -> None:
+    """Refuse a set of which nothing can be learnt or measured; so many copies were left out."""
+    without = f" without the {copies} copies of pictures in another split" if copies else ""
     for name, code in SPLITS.items():
         if code != UNLABELLED and not (split == code).any():
-            raise DatasetError(f"no image is in the {name} split; give more patients, or a split for every image")
+            remedy = "give more patients, or a split for every image"
+            raise DatasetError(f"no image is in the {name} split{without}; {remedy}")
     if len(np.unique(labels[split != UNLABELLED], axis=0)) == 1:
         raise DatasetError("every image has the same label: there is nothing to learn")
 
