@@ -190,7 +190,7 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
     place = save_prepared(args.out / args.name, arrays, card | {"report": report})
     clear(place, "work", not_work)
     figure = contact_sheet(load(args.name, args.out), near[split[near[:, 0]] != split[near[:, 1]]])
-    atomic_write(place / SHEET, lambda path: figure.savefig(path, format="png", dpi=110))
+    atomic_write(place / SHEET, lambda path: figure.savefig(path, format="png", dpi=110, bbox_inches="tight"))
     print(f"{place}: {len(split)} images of {len(np.unique(arrays['patients']))} patients, {args.side} px")
     for name, patients in report["patients"].items():
         counts = report["classes"].get(name, {"images": int((split == UNLABELLED).sum())})

@@ -584,6 +584,8 @@ def test_near_equal_pictures_in_two_splits_are_counted_and_shown(tmp_path):
     Image.fromarray((pixels * 0.95).astype(np.uint8)).save(root / "train/a/again.png")
     data, said = made(root, "--gray", side=16)
     assert "near-equal pairs: 1 train and test" in said and data.card["report"]["near_copies"] == {"train and test": 1}
+    drawn = np.asarray(Image.open(tmp_path / "out" / "own" / "contact_sheet.png").convert("L"))
+    assert (drawn[:, :2] == 255).all(), "no name of a row is cut off"
     pairs = np.array([np.flatnonzero([np.abs(x.astype(float) - pixels[..., None]).mean() < 8 for x in data.images])])
     sheet = common.contact_sheet(data, pairs)
     assert sheet.axes[0].get_yticklabels()[0].get_text().startswith("near-equal pairs")
