@@ -102,6 +102,15 @@ def test_one_range_serves_all_images_so_that_brightness_gives_no_class_away(tmp_
     assert abs(means[0] - means[1]) < 0.1
 
 
+def test_a_deep_image_that_is_darker_than_another_stays_darker(tmp_path):
+    def draw(number):
+        return one_pixel((RAMP * (4080 >> number // 2 % 4)).astype(np.uint16), number)
+
+    data, _ = made(classes(tmp_path / "scans", draw, "png", 40), "--gray", side=64)
+    brightest = np.sort(data.images.max(axis=(1, 2, 3)).astype(int))
+    assert abs(brightest - np.repeat([255 >> 3, 255 >> 2, 255 >> 1, 255], 10)).max() <= 1
+
+
 def test_eight_bit_images_are_not_touched_and_the_card_says_nothing(tmp_path):
     ramp = (RAMP * 60).astype(np.uint8)
     data, _ = made(classes(tmp_path / "scans", lambda n: one_pixel(ramp, n), "png"), "--gray")
