@@ -616,11 +616,3 @@ def test_out_of_memory_names_batch_and_side(make_data, tmp_path, monkeypatch, ki
     for call in (lambda: try_steps(recipe, data, "cpu"), lambda: pretrain(recipe, data, tmp_path, progress=False)):
         with pytest.raises(expected[0], match=expected[1]):
             call()
-
-
-@pytest.mark.parametrize("queue, said", [(37, True), (36, False)])
-def test_a_queue_that_holds_over_a_quarter_of_the_images_is_said(make_data, tmp_path, capsys, queue, said):
-    data = make_data()
-    assert len(data.pretraining_rows()) == 4 * 36
-    pretrain(preset("smoke", "moco", data, batch=16, queue=queue, steps=1), data, tmp_path, "cpu")
-    assert ("many queries meet old keys of their own image" in capsys.readouterr().out) == said
