@@ -165,11 +165,13 @@ def chosen(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndar
 
 def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, report: dict) -> dict:
     """Leave out copies across splits, write the prepared data set, print what it holds, and return the full report."""
+    check_splits(arrays["labels"], arrays["split"])
     keep = rows_without_copies(arrays["images"], arrays["split"])
     report = report | {"copies_left_out": len(arrays["split"]) - len(keep)}
-    arrays = chosen(arrays, keep)
+    before, arrays = arrays["split"], chosen(arrays, keep)
     split, labels = arrays["split"], arrays["labels"]
-    check_splits(labels, split, report["copies_left_out"])
+    for name in (name for name, code in SPLITS.items() if code in set(before) - set(split)):
+        print(f"warning: no {name} image is left: all were copies of pictures in another split")
     near = near_pairs(arrays["images"])
     report = report | duplicates(arrays["images"], split) | {"near_copies": count_pairs(near, split)}
     report |= {"patients": {}, "classes": {}}
@@ -208,13 +210,11 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
     return report
 
 
-def check_splits(labels: np.ndarray, split: np.ndarray, copies: int = 0) -> None:
-    """Refuse a set of which nothing can be learnt or measured; so many copies were left out."""
-    without = f" without the {copies} copies of pictures in another split" if copies else ""
+def check_splits(labels: np.ndarray, split: np.ndarray) -> None:
+    """Refuse a set of which nothing can be learnt or measured."""
     for name, code in SPLITS.items():
         if code != UNLABELLED and not (split == code).any():
-            remedy = "give more patients, or a split for every image"
-            raise DatasetError(f"no image is in the {name} split{without}; {remedy}")
+            raise DatasetError(f"no image is in the {name} split; give more patients, or a split for every image")
     if len(np.unique(labels[split != UNLABELLED], axis=0)) == 1:
         raise DatasetError("every image has the same label: there is nothing to learn")
 
