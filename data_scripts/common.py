@@ -5,17 +5,19 @@ import errno
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 from conversion import Converted, Picture, convert, not_work
 from copies import count_pairs, duplicates, near_pairs, rows_without_copies, tie_copies
 from interrupt import STOPPED
+from sources import printable
 
 from mocolayers.data.folders import SHEET, check_name, check_target, clear
 from mocolayers.data.labels import class_matrix
 from mocolayers.data.prepared import SPLITS, UNLABELLED, MedicalImages, Rows, data_folder, load, save_prepared
-from mocolayers.runtime import DatasetError, atomic_write
+from mocolayers.runtime import DatasetError, RunError, atomic_write, writing
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
 LEAST = {"side": 8, "seed": 0, "workers": 1}
@@ -75,11 +77,14 @@ def run(main, parser: argparse.ArgumentParser) -> None:
         if "source" in args:
             check_numbers(args)
             check_places(args)
+        with writing(args.out):
+            out = args.out.resolve()
+            tempfile.TemporaryFile(dir=next(place for place in (out, *out.parents) if place.exists())).close()
         main(args)
-    except (DatasetError, OSError) as error:
+    except (DatasetError, RunError, OSError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         free = f" The disk of {args.out} is full: make room there, and the same command goes on where it was"
-        sys.exit(f"error: {error}.{free}" if full else f"error: {error}")
+        sys.exit(printable(f"error: {error}.{free}" if full else f"error: {error}"))
     except KeyboardInterrupt:
         sys.exit(STOPPED)
 
@@ -163,8 +168,10 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
     check_splits(arrays["labels"], arrays["split"])
     keep = rows_without_copies(arrays["images"], arrays["split"])
     report = report | {"copies_left_out": len(arrays["split"]) - len(keep)}
-    arrays = chosen(arrays, keep)
+    before, arrays = arrays["split"], chosen(arrays, keep)
     split, labels = arrays["split"], arrays["labels"]
+    for name in (name for name, code in SPLITS.items() if code in set(before) - set(split)):
+        print(f"warning: no {name} image is left: all were copies of pictures in another split")
     near = near_pairs(arrays["images"])
     report = report | duplicates(arrays["images"], split) | {"near_copies": count_pairs(near, split)}
     report |= {"patients": {}, "classes": {}}
@@ -185,7 +192,7 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
     place = save_prepared(args.out / args.name, arrays, card | {"report": report})
     clear(place, "work", not_work)
     figure = contact_sheet(load(args.name, args.out), near[split[near[:, 0]] != split[near[:, 1]]])
-    atomic_write(place / SHEET, lambda path: figure.savefig(path, format="png", dpi=110))
+    atomic_write(place / SHEET, lambda path: figure.savefig(path, format="png", dpi=110, bbox_inches="tight"))
     print(f"{place}: {len(split)} images of {len(np.unique(arrays['patients']))} patients, {args.side} px")
     for name, patients in report["patients"].items():
         counts = report["classes"].get(name, {"images": int((split == UNLABELLED).sum())})

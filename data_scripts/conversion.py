@@ -19,9 +19,9 @@ from pixels import eight_bits, extremes
 from sources import fingerprint, printable
 from tqdm import tqdm
 
-from mocolayers.data.folders import clear, held
+from mocolayers.data.folders import clear
 from mocolayers.data.prepared import Rows
-from mocolayers.runtime import DatasetError, atomic_write
+from mocolayers.runtime import DatasetError, atomic_write, held
 
 CHUNK = 64  # images of one job, which are read again after a kill
 PIXELS, JOURNAL, INTENSITY = "images.npy", "done.jsonl", "intensity.json"
@@ -112,7 +112,8 @@ def convert(
 
 def not_work(folder: Path) -> list[str]:
     """Names in a folder that are no part of a conversion."""
-    return sorted(set(os.listdir(folder)) - {PIXELS, JOURNAL, INTENSITY})
+    found = set(os.listdir(folder)) - {PIXELS, JOURNAL, INTENSITY}
+    return sorted(name for name in found if not name.startswith(f".{INTENSITY}."))
 
 
 def _fill(work: Path, paths: list[Path], prepare, skip_bad: bool, workers: int, intensity) -> list[dict]:
@@ -200,8 +201,8 @@ def _read_one(path: Path, prepare, shape: tuple[int, ...], intensity, windowed) 
 
 
 def to_gray(image: Image.Image) -> Image.Image:
-    """Eight-bit gray of any eight-bit mode."""
-    return image.convert("L")
+    """Eight-bit gray of any eight-bit mode; transparent pixels become black."""
+    return (to_rgb(image) if image.has_transparency_data else image).convert("L")
 
 
 def gray(image: Image.Image) -> tuple[Image.Image, str]:
@@ -216,7 +217,7 @@ def colour(image: Image.Image) -> tuple[Image.Image, str]:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Eight-bit RGB of any eight-bit mode; transparent pixels become black."""
-    if image.mode in ("RGBA", "LA", "P"):
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return image.convert("RGB")

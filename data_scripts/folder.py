@@ -1,8 +1,9 @@
 """Your own images, a CSV or one folder per class, to the prepared format."""
 
+import os
 import re
 from collections import Counter
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import interrupt  # noqa: F401  first
@@ -19,6 +20,7 @@ from mocolayers.runtime import DatasetError
 
 SPLIT_NAMES = SPLITS | {"training": TRAIN, "valid": VAL, "validation": VAL, "testing": TEST, "unlabeled": UNLABELLED}
 NO_LABEL = ["", "nan", "na", "n/a"]
+SHOWN = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}  # in a column for one label of several
 SQUARE = {"pad": "padded to a square", "crop": "cropped to a square", "stretch": "stretched to a square"}
 UNEVEN = 0.2  # between the shares of oblong images of two classes
 ORIENTATION = 274  # the EXIF tag
@@ -66,7 +68,7 @@ def _folders(folder: Path) -> list[Path]:
 
 def _patient(path: Path, pattern: str | None) -> str | None:
     if pattern is None:
-        return _dicom_patient(path)
+        return _dicom_ids(path)[0]
     try:
         found = re.search(pattern, path.name)
     except re.error as error:
@@ -76,22 +78,44 @@ def _patient(path: Path, pattern: str | None) -> str | None:
     return found[1]
 
 
-def _dicom_patient(path: Path) -> str | None:
-    """The PatientID of a DICOM file."""
+@cache
+def _dicom_ids(path: Path) -> tuple[str | None, str | None]:
+    """The PatientID and the StudyInstanceUID of a DICOM file."""
     if not is_dicom(path):
-        return None
+        return None, None
     from pydicom import dcmread
 
-    return str(dcmread(path, True, True, specific_tags=["PatientID"]).get("PatientID") or "").strip() or None
+    names = ["PatientID", "StudyInstanceUID"]
+    file = dcmread(path, True, True, specific_tags=names)
+    return tuple(str(file.get(name) or "").strip() or None for name in names)
+
+
+def check_studies(paths: list[Path]) -> None:
+    """Warn of PatientIDs that are hardly people, such as numbers of slices: a study is of one person."""
+    known = {}
+    for patient, study in map(_dicom_ids, paths):
+        if patient and study and (other := known.setdefault(study, patient)) != patient:
+            remedy = "if they are one person, tell patients by --patient-regex, or by --csv and --patient"
+            print(f"warning: the DICOM study {study} has the patients {other!r} and {patient!r}; {remedy}")
+            return
 
 
 def left_out(source: Path, pictures: list[Picture], table: Path | None) -> dict[str, int]:
-    """How many files of the source are no part of the data set, by ending."""
+    """How many files of the source are no part of the data set, by ending, and folders that were not looked into."""
     used = {picture.path.resolve() for picture in pictures} | {table and table.resolve()}
-    others = [path for path in visible(source, "**/*") if path.is_file() and path.resolve() not in used]
+    others = [path for path in visible(source, "**/*") if path.resolve() not in used]
     for advice in dict.fromkeys(filter(None, map(convert_with, others))):
         print(f"warning: beside the images there is {advice}")
-    return dict(Counter(printable(path.suffix.lower()) or "no ending" for path in others).most_common())
+    return dict(Counter(filter(None, map(_kind, others))).most_common())
+
+
+def _kind(path: Path) -> str | None:
+    """The ending of a file, or why a folder was not looked into; None for one that was."""
+    if not path.is_dir():
+        return printable(path.suffix.lower()) or "no ending"
+    if path.is_symlink():
+        return "links to folders"
+    return None if os.access(path, os.R_OK | os.X_OK) else "folders without permission to read"
 
 
 def from_table(source: Path, args) -> tuple[list[Picture], list[str]]:
@@ -116,9 +140,11 @@ def from_table(source: Path, args) -> tuple[list[Picture], list[str]]:
 
 
 def check_spelling(names, what: str) -> None:
-    """Refuse names that differ only by blanks, case, leading zeros or ".0": they are hardly meant to differ."""
+    """Refuse names that differ only by blanks, case, leading zeros or ".0", or that a spreadsheet has rounded."""
     known = {}
     for name in names:
+        if re.fullmatch(r"\d(\.\d+)?[eE]\+\d+", name):
+            raise DatasetError(f"{what}: {name!r} is a long number that a spreadsheet has rounded; export it as text")
         key = re.sub(r"(?<![\d.])0+(?=\d)|\s|\.0+$", "", name).casefold()
         if (other := known.setdefault(key, name)) != name:
             raise DatasetError(f"{what} {other!r} and {name!r}: write them alike, or tell them apart by more than that")
@@ -137,9 +163,10 @@ def _labels(table: pd.DataFrame, args) -> tuple[list, list[str]]:
         question = "is it uncertain, or no label? Write a word for it, or remove these lines"
         raise DatasetError(f"{args.csv}: -1 in {unsure.sum().sum()} cells beside 0: {question}")
     if len(args.label) > 1:
-        if not told.isin(["0", "1"]).all(axis=None):
+        shown = table[args.label].apply(lambda column: column.str.lower().map(SHOWN))
+        if shown[~unlabelled].isna().any(axis=None):
             raise DatasetError(f"{args.csv}: the label columns {', '.join(args.label)} should hold 0 and 1 only")
-        return (table[args.label] == "1").astype(int).to_numpy().tolist(), list(args.label)
+        return shown.fillna(0).astype(int).to_numpy().tolist(), list(args.label)
     column = table[args.label[0]]
     numbers = pd.to_numeric(told[args.label[0]], errors="coerce")
     classes = told[args.label[0]].unique()
@@ -209,6 +236,10 @@ def main(args) -> None:
     source = open_source(args.source, "your images", args.out, "")
     pictures, classes = from_table(source, args) if args.csv else from_classes(source, args.patient_regex)
     task = task_of(args, classes)
+    if task != "multilabel" and 2 * len(classes) > len(pictures):
+        print(f"warning: {len(classes)} classes of {len(pictures)} images: are these labels?")
+    if not (args.patient or args.patient_regex):
+        check_studies([picture.path for picture in pictures])
     check_spelling(classes, "classes")
     check_spelling(sorted({picture.patient for picture in pictures if picture.patient}), "patients")
     if unknown := [picture for picture in pictures if not picture.patient]:
@@ -220,6 +251,8 @@ def main(args) -> None:
     prepare = partial(upright_square, args.shape or "pad", channels)
     images, kept, report = read_images(pictures, prepare, channels, args)
     report["left_out"] = left_out(source, pictures, args.csv)
+    if report["left_out"]:
+        print("files left out: " + ", ".join(f"{count} {kind}" for kind, count in report["left_out"].items()))
     labels = np.array([picture.label for picture in kept], np.uint8 if task == "multilabel" else np.int64)
     patients = np.array([picture.patient for picture in kept])
     split = splits(kept, patients, labels, args.seed)
@@ -228,8 +261,6 @@ def main(args) -> None:
     card = {"title": args.title or args.name, "modality": args.modality, "task": task, "classes": classes}
     card |= {"source": str(args.source.name), "licence": "your own", "citation": ""}
     report["not_square"] = oblong(kept, labels, split, classes)
-    if report["left_out"]:
-        print("files left out: " + ", ".join(f"{count} {ending}" for ending, count in report["left_out"].items()))
     arrays = {"images": images, "labels": labels, "patients": patients, "split": split}
     finish(args, arrays, card, report)
 

@@ -3,6 +3,8 @@
 import hashlib
 import sys
 import tempfile
+import zipfile
+import zlib
 from pathlib import Path
 
 import interrupt  # noqa: F401  first
@@ -85,10 +87,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
             images = np.concatenate([file[f"{split}_images"] for split in ("train", "val", "test")])
             labels = np.concatenate([file[f"{split}_labels"] for split in ("train", "val", "test")])
             sizes = [len(file[f"{split}_labels"]) for split in ("train", "val", "test")]
-    except (OSError, ValueError, KeyError) as error:
-        raise DatasetError(
-            f"{path}: {error}; it should hold train_images, train_labels, val_... and test_..."
-        ) from None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+        raise DatasetError(f"{path} is damaged, or no .npz that holds train_images, train_labels, val_...") from None
     images = images[..., None] if images.ndim == 3 else images
     return {"images": images, "labels": labels, "split": np.repeat(np.arange(3, dtype=np.uint8), sizes)}
 

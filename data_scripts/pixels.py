@@ -21,6 +21,7 @@ CONVERT = {
     ".ndpi": TILES,
     ".mrxs": TILES,
     ".scn": TILES,
+    ".heic": "a photograph as phones save it; export it as JPEG or PNG",
 }
 LARGEST = 2**28  # pixels of an image, about 16,000 x 16,000: 0.8 GB in colour, once for each process
 PAGES = "first of several pages or frames taken"

@@ -18,8 +18,7 @@ import pandas as pd
 from pixels import DICOM, is_dicom
 from tqdm import tqdm
 
-from mocolayers.data.folders import held
-from mocolayers.runtime import DatasetError
+from mocolayers.runtime import DatasetError, held
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -111,7 +110,7 @@ def check_size(size: int, packed: int, target: Path) -> None:
     """Refuse an archive that does not fit on the disk, or that unpacks to far more than images do."""
     free = shutil.disk_usage(target).free
     if size > LARGE and size > 200 * packed:
-        raise DatasetError(f"{packed} bytes would unpack to {size}: not an archive of images; do not trust it")
+        raise DatasetError(f"{packed} bytes hold {size}: not an archive of images; unpack it yourself if it is")
     if size > free:
         raise DatasetError(
             f"it unpacks to {size / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free; make room"
@@ -169,8 +168,8 @@ def fingerprint(files: list[Path], about: str = "") -> str:
 
 
 def printable(name: object) -> str:
-    """A path or a part of one; bytes that are no UTF-8 become a mark that a card and a figure can hold."""
-    return os.fsencode(str(name)).decode(errors="replace")
+    """A path or a part of one, in one line; bytes that are no UTF-8 become a mark that a card and a figure can hold."""
+    return re.sub(r"[\x00-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", os.fsencode(str(name)).decode(errors="replace"))
 
 
 def visible(root: Path, pattern: str = "*") -> list[Path]:
@@ -221,6 +220,8 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
         if len(header) == 1 and re.search(r"[;\t]", header[0]):
             raise DatasetError(f"{path}: its columns are not separated by commas; export it as UTF-8 with commas")
         raise DatasetError(f"{path} has no column {missing[0]!r}; it has {', '.join(header)}")
+    if twice := [name for name in columns if header.count(name) > 1]:
+        raise DatasetError(f"{path} has {header.count(twice[0])} columns {twice[0]!r}; rename those that are not meant")
     if not cells:
         raise DatasetError(f"{path} has a header and no rows; add a row for each image")
     table = pd.DataFrame(cells, columns=header, dtype=str)

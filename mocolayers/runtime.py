@@ -6,8 +6,10 @@ torch is imported inside the functions that need it, so that the data scripts st
 import contextlib
 import importlib.util
 import os
+import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 DEVICES = ("cpu", "cuda", "mps")
+DAY = 24 * 3600  # seconds
 
 
 class DatasetError(Exception):
@@ -28,12 +31,53 @@ class RunError(Exception):
     """A run's folder cannot be used, or a training cannot go on."""
 
 
+@contextlib.contextmanager
+def held(place: Path, wait: bool = True, create: bool = False):
+    """Lock a folder or file against other processes and threads; yields False if one has it and we do not wait.
+
+    Also False if it was removed while we waited. The lock of a killed process ends with it. Windows locks neither and
+    some network disks no folders: there it yields None.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield None
+        return
+    # Network disks lock only what is open for writing.
+    writable = create or (place.is_file() and os.access(place, os.W_OK))
+    handle = os.open(place, (os.O_RDWR if writable else os.O_RDONLY) | create * os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        mine = os.fstat(handle).st_nlink > 0
+    except BlockingIOError:
+        mine = False
+    except OSError:
+        mine = None
+    try:
+        yield mine
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def abandoned(place: Path):
+    """Whether no one works in a folder or file of ours any more; where nothing can be locked, after a day."""
+    with held(place, wait=False) as mine:
+        yield time.time() - place.stat().st_mtime > DAY if mine is None else mine
+
+
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a temporary name beside `path`, then rename it to `path`."""
+    """Call `write` on a temporary name beside `path`, then rename it to `path`; remove those of killed processes."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.\d+-\d+")
+    for left in filter(lambda beside: ours.fullmatch(beside.name), path.parent.iterdir()):
+        with contextlib.suppress(OSError), abandoned(left) as free:
+            if free:
+                left.unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        with held(temporary, create=True):
+            write(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

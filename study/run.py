@@ -14,14 +14,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from mocolayers.data.folders import held
 from mocolayers.data.prepared import PHANTOMS, TEST, TRAIN, UNLABELLED, VAL, MedicalImages, data_folder, load
 from mocolayers.evaluation.distributions import output_distances
 from mocolayers.evaluation.features import STAGES
 from mocolayers.evaluation.judge import judge_all
 from mocolayers.evaluation.similarity import feature_reuse
 from mocolayers.recipe import ARMS, Evaluation, Recipe, preset
-from mocolayers.runtime import load_plugin, writing
+from mocolayers.runtime import held, load_plugin, writing
 from mocolayers.training.pretrain import pretrain
 from mocolayers.training.runs import Run, write_file
 from study import contrast, protocol

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import subprocess
 import sys
 
@@ -458,6 +459,15 @@ def test_medmnist_refuses_a_wrong_md5_unless_told_otherwise(npz, tmp_path):
     assert done.returncode == 0, done.stderr
     data = load("pneumoniamnist", tmp_path / "out", verify=True)
     assert data.card["verified"] is False and data.task == "binary"
+
+
+@pytest.mark.parametrize("content", [b"notes", b"PK\x03\x04 broken", pickle.dumps([{}] * 9), b""])
+def test_medmnist_a_damaged_or_foreign_file_is_one_line(tmp_path, content):
+    (tmp_path / "own.npz").write_bytes(content)
+    words = ("pneumoniamnist", "--source", tmp_path / "own.npz", "--out", tmp_path / "out", "--allow-unverified")
+    done = run_script("medmnist", *words)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "own.npz is damaged, or no .npz that holds train_images" in done.stderr
 
 
 def test_medmnist_equal_pictures_never_stand_on_two_sides(npz, tmp_path):

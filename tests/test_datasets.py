@@ -1,5 +1,6 @@
 """Claims about the prepared format and its splits."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import pytest
 from conftest import make_arrays, make_card
 
 from mocolayers.data import prepared as datasets
+from mocolayers.data.folders import check_target
 from mocolayers.data.labels import label_subset
 from mocolayers.data.prepared import data_folder, load, save_prepared
 from mocolayers.runtime import DatasetError
@@ -70,6 +72,11 @@ def damage(folder, what):
         (folder / "labels.npy").unlink()
     elif what == "card":
         (folder / "card.json").write_text("{not json")
+    elif what == "objects":
+        np.save(folder / "labels.npy", np.array([{}] * 240))
+    elif what == "a zip":
+        np.savez(folder / "patients.npz", np.arange(240))
+        (folder / "patients.npz").rename(folder / "patients.npy")
     elif what == "a split of fractions":
         np.save(folder / "split.npy", np.load(folder / "split.npy").astype(float))
     else:
@@ -86,6 +93,8 @@ def damage(folder, what):
     [
         ("truncated", "images.npy"),
         ("missing", "labels.npy"),
+        ("objects", "labels.npy"),
+        ("a zip", "patients.npy"),
         ("a split of fractions", "split.npy"),
         ("card", "card.json"),
         ("counts", "the card"),
@@ -98,7 +107,9 @@ def test_a_damaged_folder_names_the_file_and_the_command(make_data, tmp_path, wh
     damage(tmp_path / "data" / "tiny", what)
     with pytest.raises(DatasetError, match="Rebuild it with: python data_scripts/") as caught:
         load("tiny", tmp_path / "data")
-    assert named in str(caught.value) and "\n" not in str(caught.value)
+    assert named in str(caught.value) and "\n" not in str(caught.value) and "allow_pickle" not in str(caught.value)
+    with contextlib.suppress(DatasetError):  # a card that names no arrays of ours
+        check_target(tmp_path / "data" / "tiny")
 
 
 def change(path):

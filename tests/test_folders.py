@@ -7,15 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_arrays, make_card
 from test_data_scripts import nih_tree, noise, run_script, save
 
-from mocolayers.data.folders import check_name, check_target, held
+from mocolayers.data.folders import check_name, check_target
 from mocolayers.data.prepared import SCRIPTS, load, save_prepared
-from mocolayers.runtime import DatasetError
+from mocolayers.runtime import DatasetError, held
 
 
 def contents(folder):
@@ -51,6 +52,19 @@ def test_a_link_to_the_source_does_not_hide_it(scans):
     (scans.parent / "link").symlink_to(scans)
     said = refuses("folder", scans.parent, "--source", scans.parent / "link", "--out", scans.parent, "--name", "scans")
     assert "one is inside the other" in said
+
+
+@pytest.mark.parametrize("script", ["folder", "medmnist", "phantoms"])
+def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_read_or_drawn(scans, script):
+    (scans.parent / "file").write_text("mine")
+    words = ["breastmnist", "--allow-unverified"] if script == "medmnist" else ["--name", "chest_phantom"]
+    words += ["--source", scans / "notes.txt"] if script == "medmnist" else []
+    words += ["--source", scans, "--workers", "1"] if script == "folder" else []
+    for out in (scans.parent / "file", scans.parent / "file" / "below", *[Path("/proc/x")] * Path("/proc").is_dir()):
+        command = [sys.executable, SCRIPTS / f"{script}.py", "--out", out, *words]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert f"error: {out} cannot be written" in done.stderr and "choose a folder" in done.stderr
 
 
 def test_raw_nih_images_where_the_data_set_goes_are_kept(tmp_path):

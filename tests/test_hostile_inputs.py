@@ -102,6 +102,15 @@ def test_one_range_serves_all_images_so_that_brightness_gives_no_class_away(tmp_
     assert abs(means[0] - means[1]) < 0.1
 
 
+def test_a_deep_image_that_is_darker_than_another_stays_darker(tmp_path):
+    def draw(number):
+        return one_pixel((RAMP * (4080 >> number // 2 % 4)).astype(np.uint16), number)
+
+    data, _ = made(classes(tmp_path / "scans", draw, "png", 40), "--gray", side=64)
+    brightest = np.sort(data.images.max(axis=(1, 2, 3)).astype(int))
+    assert abs(brightest - np.repeat([255 >> 3, 255 >> 2, 255 >> 1, 255], 10)).max() <= 1
+
+
 def test_eight_bit_images_are_not_touched_and_the_card_says_nothing(tmp_path):
     ramp = (RAMP * 60).astype(np.uint8)
     data, _ = made(classes(tmp_path / "scans", lambda n: one_pixel(ramp, n), "png"), "--gray")
@@ -273,6 +282,16 @@ def test_dicom_files_without_an_ending_are_found_and_a_pattern_may_name_the_pati
     assert "files left out: 1 no ending" in said
 
 
+def test_a_study_of_several_patients_is_said_unless_patients_are_told_otherwise(tmp_path):
+    for number in range(40):  # four series, whose slices are numbered in the tag for the patient
+        tags = {"StudyInstanceUID": f"1.2.{number // 10}", "BitsStored": 12}
+        pixels = one_pixel(TWELVE, number)
+        dicom(tmp_path / "scans" / "ab"[number // 10 % 2] / f"S{number // 4}_{number}.dcm", pixels, f"{number}", **tags)
+    said = made(tmp_path / "scans", "--gray", name="own_tags")[1]
+    assert "warning: the DICOM study 1.2.0 has the patients '0' and '1'" in said and "--patient-regex" in said
+    assert "warning: the" not in made(tmp_path / "scans", "--gray", "--patient-regex", r"(S\d)_", name="names")[1]
+
+
 CANNOT = {
     "it holds 3 frames; save the one you mean": lambda path: dicom(path, np.stack([TWELVE] * 3), "P9"),
     "which cannot be read; pip install 'pylibjpeg[all]'": lambda path: packed_dicom(path),
@@ -303,7 +322,7 @@ def packed_dicom(path):
     file.save_as(path)
 
 
-@pytest.mark.parametrize("name, said", [("a.nii.gz", "nibabel"), ("b.svs", "OpenSlide")])
+@pytest.mark.parametrize("name, said", [("a.nii.gz", "nibabel"), ("b.svs", "OpenSlide"), ("c.HEIC", "as JPEG")])
 def test_volumes_and_whole_slides_are_told_what_to_convert_with(tmp_path, name, said):
     root = tmp_path / "scans"
     for letter in "ab":
@@ -312,7 +331,7 @@ def test_volumes_and_whole_slides_are_told_what_to_convert_with(tmp_path, name, 
     assert said in refused(root) and name in refused(root)
     classes(root, lambda n: one_pixel((RAMP * 60).astype(np.uint8), n), "png")
     _, text = made(root)
-    assert said in text and f"files left out: 2 {'.gz' if name.endswith('gz') else '.svs'}" in text
+    assert said in text and f"files left out: 2 .{name.lower().rpartition('.')[2]}" in text
 
 
 def test_files_that_are_not_read_are_counted_by_ending(tmp_path):
@@ -322,6 +341,18 @@ def test_files_that_are_not_read_are_counted_by_ending(tmp_path):
     (root / "notes.txt").write_text("x")
     data, said = made(root)
     assert "files left out: 3 .gif, 1 .txt" in said and data.card["report"]["left_out"] == {".gif": 3, ".txt": 1}
+
+
+def test_folders_that_are_not_looked_into_are_counted(tmp_path, monkeypatch):
+    root = classes(tmp_path / "scans", lambda n: one_pixel((RAMP * 60).astype(np.uint8), n), "png")
+    (root / "a" / "more").symlink_to(root / "b", target_is_directory=True)
+    assert "files left out: 1 links to folders" in made(root)[1]
+    (root / "a" / "closed").mkdir()
+    monkeypatch.setattr(folder.os, "access", lambda path, wanted: path.name != "closed")
+    found = {"links to folders": 1, "folders without permission to read": 1}
+    assert folder.left_out(root, [], None) == found | {".png": 20}
+    (root / "c").symlink_to(root / "b", target_is_directory=True)
+    assert "no readable image shows 'c'" in refused(root)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
@@ -376,8 +407,8 @@ def table(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (20, 20), np.uint8)).save(path)
 
-    def write(change=lambda number, *row: row, encoding="utf-8", separator=",", more=()):
-        rows = [("file", "label", "patient", "fold")]
+    def write(change=lambda number, *row: row, encoding="utf-8", separator=",", more=(), columns=()):
+        rows = [("file", "label", "patient", "fold", *columns)]
         for number in range(60):
             fold = ("train", "train", "val", "test")[number // 3 % 4]
             row = (f"in/im{number:02d}.png", ("benign", "malignant")[number % 2], f"P{number // 3:02d}", fold)
@@ -459,6 +490,14 @@ SLIPS = {
         {"change": lambda n, f, c, p, s: (f, "mild, old" if n == 12 else c, p, s)},
         "line 14: 5 cells where the header has 4",
     ),
+    "two columns of one name": (
+        {"change": lambda n, *row: (*row, "P1"), "columns": ["patient"]},
+        "has 2 columns 'patient'",
+    ),
+    "patients that Excel has rounded": (
+        {"change": lambda n, f, c, p, s: (f, c, f"1.2345{n % 10}E+11", s)},
+        "'1.23450E+11' is a long number that a spreadsheet has rounded",
+    ),
     "a path out of the folder": (
         {"change": lambda n, f, c, p, s: ("..\\..\\secret.png" if n == 5 else f, c, p, s)},
         "leads out of",
@@ -470,6 +509,19 @@ SLIPS = {
 def test_a_table_that_could_mean_two_things_is_refused_and_both_are_named(table, kind):
     words, said = SLIPS[kind]
     assert said in refused(*table(**words))
+
+
+@pytest.mark.parametrize("words", [("0", "1"), ("0.0", "1.0"), ("False", "True")])
+def test_columns_of_several_labels_may_say_yes_in_the_ways_that_programs_write_it(table, words):
+    change = lambda n, f, c, p, s: (f, words[n % 2] if n % 3 else "1", p, s, words[n % 2])  # noqa: E731
+    *given, _, _ = table(change, columns=["more"])
+    data, _ = made(*given, "more", "--patient", "patient")
+    assert data.task == "multilabel" and data.labels[:, 1].tolist() == [n % 2 for n in range(60)]
+
+
+def test_a_column_of_measurements_taken_for_labels_is_said(table):
+    _, said = made(*table(lambda n, f, c, p, s: (f, f"{20 + n / 10:g}", p, s)))
+    assert "warning: 60 classes of 60 images: are these labels?" in said
 
 
 def test_images_without_a_label_may_be_said_to_be_unlabelled(table):
@@ -541,6 +593,8 @@ def test_near_equal_pictures_in_two_splits_are_counted_and_shown(tmp_path):
     Image.fromarray((pixels * 0.95).astype(np.uint8)).save(root / "train/a/again.png")
     data, said = made(root, "--gray", side=16)
     assert "near-equal pairs: 1 train and test" in said and data.card["report"]["near_copies"] == {"train and test": 1}
+    drawn = np.asarray(Image.open(tmp_path / "out" / "own" / "contact_sheet.png").convert("L"))
+    assert (drawn[:, :2] == 255).all(), "no name of a row is cut off"
     pairs = np.array([np.flatnonzero([np.abs(x.astype(float) - pixels[..., None]).mean() < 8 for x in data.images])])
     sheet = common.contact_sheet(data, pairs)
     assert sheet.axes[0].get_yticklabels()[0].get_text().startswith("near-equal pairs")
@@ -670,6 +724,44 @@ def test_a_dollar_in_the_name_of_a_class_is_no_formula(tmp_path):
     root = plain(tmp_path / "scans")
     (root / "a").rename(root / "$\\frac{$")
     assert "$\\frac{$" in made(root)[0].classes and (root.parent / "out/own/contact_sheet.png").is_file()
+
+
+def test_names_with_line_breaks_quotes_and_emoji_are_one_line(tmp_path):
+    root = plain(tmp_path / "scans")
+    (root / "a").rename(root / '\N{SKULL} \'a\n"1"')
+    Image.fromarray(one_pixel((RAMP * 60).astype(np.uint8), 30)).save(root / "b" / "new\nline, %s {x}.png")
+    data, said = made(root)
+    assert len(data.images) == 21 and data.classes == ["b", '\N{SKULL} \'a\N{REPLACEMENT CHARACTER}"1"']
+    (root / "b" / "bro\nken.png").write_bytes(b"x")
+    line = refused(root)
+    assert line.startswith("error: ") and "ken.png" in line
+
+
+@pytest.mark.parametrize("mode", ["P", "LA", "RGBA"])
+@pytest.mark.parametrize("words", [(), ("--gray",)])
+def test_what_is_transparent_is_black_in_gray_as_in_colour(tmp_path, mode, words):
+    def write(number, path):
+        if mode == "P":
+            image = Image.fromarray(one_pixel(np.kron([[0, 1], [1, 1]], np.ones((32, 32))).astype(np.uint8), number))
+            image.putpalette([250, 250, 250, 240, 240, 240])
+            return image.save(path, transparency=0)
+        pixels = np.full((64, 64), 240, np.uint8)
+        pixels[63, number] = 0
+        image = Image.fromarray(pixels).convert(mode)
+        image.putalpha(Image.fromarray(np.kron([[0, 1], [1, 1]], np.full((32, 32), 255)).astype(np.uint8)))
+        image.save(path)
+
+    data, _ = made(classes(tmp_path / "scans", write, "png"), *words)
+    assert (data.images[:, 20:30, 20:30] == 0).all() and (data.images[:, 40:60, 40:] == 240).all()
+
+
+def test_a_split_of_nothing_but_copies_is_said(tmp_path):
+    root = split_tree(tmp_path / "scans")
+    for path in (root / "val").rglob("*.png"):
+        path.write_bytes((root / "test" / path.parent.name / f"test{path.stem[3:]}.png").read_bytes())
+    data, said = made(root)
+    assert "warning: no val image is left: all were copies of pictures in another split" in said
+    assert not len(data.rows("val")) and len(data.rows("test")) == 8
 
 
 def test_of_a_stack_the_first_page_is_taken_and_that_is_said(tmp_path):

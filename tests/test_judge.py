@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from mocolayers.data.labels import label_subset, subset_seed
+from mocolayers.data.prepared import load
 from mocolayers.evaluation import features, finetune
 from mocolayers.evaluation import judge as module
 from mocolayers.evaluation.features import STAGES, stage_features
@@ -190,6 +191,18 @@ def test_another_data_set_is_another_row(pretrained, make_data):
     data, run = pretrained()
     first, second = (judge(run, each, PLAN, 0.1) for each in (data, make_data("other", n=300, seed=5)))
     assert first["labels"] != second["labels"]
+
+
+@pytest.mark.parametrize("name", ["labels", "images"])
+def test_a_data_set_corrected_by_hand_is_judged_anew(pretrained, tmp_path, name):
+    data, run = pretrained()
+    first, path = judge(run, data, PLAN, 1.0), tmp_path / "data" / "tiny" / f"{name}.npy"
+    array = np.load(path)
+    path.unlink()  # what is loaded is mapped from it
+    np.save(path, np.roll(array, 1, axis=0))
+    again = load("tiny", tmp_path / "data")
+    assert judge(run, again, PLAN, 1.0)["auc"] != first["auc"]
+    assert json.dumps(judge(run, data, PLAN, 1.0)) == json.dumps(first)
 
 
 @pytest.mark.parametrize("way", [ALL_WAYS[0], ALL_WAYS[1], ALL_WAYS[3]], ids=str)

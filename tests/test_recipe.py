@@ -17,7 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from mocolayers.__main__ import main
 from mocolayers.method.encoder import LAYOUTS
 from mocolayers.recipe import ARMS, CHOICES, PRESETS, RELEASED_SIDE, Views, loss_name, preset
-from mocolayers.runtime import RunError, atomic_write, autocast_type, resolve_device
+from mocolayers.runtime import RunError, atomic_write, autocast_type, held, resolve_device
 from mocolayers.training.pretrain import build_moco
 from mocolayers.training.runs import build_encoder
 
@@ -255,6 +255,22 @@ def test_two_threads_may_write_one_file_at_a_time(tmp_path):
         for done in [threads.submit(atomic_write, path, write) for _ in range(2)]:
             done.result()
     assert [file.name for file in tmp_path.iterdir()] == ["history.csv"] and path.read_text() == "whole"
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_that_writes_the_file(tmp_path):
+    code = "import os, sys; from mocolayers.runtime import Path, atomic_write; "
+    code += "atomic_write(Path(sys.argv[1]), lambda path: [path.write_text('half'), os.kill(os.getpid(), 9)])"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "history.csv"])
+    (left,) = tmp_path.iterdir()
+    others = [tmp_path / name for name in (".history.csv.mine", ".history.csv.1-2.txt", ".other.csv.1-2")]
+    in_use = tmp_path / ".history.csv.1-2"
+    for path in (*others, in_use):
+        path.write_text("mine")
+    with held(in_use):
+        atomic_write(tmp_path / "history.csv", lambda path: path.write_text("whole"))
+    assert not left.exists() and in_use.exists() and all(path.exists() for path in others)
+    atomic_write(tmp_path / "history.csv", lambda path: path.write_text("whole"))
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "history.csv"])
 
 
 def test_training_needs_no_module_that_windows_lacks_and_runtime_no_torch():

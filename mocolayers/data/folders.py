@@ -3,23 +3,19 @@
 import filecmp
 import hashlib
 import json
-import os
 import re
 import shutil
-import time
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from mocolayers.runtime import DatasetError
+from mocolayers.runtime import DatasetError, abandoned, held
 
 ARRAYS = ("images", "labels", "patients", "split")
 CHECKED, SHEET = "images.checked", "contact_sheet.png"
 CLUTTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # file managers put these into any folder
-
-DAY = 24 * 3600  # seconds
 
 
 def check_name(name: str) -> None:
@@ -51,7 +47,7 @@ def corrected(folder: Path) -> str | None:
         prepared = dict(json.loads((folder / "card.json").read_text(encoding="utf-8"))["sha256"])
         for name in ARRAYS[1:]:
             path = folder / f"{name}.npy"
-            np.load(path)
+            np.lib.format.open_memmap(path, mode="r")
             if hashlib.sha256(path.read_bytes()).hexdigest() != prepared[name]:
                 return name
     except (OSError, ValueError, EOFError, KeyError, TypeError):
@@ -73,33 +69,6 @@ def strangers(folder: Path) -> list[str]:
     return sorted(name for name in found - ours if not name.startswith(temporary))
 
 
-@contextmanager
-def held(place: Path, wait: bool = True):
-    """Lock a folder or file against other processes and threads; yields False if one has it and we do not wait.
-
-    Also False if it was removed while we waited. The lock of a killed process ends with it. Windows locks neither and
-    some network disks no folders: there it yields None.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        yield None
-        return
-    # Network disks lock only what is open for writing.
-    handle = os.open(place, os.O_RDWR if place.is_file() and os.access(place, os.W_OK) else os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        mine = os.fstat(handle).st_nlink > 0
-    except BlockingIOError:
-        mine = False
-    except OSError:
-        mine = None
-    try:
-        yield mine
-    finally:
-        os.close(handle)
-
-
 def hidden(target: Path, kind: str) -> list[Path]:
     """The hidden folders beside a data set that are named for it: kind is "partial", "old" or "work"."""
     name = re.compile(rf"\.{re.escape(target.name)}\.{kind}-[0-9a-f]+")
@@ -110,9 +79,8 @@ def hidden(target: Path, kind: str) -> list[Path]:
 def clear(target: Path, kind: str, strangers: Callable[[Path], list[str]] = strangers) -> None:
     """Remove what killed processes left beside a data set: no folder in use, and none that holds a stranger's file."""
     for folder in hidden(target, kind):
-        with suppress(FileNotFoundError), held(folder, wait=False) as mine:  # its owner may remove it meanwhile
-            abandoned = time.time() - folder.stat().st_mtime > DAY if mine is None else mine
-            if abandoned and not strangers(folder):
+        with suppress(FileNotFoundError), abandoned(folder) as free:  # its owner may remove it meanwhile
+            if free and not strangers(folder):
                 shutil.rmtree(folder)
 
 

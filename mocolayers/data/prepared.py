@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mocolayers.data.folders import ARRAYS, CHECKED, check_name, check_target, held, put_in_place, restore
-from mocolayers.runtime import DatasetError, atomic_write
+from mocolayers.data.folders import ARRAYS, CHECKED, check_name, check_target, put_in_place, restore
+from mocolayers.runtime import DatasetError, atomic_write, held
 
 TRAIN, VAL, TEST, UNLABELLED = 0, 1, 2, 3
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST, "unlabelled": UNLABELLED}
@@ -237,7 +237,8 @@ def _read(place: Path, verify: bool) -> MedicalImages:
         prepared, arrays, found = dict(card["sha256"]), {}, {}
         for name in ARRAYS:
             path = place / f"{name}.npy"
-            arrays[name] = np.load(path, mmap_mode="r" if name == "images" else None)
+            array = np.lib.format.open_memmap(path, mode="r")
+            arrays[name] = array if name == "images" else np.array(array)
             found[name] = _sha256(path, verify)
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         raise DatasetError(f"{path}: {error}. {rebuild}") from None

@@ -15,11 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Module
 
-from mocolayers.data.folders import held
 from mocolayers.method.encoder import StagedResNet
 from mocolayers.method.moco import MoCo
 from mocolayers.recipe import Recipe
-from mocolayers.runtime import RunError, atomic_write, writing
+from mocolayers.runtime import RunError, atomic_write, held, writing
 
 BUSY = "already training in another process"
 ENCODER = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")  # torchvision's names, without the classifier
