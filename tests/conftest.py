@@ -1,5 +1,6 @@
 """Tiny synthetic data sets in the prepared format, and where real samples are looked for."""
 
+import json
 import os
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from mocolayers.data.prepared import load, save_prepared
 from mocolayers.notebook.series import executed
 from mocolayers.recipe import ARMS, preset
+from mocolayers.runtime import held
 from mocolayers.training.pretrain import pretrain
 
 torch.set_num_threads(1)
@@ -33,18 +35,6 @@ def make_card(task="binary", channels=1):
     classes = {"binary": 2, "ordinal": 4, "multiclass": 3, "multilabel": 3}[task]
     modality = "chest" if channels == 1 else "histology"
     return CARD | {"task": task, "modality": modality, "classes": [f"class {c}" for c in range(classes)]}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Tests of a file share a process, and so do all that read the executed series, which goes first: it is longest."""
-
-    def alone(item):
-        return "smoke_series" not in item.fixturenames
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem if alone(item) else "series"))
-    items.sort(key=alone)
 
 
 @pytest.fixture(autouse=True)
@@ -110,8 +100,13 @@ def samples():
 
 
 @pytest.fixture(scope="session")
-def smoke_series(tmp_path_factory):
+def smoke_series(tmp_path_factory, worker_id):
     """The whole series at smoke on the synthetic chest phantom: its rows by notebook, and the folder they are in."""
-    place = tmp_path_factory.mktemp("series")
-    rows = executed(["chest_phantom"], ["smoke"], [0], (), place / "runs", place / "executed")
-    return {row["notebook"]: row for row in rows}, place
+    base = tmp_path_factory.getbasetemp()
+    place = (base if worker_id == "master" else base.parent) / "series"  # of all processes that run the tests
+    place.mkdir(exist_ok=True)
+    with held(place):
+        if not (place / "rows.json").is_file():
+            rows = executed(["chest_phantom"], ["smoke"], [0], (), place / "runs", place / "executed")
+            (place / "rows.json").write_text(json.dumps({row["notebook"]: row for row in rows}, default=str))
+    return json.loads((place / "rows.json").read_text()), place
