@@ -14,7 +14,9 @@ from mocolayers.recipe import ARMS, preset
 from mocolayers.runtime import held
 from mocolayers.training.pretrain import pretrain
 
+# Threads wait for one another by spinning: processes that share cores take many times as long with two each.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 CARD = {"title": "Tiny (synthetic)", "source": "made by the tests", "licence": "none", "citation": ""}
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -24,7 +25,7 @@ from mocolayers.training import pretrain as module
 from mocolayers.training.dry_run import try_steps
 from mocolayers.training.monitors import knn_monitor
 from mocolayers.training.pretrain import Trainer, learning_rate, pretrain, stage_share
-from mocolayers.training.runs import Run, about_weights, initial_weights, save_weights, write_file
+from mocolayers.training.runs import Run, about_weights, initial_weights, save_weights, transform, write_file
 
 CPU = torch.device("cpu")
 SMALL = {"batch": 16, "queue": 40, "log_every": 2, "monitor_every": 5, "steps": 12}
@@ -448,11 +449,15 @@ def test_weights_that_do_not_fit_or_cannot_be_read_are_a_clear_error(make_data, 
         initial_weights(path)
 
 
-def test_an_encoder_says_which_images_it_wants(make_data, tmp_path):
+def test_an_encoder_says_which_images_it_wants_and_the_transform_makes_them(make_data, tmp_path):
     data = make_data(channels=3)
     run = pretrain(preset("smoke", "random", data), data, tmp_path, progress=False)
     about = about_weights(run.encoder_file)
     assert "0 to 1" in about["input"] and (about["side"], about["channels"]) == (16, 3)
+    x = transform(run.recipe)(Image.fromarray(data.images[0]))
+    assert torch.allclose(x, to_float(torch.tensor(data.images[:1]))[0], atol=1e-6)
+    gray = preset("smoke", "random", make_data("gray"))
+    assert transform(gray)(Image.fromarray(data.images[0]).resize((40, 30))).shape == (1, 16, 16)
 
 
 def test_fp16_scales_its_gradients_and_still_learns(make_data):

@@ -227,6 +227,14 @@ def _digest(state: dict[str, Tensor], said: str | None = None) -> str:
     return digest.hexdigest()
 
 
+def transform(recipe: Recipe):
+    """What turns a PIL image into the (C, side, side) in [0, 1] that an encoder of this recipe wants."""
+    from torchvision.transforms import v2
+
+    colours = v2.RGB() if recipe.channels == 3 else v2.Grayscale()
+    return v2.Compose([v2.ToImage(), colours, v2.Resize([recipe.side] * 2), v2.ToDtype(torch.float32, scale=True)])
+
+
 def initial_weights(path: Path) -> tuple[dict[str, Tensor], str, str]:
     """Weights to start an encoder from.
 
