@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pixels import eight_bits, extremes
 from sources import fingerprint, printable
 from tqdm import tqdm
@@ -180,7 +180,8 @@ def _read_chunk(pixels: Path, prepare, intensity, windowed: bool, first: int, pa
             try:
                 image, notes = _read_one(path, prepare, array.shape[1:], intensity, windowed)
             except Exception as error:
-                chunk["errors"][row] = printable(f"{path}: {error}")
+                said = "it is damaged, or no image" if isinstance(error, UnidentifiedImageError) else error
+                chunk["errors"][row] = printable(f"{path}: {said}")
                 continue
             file.seek(array.offset + row * image.nbytes)
             file.write(image.tobytes())
