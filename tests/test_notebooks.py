@@ -1,5 +1,6 @@
 """Every notebook runs by papermill at the smoke preset, runs again with the same results, and keeps the house rules."""
 
+import json
 import subprocess
 import sys
 
@@ -30,6 +31,16 @@ def test_notebook_runs_at_smoke_within_the_memory_of_a_small_machine(executed, n
 def test_a_page_shows_the_answers_of_folded_cells_without_their_source(executed, name):
     page = (executed[1] / f"{name}.html").read_text(encoding="utf-8")
     assert "What happened, and why" in page and "what_happened(" not in page
+
+
+def test_the_bench_reads_the_times_that_a_series_leaves(smoke_series):
+    code = "import json, sys, whole_series as w; from pathlib import Path; w.series = lambda *_: 1.0\n"
+    code += "print(json.dumps(w.measured('smoke', Path(sys.argv[1]))))"
+    command = [sys.executable, "-c", code, str(smoke_series[1])]
+    done = subprocess.run(command, cwd=HOME / "tests" / "benchmarks", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(NAMES) < set(found) and all(float(found[name][0]) > 1 for name in NAMES)
 
 
 def test_a_second_pass_from_cached_runs_passes_nbval(executed, tmp_path):

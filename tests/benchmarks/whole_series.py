@@ -32,7 +32,7 @@ def measured(preset: str, folder: Path) -> dict[str, tuple[str, str]]:
     """Seconds and megabytes of each notebook, and of the series when it is new and when it is warm."""
     first, again = series(preset, folder), series(preset, folder)
     stamps = sorted((folder / "executed").glob("*/*/seed0/*.json"))
-    cells = [json.loads(stamp.read_text())["cell"] for stamp in stamps]
+    cells = [json.loads(stamp.read_text()) for stamp in stamps]
     found = {cell["notebook"]: (f"{cell['seconds']:.0f}", str(cell["megabytes"])) for cell in cells}
     most = max(cell["megabytes"] for cell in cells)
     return found | {"the whole series": (f"{first:.0f}", str(most)), "the series again, warm": (f"{again:.1f}", "")}
