@@ -43,6 +43,7 @@ CANDIDATES = {
     "weak-warm": {"views": WEAK, "temperature": 0.2},
     "weak-long": {"views": WEAK, "longer": 2},
 }
+SWEEPS = 2  # of the tuning seeds try the weights
 # Stage weights are multiplied by these; what share of the gradient that gives is measured.
 WEIGHTS = {
     "mse": (1, 3, 12, 60),

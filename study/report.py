@@ -107,14 +107,17 @@ def pulls(scores: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Rows of dataset, arm, weight, pull, gain: means over seeds, both protocols and few labels. Only of losses whose
-        every weight has been tried wherever MoCo has been.
+        every weight has been tried with all seeds, wherever MoCo has been.
     """
     rows = main_sets(low_label(scores, "weights"))
     cell = ["dataset", "seed", "protocol", "fraction"]
     base = rows.loc[rows["arm"] == "moco", [*cell, "auc"]].rename(columns={"auc": "base"})
     rows = rows[~rows["arm"].isin(["moco", *protocol.UNTRAINED])].merge(base, on=cell)
     rows = rows.assign(gain=rows["auc"] - rows["base"], arm=rows["arm"].str.split(" x").str[0])
-    whole = [arm for arm, part in rows.groupby("arm") if len(part) >= len(base) * len(protocol.WEIGHTS.get(arm, [1]))]
+    scale = rows["scale"].iloc[0] if "scale" in rows and len(rows) else "cpu"
+    lacking = base["seed"].nunique() < len(protocol.SCALES[scale].tuning[: protocol.SWEEPS])
+    tried = {arm: len(part) / len(protocol.WEIGHTS.get(arm, [1])) for arm, part in rows.groupby("arm")}
+    whole = [arm for arm, count in tried.items() if count >= len(base) and not lacking]
     rows = rows[rows["arm"].isin(whole)]
     return rows.groupby(["dataset", "arm", "weight"], as_index=False)[["pull", "gain"]].mean()
 
