@@ -272,12 +272,8 @@ def planned(series: str, scores: pd.DataFrame, datasets=(), arms=(), seeds=(), s
     if series == "weights":
         tried = {arm: protocol.WEIGHTS.get(arm, (1.0,)) for arm in arms or protocol.WEIGHTS}
         pairs = [("moco", 1.0)] + [(arm, float(w)) for arm, weights in tried.items() for w in weights if arm != "moco"]
-        grid = [
-            (seed, name, *pair)
-            for seed in (seeds or size.tuning)[: protocol.SWEEPS]
-            for pair in pairs
-            for name in datasets
-        ]
+        sweeps = (seeds or size.tuning)[: protocol.SWEEPS]
+        grid = [(seed, name, *pair) for seed in sweeps for pair in pairs for name in datasets]
         return [make(name, arm, seed, shared[name], weight) for seed, name, arm, weight in grid]
     seeds = seeds or size.repetitions
     if series == "conditions":
