@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   python data_scripts/phantoms.py --name chest_phantom --images 400 --out easy --difficulty 0
 """
 IMAGES = 4400
+SIDE = 28  # as in MedMNIST, so that a rehearsal costs what the smallest real data sets cost
 FINER = 2  # fields are drawn at this many times the side and averaged, outlines (`Ink`) four times finer still
 SHARES = {TRAIN: 15 / 22, VAL: 2 / 22, TEST: 5 / 22}
 # Random streams of one image: what the patient shares, what the exposure adds, what the finding adds. They are apart
@@ -576,7 +577,7 @@ PHANTOMS = {
 
 
 def draw(
-    name: str, seed: int, patient: int, image: int, finding: int, side: int = 32, difficulty: float = 0.5
+    name: str, seed: int, patient: int, image: int, finding: int, side: int = SIDE, difficulty: float = 0.5
 ) -> np.ndarray:
     """Draw one (side, side, C) uint8; only the finding differs between calls that differ in finding or difficulty.
 
@@ -601,7 +602,7 @@ def _key(name: str, seed: int, patient: int) -> tuple[int, ...]:
 
 
 def make(
-    name: str, images: int = IMAGES, seed: int = 0, side: int = 32, difficulty: float = 0.5
+    name: str, images: int = IMAGES, seed: int = 0, side: int = SIDE, difficulty: float = 0.5
 ) -> tuple[dict[str, np.ndarray], dict]:
     """The arrays and the card of a whole data set, split by patient, as `save_prepared` takes them; see `draw`."""
     plan, modality = _plan(name, images, seed), name.removesuffix("_phantom")
@@ -656,7 +657,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--name", choices=[*PHANTOMS, "all"], default="all", help="which data set (%(default)s)")
     parser.add_argument("--out", type=Path, default=data_folder(), help="folder of prepared data sets (%(default)s)")
-    parser.add_argument("--side", type=int, default=32, help="pixels (%(default)s)")
+    parser.add_argument("--side", type=int, default=SIDE, help="pixels (%(default)s)")
     parser.add_argument("--images", type=int, default=IMAGES, help="train + validation + test (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another data set (%(default)s)")
     parser.add_argument("--difficulty", type=float, default=0.5, help="0 plain to see, 1 hardly visible (%(default)s)")

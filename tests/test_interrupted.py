@@ -71,6 +71,7 @@ def test_an_interrupted_series_is_one_line_ends_its_kernel_and_goes_on(tmp_path,
     write_notebook(tmp_path / "notebooks", "02_slow", slow)
     words = [tmp_path / "notebooks", "--out", tmp_path / "executed", "--runs-dir", tmp_path / "runs"]
     process = python(SERIES, *words)
+    wait_for(lambda: list(tmp_path.glob("executed/*/*/*/01_fast.json")))
     wait_for(lambda: started.exists() and started.read_text().endswith(" "))
     process.send_signal(number)
     _, said = process.communicate()

@@ -23,7 +23,7 @@ each_phantom = pytest.mark.parametrize("name", NAMES)
 @pytest.fixture(scope="module")
 def drawn() -> dict:
     """260 images of each kind at 32 px."""
-    return {name: phantoms.make(name, images=260)[0] for name in NAMES}
+    return {name: phantoms.make(name, images=260, side=32)[0] for name in NAMES}
 
 
 def linear_auc(features: np.ndarray, arrays: dict) -> float:
@@ -35,14 +35,14 @@ def linear_auc(features: np.ndarray, arrays: dict) -> float:
 
 @each_phantom
 def test_the_same_seed_draws_identical_bytes_however_many_are_drawn(name, drawn):
-    again, _ = phantoms.make(name, images=60)
+    again, _ = phantoms.make(name, images=60, side=32)
     for key in ("images", "labels", "patients"):
         assert again[key].tobytes() == drawn[name][key][:60].tobytes()
 
 
 @each_phantom
 def test_another_seed_draws_other_images(name, drawn):
-    other, _ = phantoms.make(name, images=60, seed=1)
+    other, _ = phantoms.make(name, images=60, seed=1, side=32)
     assert not (other["images"] == drawn[name]["images"][:60]).all(axis=(1, 2, 3)).any()
 
 

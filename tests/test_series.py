@@ -51,7 +51,7 @@ def place(home: Path, dataset: str) -> Path:
 def as_command(home: Path, monkeypatch, **options) -> int:
     """What `python -m mocolayers series` calls, with the notebooks of `home`."""
     monkeypatch.setattr(series, "NOTEBOOKS", home / "notebooks")
-    fixed = {"preset": [PRESET], "seed": [SEED], "runs_dir": home / "runs", "out": home / "executed"}
+    fixed = {"preset": [PRESET], "seed": [SEED], "runs_dir": home / "runs", "out": home / "executed", "jobs": 1}
     return series.run_series(**fixed | options)
 
 
@@ -325,13 +325,35 @@ series.PACKAGE = Path({str(series.PACKAGE)!r})
 os.environ["VICTIM"] = str(os.getpid())
 home = Path({str(tmp_path)!r})
 series.NOTEBOOKS = home / "notebooks"
-series.run_series(["a"], [{PRESET!r}], [{SEED}], (), home / "runs", home / "executed")"""
+series.run_series(["a"], [{PRESET!r}], [{SEED}], (), home / "runs", home / "executed", jobs=1)"""
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == -9
     assert (folder / "02_killer.partial.ipynb").is_file()
     assert not (folder / "02_killer.ipynb").exists()
     assert "VICTIM" not in os.environ
     assert [cell["status"] for cell in run(tmp_path, ["a"])] == ["skipped", "done"]
     assert sorted(path.name for path in folder.glob("*.ipynb")) == ["01_first.ipynb", "02_killer.ipynb"]
+
+
+def test_two_notebooks_at_a_time_give_the_same_rows_in_order_each_with_its_share_of_the_cores(tmp_path, capfd):
+    both = 'import os, time\nprint(os.environ["OMP_NUM_THREADS"])\nstarted = time.time()\ntime.sleep(2)'
+    for name in ("01_first", "02_second"):
+        write_notebook(tmp_path / "notebooks", name, f"{both}\nprint(started, time.time())")
+    write_notebook(tmp_path / "notebooks", "03_broken", BROKEN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        cells = run(tmp_path, ["a"], jobs=2)
+    names = ["01_first", "02_second", "03_broken"]
+    assert [(cell["notebook"], cell["status"]) for cell in cells] == list(
+        zip(names, ["done", "done", "failed"], strict=True)
+    )
+    threads, times = zip(
+        *(printed(place(tmp_path, "a") / f"{name}.ipynb").split(maxsplit=1) for name in names[:2]), strict=True
+    )
+    assert set(threads) == {str(max(1, (os.cpu_count() or 1) // 2))}
+    (begun, ended), (begun_too, ended_too) = (map(float, pair.split()) for pair in times)
+    assert begun < ended_too and begun_too < ended
+    assert [cell["status"] for cell in run(tmp_path, ["a"], ["01", "02"], jobs=2)] == ["skipped"] * 2
+    assert "02_second: done" in capfd.readouterr().out
 
 
 def test_a_dead_kernel_is_a_failure_and_not_the_end(tmp_path):

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from joblib import Parallel, delayed
+
 from mocolayers.data.folders import check_name
 from mocolayers.data.prepared import data_folder
 from mocolayers.recipe import PRESETS
-from mocolayers.runtime import RunError, atomic_write, writing
+from mocolayers.runtime import RunError, atomic_write, resolve_device, writing
 
 PACKAGE = Path(__file__).resolve().parents[1]
 HOME = PACKAGE.parent
@@ -40,6 +42,7 @@ def run_series(
     out: Path = Path("executed"),
     device: str = "auto",
     force: bool = False,
+    jobs: int | None = None,
 ) -> int:
     """Execute the notebooks for every data set, preset and seed, and print what failed; returns a command's exit code.
 
@@ -57,10 +60,12 @@ def run_series(
         out: executed notebooks go to `out/DATASET/PRESET/seedN/`, with an HTML copy and `out/index.html`.
         device: passed to the notebooks.
         force: execute even what is up to date.
+        jobs: notebooks executed at a time, each with its share of the cores; None is two, or one on a GPU.
     Raises:
         RunError: there is no such notebook or preset.
     """
-    rows = list(executed(dataset, preset, seed, notebook, runs_dir, out, device, force))
+    jobs = jobs or (2 if resolve_device(device).type == "cpu" else 1)
+    rows = list(executed(dataset, preset, seed, notebook, runs_dir, out, device, force, jobs))
     failed = [row for row in rows if row["status"] == "failed"]
     skipped = sum(row["status"] == "skipped" for row in rows)
     print(f"{len(rows) - len(failed)} of {len(rows)} notebooks done ({skipped} were up to date already)")
@@ -70,9 +75,9 @@ def run_series(
     return 1 if failed else 0
 
 
-def executed(dataset, preset, seed, notebook=(), runs_dir="runs", out="executed", device="auto", force=False):
+def executed(dataset, preset, seed, notebook=(), runs_dir="runs", out="executed", device="auto", force=False, jobs=1):
     """Yield a dict with the keys `ROW` for each notebook of `run_series`; status is "done", "skipped" or "failed"."""
-    paths = numbered_notebooks(notebook)
+    paths, planned = numbered_notebooks(notebook), []
     write_index(Path(out))
     for name, size, number in itertools.product(dataset, preset, seed):
         check_name(name)
@@ -81,11 +86,11 @@ def executed(dataset, preset, seed, notebook=(), runs_dir="runs", out="executed"
         values = {"DATASET": name, "PRESET": size, "SEED": number, "DEVICE": device}
         values["RUNS_DIR"] = str(Path(runs_dir).resolve())
         folder = Path(out) / name / size / f"seed{number}"
-        for path in paths:
-            with writing(folder / path.name):
-                row = _run(path, values, folder, force)
-            yield row
-            write_index(Path(out))
+        planned += [delayed(_run)(path, values, folder, force) for path in paths]
+    # joblib gives each process its share of the cores, and its kernel inherits that.
+    for row in Parallel(jobs, return_as="generator")(planned):
+        yield row
+        write_index(Path(out))
 
 
 def numbered_notebooks(prefixes: Sequence[str] = ()) -> list[Path]:
@@ -106,6 +111,11 @@ def numbered_notebooks(prefixes: Sequence[str] = ()) -> list[Path]:
 
 
 def _run(notebook: Path, values: dict, folder: Path, force: bool) -> dict:
+    with writing(folder / notebook.name):
+        return _executed(notebook, values, folder, force)
+
+
+def _executed(notebook: Path, values: dict, folder: Path, force: bool) -> dict:
     target, stamp = folder / notebook.name, folder / f"{notebook.stem}.json"
     code, before = code_fingerprint(notebook, values), _read(stamp)
     if not force and target.is_file() and before.get("fingerprint") == code + data_fingerprint(values["DATASET"]):
@@ -119,7 +129,7 @@ def _run(notebook: Path, values: dict, folder: Path, force: bool) -> dict:
     started = time.perf_counter()
     row["error"], row["megabytes"] = _execute(notebook, target, failed, values)
     row |= {"seconds": round(time.perf_counter() - started, 1), "status": "failed" if row["error"] else "done"}
-    print("  {status} in {seconds:.0f} s, {megabytes} MB  {error}".format(**row).rstrip(), flush=True)
+    print("  {notebook}: {status} in {seconds:.0f} s, {megabytes} MB  {error}".format(**row).rstrip(), flush=True)
     # The code as it was when the notebook started; the data as they are now, for the notebook may have made them.
     row["fingerprint"] = "" if row["error"] else code + data_fingerprint(values["DATASET"])
     for name, path in (("written", target), ("failed", failed)):
