@@ -13,7 +13,15 @@ LOOKS = ({"color": "#D55E00", "linestyle": "-"}, {"color": "#0072B2", "linestyle
 
 
 def compute(
-    first, second, truth, task: str, column: int, threshold: float, temperature=1.0, shuffle=False, rows=None
+    first: np.ndarray,
+    second: np.ndarray,
+    truth: np.ndarray,
+    task: str,
+    column: int,
+    threshold: float,
+    temperature: float = 1.0,
+    shuffle: bool = False,
+    rows: int | None = None,
 ) -> dict:
     """Compare two models' probabilities of one class on the same test rows.
 

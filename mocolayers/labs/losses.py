@@ -1,5 +1,6 @@
 """The loss lab: what each loss on the stages rewards, found by hand."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -86,7 +87,15 @@ def _independent(batch: int, width: int) -> dict[str, list]:
 
 
 def compute(
-    stages: dict, loss: str, weights, similarity, batch: int, gain, width: int, off_diagonal, stage: int
+    stages: dict,
+    loss: str,
+    weights: Sequence[float],
+    similarity: float,
+    batch: int,
+    gain: float,
+    width: int,
+    off_diagonal: float,
+    stage: int,
 ) -> dict:
     """One setting of the lab.
 

@@ -97,7 +97,17 @@ def titled(figure: Figure, title: str) -> Figure:
 
 
 def panels(
-    table, x: str, y: str, by="arm", title="", xlabel="", ylabel="", join=True, marks=None, share=True, front=()
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str = "arm",
+    title: str = "",
+    xlabel: str = "",
+    ylabel: str = "",
+    join: bool = True,
+    marks: dict[str, str] | None = None,
+    share: bool = True,
+    front: Sequence[str] = (),
 ) -> Figure:
     """The points of a table: one panel per value of its column "panel", one colour and marker per value of `by`.
 
@@ -109,7 +119,7 @@ def panels(
         x, y, by: its columns.
         title, xlabel, ylabel: texts of the figure and of each panel.
         join: connect the points of one colour.
-        marks: column and legend text of further values of the same points, drawn in black.
+        marks: columns of further values of the same points, drawn in black, and their texts in the legend.
         share: all panels have the same axes.
         front: values of `by` to look at; the others are pale and have no whiskers. All are, if it is empty.
     """
