@@ -43,6 +43,12 @@ def test_the_bench_reads_the_times_that_a_series_leaves(smoke_series):
     assert set(NAMES) < set(found) and all(float(found[name][0]) > 1 for name in NAMES)
 
 
+def test_the_bench_times_the_import_of_modules_that_there_are():
+    code = "import startup\nfor names in startup.IMPORTS:\n    exec(f'import {names}')\n    print(names)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=HOME / "tests/benchmarks", capture_output=True, text=True)
+    assert done.returncode == 0 and "mocolayers.training.pretrain" in done.stdout, done.stderr
+
+
 def test_a_second_pass_from_cached_runs_passes_nbval(executed, tmp_path):
     """nbval executes every cell again in a fresh kernel and fails on any error."""
     rows, folder = executed

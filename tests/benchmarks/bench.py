@@ -73,7 +73,7 @@ HEAD = (
 EXAMPLES = """examples:
   python tests/benchmarks/bench.py
   python tests/benchmarks/bench.py --only labs --repeats 3     # print one section, write nothing
-  python tests/benchmarks/bench.py --only memory --write      # measure one section again"""
+  python tests/benchmarks/bench.py --only labs --write        # measure one section again"""
 
 
 def main() -> None:
@@ -81,14 +81,15 @@ def main() -> None:
     chosen = {title: table for title, table in SECTIONS.items() if args.only.lower() in title.lower()}
     if not chosen:
         sys.exit(f"error: no section is called {args.only!r}; the sections are: {'; '.join(SECTIONS)}")
-    found = {} if len(chosen) == len(SECTIONS) else written()
+    every = len(chosen) == len(SECTIONS)
+    found = {} if every else written()
     for title, table in chosen.items():
         found[title] = markdown(table(args))
         print(f"\n## {title}\n\n{found[title]}\n", flush=True)
-    if len(chosen) == len(SECTIONS) or args.write:
-        parts = [HEAD + machine(), *(f"## {title}\n\n{found[title]}" for title in SECTIONS if title in found)]
-        atomic_write(OUT, lambda path: path.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))
-        print(f"{OUT} is written")
+        if every or args.write:  # after each, so that an error in the next one loses nothing
+            parts = [HEAD + machine(), *(f"## {title}\n\n{found[title]}" for title in SECTIONS if title in found)]
+            atomic_write(OUT, lambda path, parts=parts: path.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))
+            print(f"{OUT} is written")
 
 
 def written() -> dict[str, str]:

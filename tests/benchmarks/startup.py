@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 BASE = "torch, torchvision"
-IMPORTS = (BASE, f"{BASE}, mocolayers", f"{BASE}, mocolayers.pretrain", f"{BASE}, mocolayers.finetune")
+IMPORTS = (BASE, f"{BASE}, mocolayers", f"{BASE}, mocolayers.training.pretrain", f"{BASE}, mocolayers.evaluation.judge")
 
 
 def run_python(code: str) -> str:
