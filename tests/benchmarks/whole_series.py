@@ -54,7 +54,8 @@ def table(keep: Path | None = None) -> pd.DataFrame:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", type=Path, help="empty folder to keep runs and executed notebooks in (thrown away)")
-    text = f"# Notebooks\n\nMade by `make bench`.\n\n{machine()}\n\n{markdown(table(parser.parse_args().keep))}\n"
+    head = "# Notebooks\n\nMade by `make bench`. Two notebooks run at a time, each with half of the cores."
+    text = f"{head}\n\n{machine()}\n\n{markdown(table(parser.parse_args().keep))}\n"
     atomic_write(OUT, lambda path: path.write_text(text, encoding="utf-8"))
     print(f"{OUT} is written")
 
