@@ -6,8 +6,6 @@ import time
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
-import skimage.data
-from PIL import Image
 from pretraining import made_up_images
 from tqdm import tqdm
 
@@ -15,6 +13,7 @@ from mocolayers import labs
 from mocolayers.data.labels import class_matrix
 from mocolayers.evaluation.features import stage_features
 from mocolayers.labs.panel import Lab, as_html
+from mocolayers.labs.views import Finding, learn_finding
 from mocolayers.recipe import EVALUATIONS, preset
 from mocolayers.training.runs import build_encoder
 
@@ -35,7 +34,7 @@ def all_labs() -> dict[str, Lab]:
     features = tuple(rng.normal(size=(2, len(test), encoder.dim)))
     classes = dict.fromkeys(data.classes[1:], 1)
     return {
-        "view": starting_at(labs.view_lab(three_pictures()), blur=4, rotation=30),
+        "view": starting_at(labs.view_lab(three_findings()), blur=4, rotation=30),
         "queue": labs.queue_lab(labs.key_history(recipe, data, steps=8)),
         "loss, MSE": labs.loss_lab(stages),
         "loss, Barlow": starting_at(labs.loss_lab(stages), loss="Barlow", width=256),
@@ -45,11 +44,15 @@ def all_labs() -> dict[str, Lab]:
     }
 
 
-def three_pictures() -> dict[str, np.ndarray]:
-    """(128, 128, C) each: noise for the X-ray, two photographs."""
-    photographs = {"histology": skimage.data.immunohistochemistry(), "retina": skimage.data.retina()}
-    small = {name: np.asarray(Image.fromarray(p).resize((128, 128))) for name, p in photographs.items()}
-    return {"chest": made_up_images(128, 1).images[0]} | small
+def three_findings() -> dict[str, Finding]:
+    """Three findings at the size of notebook 01: a bright square on noise."""
+    found = {}
+    for name, channels in (("chest", 1), ("histology", 3), ("retina", 3)):
+        plain = made_up_images(96, channels).images[:22]
+        ill = plain.copy()
+        ill[:, 40:56, 40:56] = 255
+        found[name] = learn_finding(list(zip(ill, plain, strict=True)))
+    return found
 
 
 def starting_at(lab: Lab, **values) -> Lab:
