@@ -7,16 +7,16 @@ from matplotlib.figure import Figure
 from mocolayers.notebook.figures import forest, panels
 from study import protocol
 from study.as_released import CONTROLS
-from study.report import compared, complete, gate, main_claim, main_sets, paired, pulls, usual
+from study.report import compared, complete, gate, main_claim, main_sets, paired, pulls, repetitions, usual
 
 
 def gains(scores: pd.DataFrame) -> Figure:
     """With few labels: the leading arms' AUC minus MoCo's, a row per data set and one for the mean.
 
-    Before the comparison has been run: MoCo's minus that of no pretraining, a row per data set.
+    Before two repetitions of the comparison are complete: MoCo's minus that of no pretraining, a row per data set.
     """
     few = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
-    if "comparison" not in set(scores["series"]):
+    if repetitions(scores) < 2:
         table = gate(scores).rename(columns={"dataset": "name"}).assign(arm="moco")
         table["panel"] = table["protocol"].map(protocol.NAMES)
         return forest(table, f"Does pretraining help at {few} of the labels?", "AUC minus that of no pretraining")

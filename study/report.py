@@ -162,6 +162,11 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["seed"].isin(counts.index[counts == counts.max()])]
 
 
+def repetitions(scores: pd.DataFrame) -> int:
+    """How many repetitions of the comparison are complete. Of fewer than two nothing is said: they have no interval."""
+    return main_sets(complete(usual(scores, "comparison")))["seed"].nunique()
+
+
 def _cell(rows: pd.DataFrame) -> list[str]:
     return [name for name in protocol.CELL if name in rows]
 
@@ -351,13 +356,14 @@ def findings(scores: pd.DataFrame) -> str:
     lines = [_gate_said(passed)] if len(passed) else ["The gate has not been run."]
     tried = pulls(scores) if "weights" in done else pd.DataFrame()
     lines.append(_pulls_said(tried) if len(tried) else "How hard the stage losses should pull has not been tried yet.")
-    if "comparison" not in done:
-        return " ".join([*lines, "The comparison of the arms has not been run."])
+    if repetitions(scores) < 2:
+        begun = "has begun, and is told from its second repetition on" if "comparison" in done else "has not been run"
+        return "\n\n".join([*lines, f"The comparison of the arms {begun}."])
     rows = complete(usual(scores, "comparison"))
     claim = main_claim(rows, passed)
     if claim.empty:
-        return " ".join([*lines, "No data set passed the gate, so no average can be made."])
-    lines.append(_comparison_said(claim, main_sets(rows)["seed"].nunique()))
+        return "\n\n".join([*lines, "No data set passed the gate, so no average can be made."])
+    lines.append(_comparison_said(claim, repetitions(scores)))
     found = conditions(scores, passed) if "conditions" in done else pd.DataFrame()
     if len(found):
         said = _said(found.assign(name=found["arm"] + ", " + _where(found)), "name")
@@ -368,34 +374,39 @@ def findings(scores: pd.DataFrame) -> str:
 def _gate_said(passed: pd.DataFrame) -> str:
     """Where MoCo helps."""
     lines = []
+    against = dict(zip(protocol.UNTRAINED, ("an untrained network", "training from scratch"), strict=True))
     for kind, base in zip(protocol.NAMES, protocol.UNTRAINED, strict=True):
         part = passed[passed["protocol"] == kind].sort_values("difference", ascending=False)
         said = ", ".join(f"{row.dataset} {row.difference:+.3f}" for row in part.itertuples())
         failed = ", ".join(part.loc[~part["passes"], "dataset"])
         closed = f" ({failed}: cannot tell by design)" if failed else ""
-        lines.append(f"{protocol.NAMES[kind].lower()}, MoCo minus `{base}`: {said}{closed}")
+        lines.append(f"- {protocol.NAMES[kind].lower()}, against {against[base]} (`{base}`): {said}{closed}")
     labels = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
-    over = f"mean over {labels} of the labels and over tuning seeds that did not choose the setting"
-    return f"**Does pretraining help?** Test AUC, {over}; {'; '.join(lines)}."
+    head = f"**Does pretraining help?** Test AUC that MoCo gains, mean of {labels} of the labels:"
+    return "\n".join([head, "", *lines, "", "One seed chose the settings; these numbers are of the other seeds."])
 
 
 def _pulls_said(table: pd.DataFrame) -> str:
     """How hard the losses pull, and what the best weight gains."""
     means = table.groupby(["arm", "weight"])[["pull", "gain"]].mean()
     best = means.loc[means.groupby("arm")["gain"].idxmax()].sort_values("gain", ascending=False)
-    each = [f"{arm} x{weight:g} {row.gain:+.3f} (pull {row.pull:.0%})" for (arm, weight), row in best.iterrows()]
-    where = f"mean over {table['dataset'].nunique()} data sets, patients that no later number is tested on"
-    return f"**How hard should they pull?** AUC minus MoCo's at each loss's best weight: {', '.join(each)}; {where}."
+    each = [
+        f"`{arm}` {row.gain:+.3f} (its weight x {weight:g}, {row.pull:.0%} of the gradient)"
+        for (arm, weight), row in best.iterrows()
+    ]
+    where = f"means over {table['dataset'].nunique()} data sets, on patients that no later number is tested on"
+    head = "**How hard should the stage losses pull?** AUC minus MoCo's at the best of the weights that were tried"
+    return f"{head}: {', '.join(each)}. These are {where}."
 
 
-def _comparison_said(found: pd.DataFrame, repetitions: int) -> str:
+def _comparison_said(found: pd.DataFrame, count: int) -> str:
     """The primary family in words, then the best of the others."""
     lines = []
     for family, part in found.groupby("family", sort=False):
         counts = ", ".join(f"{count} {word}" for word, count in part["verdict"].value_counts().items())
         part = part.assign(name=part["arm"] + ", " + _where(part))
         lines.append(f"Of {len(part)} {family} comparisons {counts}: {_said(part, 'name')}.")
-    return f"**Do intermediate layers help?** AUC minus MoCo's, {repetitions} repetitions. " + " ".join(lines)
+    return f"**Do intermediate layers help?** AUC minus MoCo's, {count} repetitions. " + " ".join(lines)
 
 
 def _where(found: pd.DataFrame) -> pd.Series:

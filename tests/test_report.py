@@ -251,7 +251,7 @@ def test_sentences_and_figure_come_from_the_numbers():
     said = report.findings(study())
     for words in ("pneumonia +0.100", "aptos -0.100 (aptos: cannot tell", "12 repetitions"):
         assert words in said
-    assert "mse x12 +0.050 (pull 25%)" in said
+    assert "`mse` +0.050 (its weight x 12, 25% of the gradient)" in said
     assert "better: mse, " in said and "mse, linear evaluation 1% +0.0" in said
     titles = [axis.get_title(loc="left") for axis in figures.gains(study()).axes]
     assert titles == ["Linear evaluation, 1% of the labels", "Fine-tuning, 1% of the labels"]
@@ -265,6 +265,14 @@ def test_what_has_not_been_run_is_said():
         "Linear evaluation",
         "Fine-tuning",
     ]
+
+
+def test_one_repetition_says_nothing_of_the_arms():
+    table = study()
+    once = table[(table["series"] != "comparison") | (table["seed"] == 0)]
+    assert report.repetitions(table) == 12 and report.repetitions(once) == 1
+    assert "has begun" in report.findings(once) and "nan" not in report.findings(once)
+    assert figures.gains(once).get_suptitle().startswith("Does pretraining help")
 
 
 def test_the_readme_takes_the_findings_between_its_marks(tmp_path):

@@ -238,7 +238,12 @@ def test_from_an_empty_folder_to_sentences(tiny, tmp_path, capsys, monkeypatch):
     assert (scores.groupby(["series", "seed", "protocol", "fraction", "judged_on"])["labels"].nunique() == 1).all()
     assert typed(f"report --out {out}") == 0
     said = capsys.readouterr().out
-    for words in ("Does pretraining help?", "How hard should they pull?", "2 repetitions", "released conditions"):
+    for words in (
+        "Does pretraining help?",
+        "How hard should the stage losses pull?",
+        "2 repetitions",
+        "released conditions",
+    ):
         assert words in said
     assert (out / protocol.FIGURE).is_file()
     assert protocol.README.read_text(encoding="utf-8") == before, "only the committed tables go into the README"
