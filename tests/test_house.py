@@ -28,7 +28,7 @@ LINES = {
     "the small module": (2300, 3814, ("recipe", "runtime", "__main__", "data", "method", "training", "evaluation")),
     "labs": (900, 1302, ("labs",)),
     "notebook": (450, 762, ("notebook",)),
-    "study": (850, 1389, ("study",)),
+    "study": (850, 1400, ("study",)),
 }
 PICTURES = ("matplotlib", "IPython", "ipywidgets")
 NUMBERS = [name for name in MODULES if "figures" not in name and not name.endswith("__main__")]
