@@ -129,7 +129,7 @@ def queue_lab(history: dict) -> Lab:
             "loss, mean over queries": f"{game['loss']:.3f}   (guessing costs {np.log(1 + length):.3f})",
             "loss with a stranger's fresh key in its place": f"{game['strangers']:.3f}",
             "own key found": f"{game['found']:.0%}",
-            "probability on false negatives, of all negatives": f"{game['false_mass']:.0%}",
+            "probability on false negatives, of all negatives (mean of all queries)": f"{game['false_mass']:.0%}",
             "this query: probability of its own key": f"{softmax(game['logits'][query])[0]:.3f}",
         }
         alt = f"Cosines of one query to {length} keys, and softmax bars at temperature {temperature:.2g}."
