@@ -356,14 +356,14 @@ def findings(scores: pd.DataFrame) -> str:
     lines = [_gate_said(passed)] if len(passed) else ["The gate has not been run."]
     tried = pulls(scores) if "weights" in done else pd.DataFrame()
     lines.append(_pulls_said(tried) if len(tried) else "How hard the stage losses should pull has not been tried yet.")
-    if repetitions(scores) < 2:
+    count = repetitions(scores)
+    if count < 2:
         begun = "has begun, and is told from its second repetition on" if "comparison" in done else "has not been run"
         return "\n\n".join([*lines, f"The comparison of the arms {begun}."])
-    rows = complete(usual(scores, "comparison"))
-    claim = main_claim(rows, passed)
+    claim = main_claim(complete(usual(scores, "comparison")), passed)
     if claim.empty:
         return "\n\n".join([*lines, "No data set passed the gate, so no average can be made."])
-    lines.append(_comparison_said(claim, repetitions(scores)))
+    lines.append(_comparison_said(claim, count))
     found = conditions(scores, passed) if "conditions" in done else pd.DataFrame()
     if len(found):
         said = _said(found.assign(name=found["arm"] + ", " + _where(found)), "name")
@@ -374,13 +374,13 @@ def findings(scores: pd.DataFrame) -> str:
 def _gate_said(passed: pd.DataFrame) -> str:
     """Where MoCo helps."""
     lines = []
-    against = dict(zip(protocol.UNTRAINED, ("an untrained network", "training from scratch"), strict=True))
-    for kind, base in zip(protocol.NAMES, protocol.UNTRAINED, strict=True):
+    against = ("an untrained network", "training from scratch")
+    for kind, base, words in zip(protocol.NAMES, protocol.UNTRAINED, against, strict=True):
         part = passed[passed["protocol"] == kind].sort_values("difference", ascending=False)
         said = ", ".join(f"{row.dataset} {row.difference:+.3f}" for row in part.itertuples())
         failed = ", ".join(part.loc[~part["passes"], "dataset"])
         closed = f" ({failed}: cannot tell by design)" if failed else ""
-        lines.append(f"- {protocol.NAMES[kind].lower()}, against {against[base]} (`{base}`): {said}{closed}")
+        lines.append(f"- {protocol.NAMES[kind].lower()}, against {words} (`{base}`): {said}{closed}")
     labels = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
     head = f"**Does pretraining help?** Test AUC that MoCo gains, mean of {labels} of the labels:"
     return "\n".join([head, "", *lines, "", "One seed chose the settings; these numbers are of the other seeds."])

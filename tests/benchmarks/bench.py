@@ -87,9 +87,14 @@ def main() -> None:
         found[title] = markdown(table(args))
         print(f"\n## {title}\n\n{found[title]}\n", flush=True)
         if every or args.write:  # after each, so that an error in the next one loses nothing
-            parts = [HEAD + machine(), *(f"## {title}\n\n{found[title]}" for title in SECTIONS if title in found)]
-            atomic_write(OUT, lambda path, parts=parts: path.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))
-            print(f"{OUT} is written")
+            write(found)
+
+
+def write(found: dict[str, str]) -> None:
+    """Put the sections into the file, in their order."""
+    parts = [HEAD + machine(), *(f"## {title}\n\n{found[title]}" for title in SECTIONS if title in found)]
+    atomic_write(OUT, lambda path: path.write_text("\n\n".join(parts) + "\n", encoding="utf-8"))
+    print(f"{OUT} is written")
 
 
 def written() -> dict[str, str]:
