@@ -39,7 +39,7 @@ class Job:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     compile: bool = False
-    """torch.compile a whole step, of several processes the encoders: for long runs on a GPU."""
+    """torch.compile what a step computes, of several processes the encoders: for long runs on a GPU."""
 
 
 def pretrain(job: tyro.conf.OmitArgPrefixes[Job], dry_run: bool = False) -> None:

@@ -21,7 +21,6 @@ from mocolayers.recipe import PRETRAINED_ARMS, Evaluation, preset
 from mocolayers.runtime import RunError, autocast_type
 from mocolayers.training import distributed
 from mocolayers.training.pretrain import Trainer, pretrain
-from mocolayers.training.recorded import Recorded
 
 HOME = Path(__file__).resolve().parents[1]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -82,47 +81,32 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(make_data, tmp_path,
     data = make_data()
     recipe = preset("smoke", "mse", data, **SMALL)
     about = {"device": "cuda", "progress": False, "compiled": compiled}
-    with patch.object(torch, "compile", lambda function, **_: function):  # graphs alone: the compiler is another test's
-        pretrain(recipe, data, tmp_path / "a", after_step=lambda trainer: trainer.step == 15, **about)
-        resumed, straight = (pretrain(recipe, data, tmp_path / name, **about) for name in "ab")
+    pretrain(recipe, data, tmp_path / "a", after_step=lambda trainer: trainer.step == 15, **about)
+    resumed, straight = (pretrain(recipe, data, tmp_path / name, **about) for name in "ab")
     for one, two in zip(resumed.load_encoder().parameters(), straight.load_encoder().parameters(), strict=True):
         assert torch.equal(one, two)
 
 
 @on_gpu
-@pytest.mark.parametrize("arm", PRETRAINED_ARMS)
-def test_a_replayed_step_is_the_step(make_data, exact, arm):
-    data = make_data(channels=3)
-    # A rate that single precision holds exactly: one that changes is rounded on the GPU.
-    recipe = preset("smoke", arm, data, lr=2**-6, schedule="constant", **SMALL)
-    plain = Trainer(recipe, data, GPU)
-    with patch.object(torch, "compile", lambda function, **_: function):
-        replayed = Trainer(recipe, data, GPU, compiled=True)
-    assert losses(replayed, 40) == pytest.approx(losses(plain, 40), rel=1e-4)
-    assert replayed._compiled.graph is not None
-    assert replayed.history[-1]["knn_auc"] == pytest.approx(plain.history[-1]["knn_auc"], abs=0.02)
-    for one, two in zip(plain.model.state_dict().values(), replayed.model.state_dict().values(), strict=True):
-        assert torch.allclose(one.float(), two.float(), rtol=1e-3, atol=1e-5)
-
-
-@on_gpu
-@pytest.mark.parametrize("arm", ["mse", "barlow-conditioned"])
+@pytest.mark.parametrize("arm", ["moco", "mse", "barlow-conditioned"])
 def test_a_compiled_step_gives_the_losses_of_training_as_it_is(make_data, exact, arm):
     data = make_data(channels=3)
     recipe = preset("smoke", arm, data, lr=3e-4, **SMALL)
+    skipped = torch._dynamo.utils.counters["inductor"]
+    skipped.clear()
     plain, compiled = (Trainer(recipe, data, GPU, compiled=compiled) for compiled in (False, True))
-    assert losses(compiled, 20) == pytest.approx(losses(plain, 20), rel=2e-3)
-    assert isinstance(compiled._compiled, Recorded) and compiled._compiled.graph is not None
+    assert losses(compiled, 40) == pytest.approx(losses(plain, 40), rel=2e-3)
+    assert compiled.history[-1]["knn_auc"] == pytest.approx(plain.history[-1]["knn_auc"], abs=0.02)
+    assert not skipped["cudagraph_skips"]
 
 
 @on_gpu
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("arm", PRETRAINED_ARMS)
+@pytest.mark.parametrize("arm", ["moco", "mse", "barlow-conditioned"])
 def test_a_step_waits_for_nothing(make_data, arm, compiled):
     data = make_data(channels=3)
     recipe = preset("smoke", arm, data, **SMALL | {"log_every": 1000, "monitor_every": 1000, "steps": 1000})
-    with patch.object(torch, "compile", lambda function, **_: function):
-        trainer = Trainer(recipe, data, GPU, compiled=compiled)
+    trainer = Trainer(recipe, data, GPU, compiled=compiled)
     for _ in range(12):
         trainer.train_step()
     torch.cuda.set_sync_debug_mode("error")
@@ -232,6 +216,6 @@ def test_the_benchmark_of_a_gpu_runs_to_its_end_at_tiny_size_without_what_it_nee
     assert done.returncode == 0, done.stderr[-2000:]
     text = out.read_text()
     assert text.count("\n## ") == 6 and text.count("| compute bound | ") == 4 == text.count("| released loop with MSE")
-    assert text.count("ours, mse, eager") == 4 and "14 labels" in text and torch.__version__ in text
+    assert text.count("ours, mse, compiled") == 4 and "14 labels" in text and torch.__version__ in text
     left = [line for line in done.stdout.splitlines() if "left out" in line and not line.startswith("|")]
     assert all("lightly" in line for line in left) and len(set(left)) == 1, left

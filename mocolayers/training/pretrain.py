@@ -23,7 +23,6 @@ from mocolayers.recipe import Recipe
 from mocolayers.runtime import RunError, autocast_type, resolve_device, step_generator
 from mocolayers.training.distributed import average_running_statistics, averaged, from_first, parallel
 from mocolayers.training.monitors import gradient_shares, knn_monitor, measurements
-from mocolayers.training.recorded import Recorded
 from mocolayers.training.runs import Run, build_encoder, save_weights, start_from, unusable, write_file
 from mocolayers.training.stage_loss import stage_loss_of
 
@@ -73,8 +72,8 @@ def pretrain(
         after_step: called after every step with the trainer, whose `step` and `history` may be read; True ends the
             call with a checkpoint to resume from.
         init: file of weights that the encoder starts from; the recipe's `init` is its fingerprint.
-        compiled: compile the steps of a full queue with torch.compile, and replay them as a CUDA graph on a GPU; pays
-            there in long runs, and rounds a little differently. In several processes, compile the encoders alone.
+        compiled: compile the steps of a full queue with torch.compile, on a GPU with its CUDA graphs; pays there in
+            long runs, and rounds a little differently. In several processes, compile the encoders alone.
         wait: if another process trains this run, wait for what it leaves instead of an error.
     Returns:
         The run; `run.finished` is False only if `after_step` ended it.
@@ -200,8 +199,6 @@ class Trainer:
             from_first(functools.partial(print, start_from(model, init, recipe.init)))
         if device.type == "cuda":  # the convolutions that a trial finds fastest, unless they have to be the same again
             torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
-        if device.type == "cuda" and compiled:
-            torch.cuda.set_stream(torch.cuda.Stream(device))  # see `Recorded`
         self.model = model.to(device, memory_format=torch.channels_last).train()
         if compiled and world_size() > 1:  # what processes tell each other would break a graph of the whole step
             self.model.encoder_q.compile()
@@ -219,33 +216,27 @@ class Trainer:
         # fp16 has so few small numbers that gradients are scaled up, or they become zero.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.step, self.held, self.history = 0, 0, []  # held: keys in the queue, known without asking the device
-        self._rate = torch.zeros((), device=device)
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._order = functools.lru_cache(2)(
             lambda epoch: np.random.default_rng((recipe.seed, epoch)).permutation(self.rows)
         )
         self._feed = Feeder(self._inputs, device)
-        self._compiled = self._compile() if compiled and world_size() == 1 else None
+        self._compiled = self._compile() if compiled and world_size() == 1 else self._forward
 
     def train_step(self) -> MoCoOutput:
-        """One optimiser step on the next batch; between logged steps, nothing waits for the device.
-
-        A step that is replayed on a GPU returns the tensors of the one before, filled anew.
-        """
+        """One optimiser step on the next batch; between logged steps, nothing waits for the device."""
         inputs, share = self._feed(self.step), stage_share(self.recipe, self.step)
-        rate = learning_rate(self.recipe, self.step)
         monitor = (self.step + 1) % self.recipe.monitor_every == 0 or self.step + 1 == self.recipe.steps
         logged = monitor or self.step % self.recipe.log_every == 0
-        steady = not logged and share == 1 and self.held == self.recipe.queue
-        compiled = steady and self._compiled is not None
         for group in self.optimiser.param_groups:
-            group["lr"] = self._rate.fill_(rate) if compiled else rate
-        if compiled:
-            output = self._compiled(*inputs)
-        else:
-            output = self._forward(*inputs, share, logged, self.held)
-            row = self._observe(output, monitor) if logged else None
-            self._learn(output)
+            group["lr"] = learning_rate(self.recipe, self.step)
+        # Only steps that are not logged, with a full queue and whole weights: another kind would be compiled again.
+        steady = not logged and share == 1 and self.held == self.recipe.queue
+        forward = self._compiled if steady else self._forward
+        output = forward(*inputs, share, logged, self.held)
+        self._finite.logical_and_(output.loss.detach().isfinite())
+        row = self._observe(output, monitor) if logged else None
+        self._learn(output)
         self.step += 1
         self.held = min(self.held + self.batch, self.recipe.queue)
         if logged:
@@ -260,9 +251,7 @@ class Trainer:
     def _forward(self, images: Tensor, numbers: Tensor, order: Tensor, share: float, stages: bool, held: int):
         x_q, x_k = self.views.of_numbers(images, numbers)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            output = self.in_parallel(x_q, x_k, order, share, stages, held)
-        self._finite.logical_and_(output.loss.detach().isfinite())
-        return output
+            return self.in_parallel(x_q, x_k, order, share, stages, held)
 
     def _learn(self, output: MoCoOutput) -> None:
         self.optimiser.zero_grad(set_to_none=True)
@@ -272,15 +261,8 @@ class Trainer:
         self.model.enqueue(output.keys)
 
     def _compile(self) -> Callable[..., MoCoOutput]:
-        """A step that is not logged, for a full queue and stage losses at their full weights."""
-        forward = torch.compile(self._forward, fullgraph=True, dynamic=False)
-
-        def step(images: Tensor, numbers: Tensor, order: Tensor) -> MoCoOutput:
-            output = forward(images, numbers, order, 1.0, False, self.recipe.queue)
-            self._learn(output)
-            return output
-
-        return Recorded(step) if self.device.type == "cuda" and not self.scaler.is_enabled() else step
+        mode = "reduce-overhead" if self.device.type == "cuda" else None  # CUDA graphs: hundreds of launches are one
+        return torch.compile(self._forward, fullgraph=True, dynamic=False, mode=mode)
 
     def check_finite(self) -> None:
         """Look at every loss so far and at all weights; between two looks, losses are only noted on the device.
