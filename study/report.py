@@ -358,16 +358,15 @@ def findings(scores: pd.DataFrame) -> str:
     lines.append(_pulls_said(tried) if len(tried) else "How hard the stage losses should pull has not been tried yet.")
     count = repetitions(scores)
     if count < 2:
-        begun = "has begun, and is told from its second repetition on" if "comparison" in done else "has not been run"
-        return "\n\n".join([*lines, f"The comparison of the arms {begun}."])
+        state = "is running: two seeds are needed for a result" if "comparison" in done else "has not been run"
+        return "\n\n".join([*lines, f"The comparison of the arms {state}."])
     claim = main_claim(complete(usual(scores, "comparison")), passed)
     if claim.empty:
         return "\n\n".join([*lines, "No data set passed the gate, so no average can be made."])
     lines.append(_comparison_said(claim, count))
     found = conditions(scores, passed) if "conditions" in done else pd.DataFrame()
     if len(found):
-        said = _said(found.assign(name=found["arm"] + ", " + _where(found)), "name")
-        lines.append(f"Under the released conditions the gain over MoCo is larger by: {said}.")
+        lines.append(f"Under the released conditions the gain over MoCo is larger by: {_said(found)}.")
     return "\n\n".join(lines)
 
 
@@ -380,10 +379,11 @@ def _gate_said(passed: pd.DataFrame) -> str:
         said = ", ".join(f"{row.dataset} {row.difference:+.3f}" for row in part.itertuples())
         failed = ", ".join(part.loc[~part["passes"], "dataset"])
         closed = f" ({failed}: cannot tell by design)" if failed else ""
-        lines.append(f"- {protocol.NAMES[kind].lower()}, against {words} (`{base}`): {said}{closed}")
-    labels = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
-    head = f"**Does pretraining help?** Test AUC that MoCo gains, mean of {labels} of the labels:"
-    return "\n".join([head, "", *lines, "", "One seed chose the settings; these numbers are of the other seeds."])
+        said = f"better on {(part['difference'] > 0).sum()} of {len(part)} data sets. {said}{closed}"
+        lines.append(f"- {protocol.NAMES[kind].lower()}, against {words} (`{base}`): {said}")
+    head = "**Does pretraining help?** Test AUC that MoCo gains, mean of {:.0%} and {:.0%} of the labels:"
+    lines += ["", f"One seed chose the settings; these numbers are means of {passed['seeds'].min() - 1} other seeds."]
+    return "\n".join([head.format(*protocol.FEW), "", *lines])
 
 
 def _pulls_said(table: pd.DataFrame) -> str:
@@ -394,29 +394,26 @@ def _pulls_said(table: pd.DataFrame) -> str:
         f"`{arm}` {row.gain:+.3f} (its weight x {weight:g}, {row.pull:.0%} of the gradient)"
         for (arm, weight), row in best.iterrows()
     ]
-    where = f"means over {table['dataset'].nunique()} data sets, on patients that no later number is tested on"
     head = "**How hard should the stage losses pull?** AUC minus MoCo's at the best of the weights that were tried"
-    return f"{head}: {', '.join(each)}. These are {where}."
+    where = f"{table['dataset'].nunique()} data sets, on patients that no later number is tested on"
+    return f"{head}: {', '.join(each)}. These are means over {where}."
 
 
 def _comparison_said(found: pd.DataFrame, count: int) -> str:
     """The primary family in words, then the best of the others."""
     lines = []
     for family, part in found.groupby("family", sort=False):
-        counts = ", ".join(f"{count} {word}" for word, count in part["verdict"].value_counts().items())
-        part = part.assign(name=part["arm"] + ", " + _where(part))
-        lines.append(f"Of {len(part)} {family} comparisons {counts}: {_said(part, 'name')}.")
+        counts = ", ".join(f"{number} {word}" for word, number in part["verdict"].value_counts().items())
+        lines.append(f"Of {len(part)} {family} comparisons {counts}: {_said(part)}.")
     return f"**Do intermediate layers help?** AUC minus MoCo's, {count} repetitions. " + " ".join(lines)
 
 
-def _where(found: pd.DataFrame) -> pd.Series:
-    return found["protocol"].map(protocol.NAMES).str.lower() + " " + found["fraction"].map("{:.0%}".format)
-
-
-def _said(found: pd.DataFrame, name: str) -> str:
-    """The rows of `compared` in words, each by its value in a column, the largest first."""
-    rows = found.sort_values("difference", ascending=False).to_dict("records")
-    return ", ".join(f"{row[name]} {row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})" for row in rows)
+def _said(found: pd.DataFrame) -> str:
+    """The rows of `compared` in words, the largest difference first."""
+    where = found["protocol"].map(protocol.NAMES).str.lower() + found["fraction"].map(" {:.0%}".format)
+    rows = found.assign(name=found["arm"] + ", " + where).sort_values("difference", ascending=False).to_dict("records")
+    each = "{name} {difference:+.3f} ({low:+.3f} to {high:+.3f})"
+    return ", ".join(each.format(**row) for row in rows)
 
 
 def write_readme(readme: Path = protocol.README, folder: Path = protocol.TABLES) -> None:

@@ -271,7 +271,7 @@ def test_one_repetition_says_nothing_of_the_arms():
     table = study()
     once = table[(table["series"] != "comparison") | (table["seed"] == 0)]
     assert report.repetitions(table) == 12 and report.repetitions(once) == 1
-    assert "has begun" in report.findings(once) and "nan" not in report.findings(once)
+    assert "is running" in report.findings(once) and "nan" not in report.findings(once)
     assert figures.gains(once).get_suptitle().startswith("Does pretraining help")
 
 

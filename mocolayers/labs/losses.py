@@ -190,7 +190,8 @@ def loss_lab(stages: dict[str, list]) -> Lab:
             "norm of stage 4": f"{found['norm']:.3g}",
         }
         if "Barlow" in loss:
-            numbers["floor by rank, D²/(B-1) - D"] = f"{rank_floor(width, batch):.0f}"
+            least = SCALE * off_diagonal * rank_floor(width, batch) * sum(weights)
+            numbers["floor by rank, λ s w (D²/(B-1) - D)"] = f"{least:.3g}"
         alt = f"Bars of the loss ({loss}) per stage, {SHOWN} by {SHOWN} correlations, and gradient shares per stage."
         return draw_losses(found, stage), alt, numbers
 

@@ -70,10 +70,8 @@ def compute(history: dict, momentum: float, length: int, temperature: float, dro
         drop_same: leave keys of the query's class out of its negatives, which needs the labels.
     Returns:
         `logits` (N, 1 + K): own key first; `same` (N, K): the key shows the query's class, a false negative; `loss`:
-        mean InfoNCE; `found`: share of queries whose own key beats the queue; `false_mass`: the false negatives' share
-        of the negatives' probability; `strangers`: mean InfoNCE with a fresh key of *another* image in the own key's
-        place. That key shows nothing of the image, so this loss should grow as guessing does, log(1 + K). If it stops
-        growing, the added keys are told apart by age.
+        mean InfoNCE; `guess`: what guessing costs among the same keys; `found`: share of queries whose own key beats
+        the queue; `false_mass`: the false negatives' share of the negatives' probability.
     """
     n = len(history["q"])
     place = np.arange(length)
@@ -85,16 +83,14 @@ def compute(history: dict, momentum: float, length: int, temperature: float, dro
     same = (history["classes"][image] & history["classes"][:, None]).any(axis=2)
     if drop_same:
         negative = np.where(same, -np.inf, negative)
-    now = every[:, -1] / temperature
-    own, stranger = np.diagonal(now), np.diagonal(np.roll(now, n // 2, axis=1))
-    logits, blind = (np.concatenate([z[:, None], negative], axis=1) for z in (own, stranger))
-    loss, strangers = (float((logsumexp(z, axis=1) - z[:, 0]).mean()) for z in (logits, blind))
+    own = np.diagonal(every[:, -1]) / temperature
+    logits = np.concatenate([own[:, None], negative], axis=1)
     return {
         "logits": logits,
         "same": same,
-        "loss": loss,
+        "loss": float((logsumexp(logits, axis=1) - own).mean()),
+        "guess": float(np.log1p(np.isfinite(negative).sum(axis=1)).mean()),
         "found": float((own > negative.max(axis=1)).mean()),
-        "strangers": strangers,
         "false_mass": float((softmax(negative, axis=1) * same).sum(axis=1).mean()),
     }
 
@@ -126,8 +122,7 @@ def queue_lab(history: dict) -> Lab:
     def answer(temperature: float, length: int, momentum: float, drop_same: bool, query: int) -> Answer:
         game = compute(history, momentum, length, temperature, drop_same)
         numbers = {
-            "loss, mean over queries": f"{game['loss']:.3f}   (guessing costs {np.log(1 + length):.3f})",
-            "loss with a stranger's fresh key in its place": f"{game['strangers']:.3f}",
+            "loss, mean over queries": f"{game['loss']:.3f}   (guessing costs {game['guess']:.3f})",
             "own key found": f"{game['found']:.0%}",
             "probability on false negatives, of all negatives (mean of all queries)": f"{game['false_mass']:.0%}",
             "this query: probability of its own key": f"{softmax(game['logits'][query])[0]:.3f}",

@@ -154,8 +154,8 @@ def panels(
                 continue
             ends = [part[value] - part["low"], part["high"] - part[value]] if whiskers else None
             look = look | {"xerr" if names else "yerr": ends, "label": None if named else name}
-            look |= {"linestyle": "-" if join else "none", "markevery": max(1, len(part) // 8)}
-            drawn = axis.errorbar(part[x], part[y], **look, ms=5, capsize=2).get_children()
+            look |= {"linestyle": "-" if join else "none", "markevery": max(1, len(part) // 40)}
+            drawn = axis.errorbar(part[x], part[y], **look, ms=5 if len(part) < 12 else 3, capsize=2).get_children()
             for sign, (column, text) in zip("|xs" if names else "_xs", (marks or {}).items(), strict=False):
                 at = (part[column], part[y]) if names else (part[x], part[column])
                 drawn += axis.plot(*at, sign, color="black", mfc="none", ms=8, mew=1.5, label=text)
@@ -286,8 +286,8 @@ def image_sheet(groups: dict, title: str = "", heads: Sequence[str] = (), inches
         for left, picture in enumerate(row):
             place = np.arange(side) * len(picture) // side
             sheet[pitch * top :, pitch * left :][:side, :side] = picture[place][:, place]
-    figure, axes = new_figure(size=(inches * columns + 1.2, inches * len(rows) + 0.3 + 0.3 * bool(heads)))
-    axis = axes[0, 0]
+    width = inches * columns + 0.3 + 0.09 * max(map(len, groups))
+    figure, [[axis]] = new_figure(size=(width, inches * len(rows) + 0.3 + 0.3 * bool(heads)))
     axis.imshow(sheet, interpolation="nearest")
     axis.set_yticks(pitch * np.arange(len(rows)) + side / 2, list(groups))
     axis.set_xticks(pitch * np.arange(len(heads)) + side / 2, heads)
