@@ -27,7 +27,7 @@ MAY_IMPORT = {
 LINES = {
     "the small module": (2300, 3757, ("recipe", "runtime", "__main__", "data", "method", "training", "evaluation")),
     "labs": (900, 1298, ("labs",)),
-    "notebook": (450, 762, ("notebook",)),
+    "notebook": (450, 776, ("notebook",)),
     "study": (850, 1397, ("study",)),
 }
 PICTURES = ("matplotlib", "IPython", "ipywidgets")

@@ -149,8 +149,6 @@ def _set_aside(path: Path, written: str | None) -> None:
 def _execute(notebook: Path, target: Path, failed: Path, values: dict) -> tuple[str, int]:
     """Execute into `target`, or into `failed`: the first line of the error, and the kernel's peak in MB."""
     import papermill
-    from nbconvert import HTMLExporter
-    from traitlets.config import Config
 
     work, peaks, error = target.with_name(f"{target.stem}.partial.ipynb"), [0], ""
     if "MOCOLAYERS_DATA" in os.environ:  # the kernel runs in another folder, where a relative one means another
@@ -168,9 +166,7 @@ def _execute(notebook: Path, target: Path, failed: Path, values: dict) -> tuple[
             shutdown_kernel="immediate",  # all is written by then; shutting it down cleanly takes two seconds
             on_cell_executed=lambda **_: peaks.append(peak_megabytes()),
         )
-        # A page has no folded cells.
-        hide = Config(TagRemovePreprocessor={"enabled": True, "remove_input_tags": ["hide-input"]})
-        page, _ = HTMLExporter(hide).from_file(str(work), {"metadata": {"name": target.stem}})
+        page = page_of(work)
         atomic_write(target.with_suffix(".html"), lambda path: path.write_text(page, encoding="utf-8"))
         os.replace(work, target)
     except papermill.PapermillExecutionError as problem:
@@ -183,6 +179,24 @@ def _execute(notebook: Path, target: Path, failed: Path, values: dict) -> tuple[
     if work.is_file():
         os.replace(work, failed)
     return error, max(peaks)
+
+
+def page_of(notebook: Path) -> str:
+    """An executed notebook as an HTML page without folded cells, whose formulas need no script from a network."""
+    from latex2mathml.converter import convert
+    from nbconvert.exporters import html as exporter
+    from traitlets.config import Config
+
+    class Formulas(exporter.IPythonRenderer):
+        def inline_math(self, body: str) -> str:
+            return convert(body)
+
+        def block_math(self, body: str) -> str:
+            return convert(body, display="block")
+
+    exporter.IPythonRenderer = Formulas  # nbconvert has no setting for it
+    hide = Config(TagRemovePreprocessor={"enabled": True, "remove_input_tags": ["hide-input"]})
+    return exporter.HTMLExporter(hide).from_file(str(notebook), {"metadata": {"name": notebook.name.split(".")[0]}})[0]
 
 
 def peak_megabytes() -> int:
