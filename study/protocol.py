@@ -7,13 +7,13 @@ from mocolayers.recipe import RELEASED, RELEASED_BATCH, RELEASED_VIEWS, Evaluati
 
 HOME = Path(__file__).resolve().parents[1]
 TABLES, README = HOME / "study" / "tables", HOME / "README.md"
-FIRST = HOME / "study" / "first"  # tables of the first study
+FIRST = HOME / "study" / "first"  # what is left of the first study
 FIGURE = "low_label.png"
 BEGIN, END = "<!-- results: written by `python -m study report` -->", "<!-- end of results -->"
 
 # Data sets
-PRIMARY = ("pneumonia", "breast_histology", "aptos")  # one per modality of the paper
-FIRST_PRIMARY = ("nih_finding", "breast_histology", "retina")  # of the first study
+LIKE = {"chest": "pneumonia", "histology": "breast_histology", "retina": "aptos"}
+PRIMARY = tuple(LIKE.values())  # one per modality of the paper
 OUTSIDE = {"aptos": "idrid"}  # a data set of the same kind that judges the encoders of another
 CONTROLLED = ("breast_histology", "aptos")  # where the properties of the released code are tried
 

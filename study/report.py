@@ -34,7 +34,7 @@ def table_in(file: Path) -> pd.DataFrame:
     return table
 
 
-def read(name: str, dataset: str | None = None, folder: Path = protocol.FIRST) -> pd.DataFrame:
+def read(name: str, dataset: str | None = None, folder: Path = protocol.TABLES) -> pd.DataFrame:
     """The table `folder/NAME.csv`, or its rows that are judged on one data set; empty if there is no such file.
 
     An arm with other stage weights than its own is called by both: "mse x5".
@@ -52,13 +52,14 @@ def labelled(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(arm=table["arm"].where(table["weight"] == 1, named))
 
 
-def usual(scores: pd.DataFrame, series: str | None = None) -> pd.DataFrame:
-    """The rows of a series that the main claim is about: fine-tuning, and linear evaluation of the last stage.
+def compared_in(name: str, dataset: str | None = None, folder: Path = protocol.TABLES) -> pd.DataFrame:
+    """The rows of a table that the comparison has made in complete repetitions."""
+    whole, table = complete(usual(read("scores", folder=folder))), read(name, dataset, folder)
+    return table[(table["series"] == "comparison") & table["seed"].isin(whole["seed"])] if len(table) else table
 
-    Args:
-        series: None is the comparison, or the first study's series where there is none.
-    """
-    series = series or ("comparison" if "comparison" in set(scores["series"]) else "first")
+
+def usual(scores: pd.DataFrame, series: str = "comparison") -> pd.DataFrame:
+    """The rows of a series that the main claim is about: fine-tuning, and linear evaluation of the last stage."""
     return scores[(scores["series"] == series) & (scores["stage"] == 4) & (scores["source"] == "encoder")]
 
 
@@ -138,7 +139,7 @@ def best_weights(scores: pd.DataFrame) -> dict[str, float]:
 
 def main_sets(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of the data sets of the protocol, or of all data sets if there are none of these."""
-    inside = rows["judged_on"].isin(protocol.PRIMARY if ratio_of(rows) else protocol.FIRST_PRIMARY)
+    inside = rows["judged_on"].isin(protocol.PRIMARY)
     return rows[inside] if inside.any() else rows
 
 
@@ -164,7 +165,7 @@ def complete(rows: pd.DataFrame) -> pd.DataFrame:
 
 def repetitions(scores: pd.DataFrame) -> int:
     """How many repetitions of the comparison are complete. Of fewer than two nothing is said: they have no interval."""
-    return main_sets(complete(usual(scores, "comparison")))["seed"].nunique()
+    return main_sets(complete(usual(scores)))["seed"].nunique()
 
 
 def _cell(rows: pd.DataFrame) -> list[str]:
@@ -211,12 +212,12 @@ def over_seeds(table: pd.DataFrame, value: str, ratio: float = 0.0) -> pd.DataFr
     return pd.DataFrame(rows).rename(columns={"mean": value})
 
 
-def summarise(rows: pd.DataFrame, value: str = "auc") -> pd.DataFrame:
+def summarise(rows: pd.DataFrame, value: str = "auc", ratio: float = 0.0) -> pd.DataFrame:
     """Mean and interval over seeds per cell and arm; with one seed, the mean of its patient-bootstrap intervals."""
     keys = [*_cell(rows), "arm"]
     means = rows.groupby([*keys, "seed"], sort=False, as_index=False)[[value, "low", "high"]].mean()
     alone = means.groupby(keys, sort=False)[["low", "high"]].mean().reset_index(drop=True)
-    return over_seeds(means, value).fillna(alone).drop(columns=["p", "p_equal"])
+    return over_seeds(means, value, ratio).fillna(alone).drop(columns=["p", "p_equal"])
 
 
 def paired(rows: pd.DataFrame, base: str = "moco", value: str = "auc") -> pd.DataFrame:
@@ -244,11 +245,6 @@ def compared(differences: pd.DataFrame, sign: int = 1, ratio: float = 0.0) -> pd
     return table.assign(verdict=[verdict(*row) for row in judged])
 
 
-def ratio_of(rows: pd.DataFrame) -> float:
-    """The `ratio` of `repeated`: that of the protocol's draws, or 0 for the first study, which had one split."""
-    return protocol.RATIO if len(rows) and set(rows["series"]) <= set(protocol.SERIES) else 0.0
-
-
 def main_claim(rows: pd.DataFrame, passed: pd.DataFrame | None = None) -> pd.DataFrame:
     """AUC minus MoCo's with few labels, mean over the primary data sets, per protocol, fraction and arm.
 
@@ -257,17 +253,17 @@ def main_claim(rows: pd.DataFrame, passed: pd.DataFrame | None = None) -> pd.Dat
         passed: see `primary`.
     Returns:
         As `compared`, with `family`: "primary" for the arms of `protocol.LEADING`, else "secondary"; p values are
-        corrected within each. The first study is one family. No rows if no data set passed.
+        corrected within each. No rows if no data set passed.
     """
-    few, ratio = protocol.FEW if ratio_of(rows) else [rows["fraction"].min()], ratio_of(rows)
-    rows = primary(rows[rows["fraction"].isin(few)], passed)
+    rows = primary(rows[rows["fraction"].isin(protocol.FEW)], passed)
     if rows.empty:
         return pd.DataFrame()
     # Each protocol for itself: it has its own data sets.
     differences = pd.concat(averaged(paired(part)) for _, part in rows.groupby("protocol", sort=False))
-    leading = [arm for arm in differences if not ratio or arm.split(" x")[0] in protocol.LEADING]
+    leading = [arm for arm in differences if arm.split(" x")[0] in protocol.LEADING]
     families = {"primary": differences[leading], "secondary": differences.drop(columns=leading)}
-    return pd.concat(compared(part, ratio=ratio).assign(family=name) for name, part in families.items() if part.size)
+    found = {name: compared(part, ratio=protocol.RATIO) for name, part in families.items() if part.size}
+    return pd.concat(table.assign(family=name) for name, table in found.items())
 
 
 def conditions(scores: pd.DataFrame, passed: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -298,29 +294,26 @@ def power(scores: pd.DataFrame, repetitions: int = len(protocol.REPETITIONS)) ->
 
 def claims(folder: Path = protocol.TABLES) -> pd.DataFrame:
     """The claims of the paper's abstract as comparisons with MoCo; "better" is in the claimed direction."""
-    scores = read("scores", folder=folder)
-    parts, ratio = [], ratio_of(usual(scores))
+    parts = []
     for claim, measured, sign, differences in _claimed(folder):
         over = [name for name in differences.index.names if name != "seed"]
-        compared_here = compared(averaged(differences, over), sign, ratio)
-        parts.append(compared_here.assign(claim=claim, measured=measured))
+        found = compared(averaged(differences, over), sign, protocol.RATIO)
+        parts.append(found.assign(claim=claim, measured=measured))
     return pd.concat(parts, ignore_index=True)
 
 
 def _claimed(folder: Path) -> Iterator[tuple[str, str, int, pd.DataFrame]]:
     """(claim, what is measured, claimed sign, paired differences) for each claim that has a table."""
-    scores = read("scores", folder=folder)
-    rows = complete(usual(scores))
-    passed = gate(scores) if ratio_of(rows) else None
-    gains, series = paired(primary(rows, passed)), rows["series"].iloc[0]
+    scores, rows = compared_in("scores", folder=folder), usual(compared_in("scores", folder=folder))
+    passed = gate(read("scores", folder=folder))
+    gains = paired(primary(rows, passed))
     few, many = rows["fraction"].min(), rows["fraction"].max()
     at = {fraction: gains.xs(fraction, level="fraction") for fraction in (few, many)}
     yield "1, 2 improves or matches MoCo", "AUC, all fractions and protocols", 1, gains
     yield f"3 gains at {few:.0%} of the labels", f"AUC at {few:.0%}", 1, at[few]
     yield "3 gains are largest with few labels", f"gain at {few:.0%} - gain at {many:.0%}", 1, at[few] - at[many]
-    early = scores[(scores["series"] == series) & scores["stage"].isin(protocol.EARLY)]
-    reuse, outputs = read("similarity", folder=folder), read("outputs", folder=folder)
-    outputs = outputs[outputs["class"] == "mean"] if len(outputs) else outputs
+    early = scores[scores["stage"].isin(protocol.EARLY)]
+    reuse, outputs = (compared_in(name, folder=folder) for name in ("similarity", "outputs"))
     for claim, measured, sign, table, value in (
         ("4 features are reused", "linear CKA before and after", 1, reuse, "linear"),
         ("5 informative earlier", "AUC of stages 1 and 2", 1, early, "auc"),
@@ -360,7 +353,7 @@ def findings(scores: pd.DataFrame) -> str:
     if count < 2:
         state = "is running: two seeds are needed for a result" if "comparison" in done else "has not been run"
         return "\n\n".join([*lines, f"The comparison of the arms {state}."])
-    claim = main_claim(complete(usual(scores, "comparison")), passed)
+    claim = main_claim(complete(usual(scores)), passed)
     if claim.empty:
         return "\n\n".join([*lines, "No data set passed the gate, so no average can be made."])
     lines.append(_comparison_said(claim, count))

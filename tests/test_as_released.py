@@ -11,7 +11,7 @@ from mocolayers.data.views import random_view
 from mocolayers.notebook.figures import rendered
 from mocolayers.recipe import EVALUATIONS
 from mocolayers.training.pretrain import Trainer
-from study import as_released, figures, report
+from study import as_released, figures, protocol, report
 from study.as_released import BASE, LINEAR, MINUS, ReleasedTrainer, Setting, aliased_shuffle, moved, released_subset
 from study.run import Cell
 
@@ -203,6 +203,6 @@ def test_it_is_said_how_far_a_quantity_moved(moves, half):
 
 
 def test_the_committed_table_holds_every_control_over_seeds():
-    table = report.read("as_released")
+    table = report.read("as_released", folder=protocol.FIRST)
     assert set(table["code"]) == {*as_released.CONTROLS, "A1"}
     assert table.groupby(["code", "judged_on"])["seed"].nunique().min() >= 3
