@@ -1,36 +1,34 @@
 """The study's figures, most of them forest plots of differences."""
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from mocolayers.notebook.figures import forest, panels
 from study import protocol
 from study.as_released import CONTROLS
-from study.report import compared, complete, gate, main_claim, main_sets, paired, pulls, repetitions, usual
+from study.report import compared, complete, gate, main_claim, paired, primary, pulls, repetitions, usual
 
 
 def gains(scores: pd.DataFrame) -> Figure:
-    """With few labels: the leading arms' AUC minus MoCo's, a row per data set and one for the mean.
+    """With few labels: the leading arms' AUC minus MoCo's, a row per data set that passed the gate, one for the mean.
 
-    Before two repetitions of the comparison are complete: MoCo's minus that of no pretraining, a row per data set.
+    Before two repetitions of the comparison are complete, or if none passed: MoCo's minus that of no pretraining.
     """
-    few = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
-    if repetitions(scores) < 2:
-        table = gate(scores).rename(columns={"dataset": "name"}).assign(arm="moco")
+    few, passed = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW), gate(scores)
+    if repetitions(scores) < 2 or not passed["passes"].any():
+        table = passed.rename(columns={"dataset": "name"}).assign(arm="moco")
         table["panel"] = table["protocol"].map(protocol.NAMES)
         return forest(table, f"Does pretraining help at {few} of the labels?", "AUC minus that of no pretraining")
-    rows, passed = complete(usual(scores)), gate(scores)
+    rows = complete(usual(scores))
     leading = [arm for arm in rows["arm"].unique() if arm.split(" x")[0] in (*protocol.LEADING, "moco")]
-    rows = main_sets(rows[rows["fraction"].isin(protocol.FEW) & rows["arm"].isin(leading)])
-    alone = compared(paired(rows), ratio=protocol.RATIO).rename(columns={"judged_on": "name"})
-    closed = set(passed.loc[~passed["passes"], ["dataset", "protocol"]].itertuples(index=False, name=None))
-    shut = [pair in closed for pair in zip(alone["name"], alone["protocol"], strict=True)]
-    alone["name"] = alone["name"].where(~np.array(shut), alone["name"] + " (cannot tell)")
+    rows = rows[rows["fraction"].isin(protocol.FEW) & rows["arm"].isin(leading)]
+    alone = compared(paired(primary(rows, passed)), ratio=protocol.RATIO).rename(columns={"judged_on": "name"})
     table = pd.concat([alone, main_claim(rows, passed).assign(name="mean")])
-    table["panel"] = table["protocol"].map(protocol.NAMES) + table["fraction"].map(", {:.0%} of the labels".format)
-    table = table.sort_values("panel", ascending=False, kind="stable")
-    return forest(table, "Do intermediate layers help?", "AUC minus MoCo's", protocol.CLAIM)
+    table["panel"] = table["protocol"].map(protocol.NAMES) + table["fraction"].map(", {:.0%}".format)
+    places = {name: place for place, name in enumerate((*protocol.PRIMARY, "mean"))}
+    table = table.assign(place=table["name"].map(places).fillna(-1))
+    table = table.sort_values(["place", "protocol", "fraction"], ascending=[True, False, True], kind="stable")
+    return forest(table, f"Do intermediate layers help with {few} of the labels?", "AUC minus MoCo's", protocol.CLAIM)
 
 
 def gain_by_pull(scores: pd.DataFrame) -> Figure:

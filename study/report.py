@@ -359,7 +359,7 @@ def findings(scores: pd.DataFrame) -> str:
     lines.append(_comparison_said(claim, count))
     found = conditions(scores, passed) if "conditions" in done else pd.DataFrame()
     if len(found):
-        lines.append(f"Under the released conditions the gain over MoCo is larger by: {_said(found)}.")
+        lines.append(f"Under the released conditions the gain over MoCo is larger by:\n\n{_gains_said(found)}")
     return "\n\n".join(lines)
 
 
@@ -393,20 +393,28 @@ def _pulls_said(table: pd.DataFrame) -> str:
 
 
 def _comparison_said(found: pd.DataFrame, count: int) -> str:
-    """The primary family in words, then the best of the others."""
-    lines = []
+    """Each arm's gains over MoCo, and the verdicts."""
+    head = "**Do intermediate layers help?** AUC minus MoCo's, mean over the data sets that passed the gate"
+    verdicts = []
     for family, part in found.groupby("family", sort=False):
         counts = ", ".join(f"{number} {word}" for word, number in part["verdict"].value_counts().items())
-        lines.append(f"Of {len(part)} {family} comparisons {counts}: {_said(part)}.")
-    return f"**Do intermediate layers help?** AUC minus MoCo's, {count} repetitions. " + " ".join(lines)
+        verdicts.append(f"of {len(part)} {family} comparisons {counts}")
+    told = f"{head}, {count} of {len(protocol.REPETITIONS)} repetitions:\n\n{_gains_said(found)}"
+    later = "" if count == len(protocol.REPETITIONS) else " Until all repetitions are there, verdicts can change."
+    return f"{told}\n\nVerdicts: {'; '.join(verdicts)}. The figure has the intervals.{later}"
 
 
-def _said(found: pd.DataFrame) -> str:
-    """The rows of `compared` in words, the largest difference first."""
-    where = found["protocol"].map(protocol.NAMES).str.lower() + found["fraction"].map(" {:.0%}".format)
-    rows = found.assign(name=found["arm"] + ", " + where).sort_values("difference", ascending=False).to_dict("records")
-    each = "{name} {difference:+.3f} ({low:+.3f} to {high:+.3f})"
-    return ", ".join(each.format(**row) for row in rows)
+def _gains_said(found: pd.DataFrame) -> str:
+    """The differences of `compared` as a list, a line per arm."""
+    found, lines = found.sort_values(["protocol", "fraction"], ascending=[False, True], kind="stable"), []
+    for arm, part in found.groupby("arm", sort=False):
+        kinds = []
+        for kind, rows in part.groupby("protocol", sort=False):
+            sure = [f" ({row})" if row in ("better", "worse") else "" for row in rows["verdict"]]
+            at = [f"{row.difference:+.3f} at {row.fraction:.0%}" for row in rows.itertuples()]
+            kinds.append(f"{protocol.NAMES[kind].lower()} {', '.join(map(''.join, zip(at, sure, strict=True)))}")
+        lines.append(f"- `{arm}`: {'; '.join(kinds)}")
+    return "\n".join(lines)
 
 
 def write_readme(readme: Path = protocol.README, folder: Path = protocol.TABLES) -> None:

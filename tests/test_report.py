@@ -216,7 +216,7 @@ def test_a_repetition_counts_when_every_arm_has_it():
     table = study()
     lost = (table["series"] == "comparison") & (table["seed"] == 11) & (table["arm"] == "mse")
     half = table[~(lost & (table["dataset"] == "aptos"))]
-    assert "11 repetitions" in report.findings(half)
+    assert "11 of 12 repetitions" in report.findings(half)
     assert set(report.complete(report.usual(half))["seed"]) == set(range(11))
 
 
@@ -249,12 +249,12 @@ def test_power_grows_with_repetitions_and_falls_with_noise():
 
 def test_sentences_and_figure_come_from_the_numbers():
     said = report.findings(study())
-    for words in ("pneumonia +0.100", "aptos -0.100 (aptos: cannot tell", "12 repetitions"):
+    for words in ("pneumonia +0.100", "aptos -0.100 (aptos: cannot tell", "12 of 12 repetitions"):
         assert words in said
     assert "`mse` +0.050 (its weight x 12, 25% of the gradient)" in said
-    assert "better: mse, " in said and "mse, linear evaluation 1% +0.0" in said
+    assert "- `mse`: linear evaluation +0.020 at 1% (better)" in said and "2 better" in said
     titles = [axis.get_title(loc="left") for axis in figures.gains(study()).axes]
-    assert titles == ["Linear evaluation, 1% of the labels", "Fine-tuning, 1% of the labels"]
+    assert titles == ["Linear evaluation, 1%", "Fine-tuning, 1%"]
 
 
 def test_what_has_not_been_run_is_said():

@@ -141,7 +141,8 @@ def panels(
     height = len(names) * max(0.4, (apart + 20) / 72) + 0.8 if names else 3.1
     same = {"sharex": share, "sharey": share or bool(names)}
     more = (1.8 if len(every) > 1 else 0, 0.4)
-    figure, axes = _side_by_side(count, 4 if share else 2 if count == 4 else 3, (width, height), more, **same)
+    wide = 2 if count == 4 and (names or not share) else 4 if share else 3
+    figure, axes = _side_by_side(count, wide, (width, height), more, **same)
     for axis, (panel, here) in zip(axes, table.groupby("panel", sort=False), strict=True):
         for _, part in behind[behind["panel"] == panel].groupby(by, sort=False):
             axis.plot(part[x], part[y], "-" if join else ".", color="#dddddd", zorder=1, label="other arms")
