@@ -10,7 +10,7 @@ from study.report import compared, complete, gate, main_claim, paired, primary, 
 
 
 def gains(scores: pd.DataFrame) -> Figure:
-    """With few labels: the leading arms' AUC minus MoCo's, a row per data set that passed the gate, one for the mean.
+    """With few labels: the arms' AUC minus MoCo's, a row per data set that passed the gate and one for the mean.
 
     Before two repetitions of the comparison are complete, or if none passed: MoCo's minus that of no pretraining.
     """
@@ -20,8 +20,7 @@ def gains(scores: pd.DataFrame) -> Figure:
         table["panel"] = table["protocol"].map(protocol.NAMES)
         return forest(table, f"Does pretraining help at {few} of the labels?", "AUC minus that of no pretraining")
     rows = complete(usual(scores))
-    leading = [arm for arm in rows["arm"].unique() if arm.split(" x")[0] in (*protocol.LEADING, "moco")]
-    rows = rows[rows["fraction"].isin(protocol.FEW) & rows["arm"].isin(leading)]
+    rows = rows[rows["fraction"].isin(protocol.FEW)]
     alone = compared(paired(primary(rows, passed)), ratio=protocol.RATIO).rename(columns={"judged_on": "name"})
     table = pd.concat([alone, main_claim(rows, passed).assign(name="mean")])
     table["panel"] = table["protocol"].map(protocol.NAMES) + table["fraction"].map(", {:.0%}".format)

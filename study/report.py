@@ -375,7 +375,8 @@ def _gate_said(passed: pd.DataFrame) -> str:
         said = f"better on {(part['difference'] > 0).sum()} of {len(part)} data sets. {said}{closed}"
         lines.append(f"- {protocol.NAMES[kind].lower()}, against {words} (`{base}`): {said}")
     head = "**Does pretraining help?** Test AUC that MoCo gains, mean of {:.0%} and {:.0%} of the labels:"
-    lines += ["", f"One seed chose the settings; these numbers are means of {passed['seeds'].min() - 1} other seeds."]
+    others = passed["seeds"].min() - 1
+    lines += ["", f"One seed chose the settings; these numbers are means of {others} other seeds."] if others else []
     return "\n".join([head.format(*protocol.FEW), "", *lines])
 
 
@@ -394,14 +395,15 @@ def _pulls_said(table: pd.DataFrame) -> str:
 
 def _comparison_said(found: pd.DataFrame, count: int) -> str:
     """Each arm's gains over MoCo, and the verdicts."""
-    head = "**Do intermediate layers help?** AUC minus MoCo's, mean over the data sets that passed the gate"
-    verdicts = []
-    for family, part in found.groupby("family", sort=False):
-        counts = ", ".join(f"{number} {word}" for word, number in part["verdict"].value_counts().items())
-        verdicts.append(f"of {len(part)} {family} comparisons {counts}")
-    told = f"{head}, {count} of {len(protocol.REPETITIONS)} repetitions:\n\n{_gains_said(found)}"
-    later = "" if count == len(protocol.REPETITIONS) else " Until all repetitions are there, verdicts can change."
-    return f"{told}\n\nVerdicts: {'; '.join(verdicts)}. The figure has the intervals.{later}"
+    counts = ", ".join(f"{number} {word}" for word, number in found["verdict"].value_counts().items())
+    later = "" if count == len(protocol.REPETITIONS) else " Until all repetitions are there, this can change."
+    where = "mean over the data sets on which MoCo is better than no pretraining"
+    return f"""**Do intermediate layers help?** AUC minus MoCo's, {where}; {count} of {len(protocol.REPETITIONS)} \
+repetitions. The figure has the intervals.
+
+{_gains_said(found)}
+
+By the rule of the protocol (notebook 08 explains it), of {len(found)} comparisons: {counts}.{later}"""
 
 
 def _gains_said(found: pd.DataFrame) -> str:
