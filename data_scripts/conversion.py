@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from mocolayers.data.folders import clear
 from mocolayers.data.prepared import Rows
-from mocolayers.runtime import DatasetError, atomic_write, held
+from mocolayers.runtime import DatasetError, atomic_write, held, is_temporary
 
 CHUNK = 64  # images of one job, which are read again after a kill
 PIXELS, JOURNAL, INTENSITY = "images.npy", "done.jsonl", "intensity.json"
@@ -113,7 +113,7 @@ def convert(
 def not_work(folder: Path) -> list[str]:
     """Names in a folder that are no part of a conversion."""
     found = set(os.listdir(folder)) - {PIXELS, JOURNAL, INTENSITY}
-    return sorted(name for name in found if not name.startswith(f".{INTENSITY}."))
+    return sorted(name for name in found if not is_temporary(name, INTENSITY))
 
 
 def _fill(work: Path, paths: list[Path], prepare, skip_bad: bool, workers: int, intensity) -> list[dict]:

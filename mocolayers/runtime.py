@@ -66,10 +66,14 @@ def abandoned(place: Path):
         yield time.time() - place.stat().st_mtime > DAY if mine is None else mine
 
 
+def is_temporary(name: str, of: str) -> bool:
+    """Whether `atomic_write` gives a file this name while it writes the file `of`."""
+    return re.fullmatch(rf"\.{re.escape(of)}\.\d+-\d+", name) is not None
+
+
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary name beside `path`, then rename it to `path`; remove those of killed processes."""
-    ours = re.compile(rf"\.{re.escape(path.name)}\.\d+-\d+")
-    for left in filter(lambda beside: ours.fullmatch(beside.name), path.parent.iterdir()):
+    for left in [beside for beside in path.parent.iterdir() if is_temporary(beside.name, path.name)]:
         with contextlib.suppress(OSError), abandoned(left) as free:
             if free:
                 left.unlink()

@@ -267,7 +267,8 @@ def planned(series: str, scores: pd.DataFrame, datasets=(), arms=(), seeds=(), s
     if series == "gate":
         return _gate(make, scores, datasets, seeds or size.tuning)
     # A choice from half a series would be another one when it is whole.
-    _demand_whole("gate", scores, datasets, scale)
+    if missing(planned("gate", scores, datasets, scale=scale), scores):
+        raise ValueError("the series gate is not complete; run it first: python -m study run --series gate")
     shared = {name: setting_of(name, scores) for name in datasets}
     if series == "weights":
         tried = {arm: protocol.WEIGHTS.get(arm, (1.0,)) for arm in arms or protocol.WEIGHTS}
@@ -279,10 +280,13 @@ def planned(series: str, scores: pd.DataFrame, datasets=(), arms=(), seeds=(), s
     if series == "conditions":
         grid = [(seed, name, arm) for seed in seeds for name in datasets for arm in ("moco", "mse", "barlow")]
         return [make(name, arm, seed, "released") for seed, name, arm in grid]
-    tried_on = scores.loc[scores["series"] == "weights", "dataset"].unique()
-    _demand_whole("weights", scores, tried_on, scale, protocol.LEADING)
+    best = best_weights(scores)
+    if lacking := [arm for arm in protocol.LEADING if arm not in best]:
+        raise ValueError(
+            f"{lacking[0]} has not been tried at all its weights; run python -m study run --series weights"
+        )
     pairs = [(arm, 1.0) for arm in (*protocol.UNTRAINED, "moco", *protocol.AS_THEY_ARE)]
-    pairs = dict.fromkeys([*pairs, *best_weights(scores).items(), *((arm, 1.0) for arm in arms)])
+    pairs = dict.fromkeys([*pairs, *best.items(), *((arm, 1.0) for arm in arms)])
     grid = [(seed, name, *pair) for seed in seeds for name in datasets for pair in pairs if not arms or pair[0] in arms]
     return [make(name, arm, seed, shared[name], weight) for seed, name, arm, weight in grid]
 
@@ -311,12 +315,6 @@ def _gate(make: Callable, scores: pd.DataFrame, datasets: list[str], seeds: tupl
     trios = [(name, arm, "preset") for name in datasets for arm in protocol.UNTRAINED]
     trios += [(name, "moco", setting_of(name, scores)) for name in datasets]
     return first + [make(name, arm, seed, setting) for seed in seeds[1:] for name, arm, setting in trios]
-
-
-def _demand_whole(series: str, scores: pd.DataFrame, datasets, scale: str, arms=()) -> None:
-    lacks = missing(planned(series, scores, datasets, arms, scale=scale), scores) if len(datasets) else True
-    if lacks:
-        raise ValueError(f"the series {series} is not complete; run it first: python -m study run --series {series}")
 
 
 def run_again(cells: list[Cell], count: int, scores: pd.DataFrame, processes: int | None = None) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mocolayers.runtime import DatasetError, abandoned, held
+from mocolayers.runtime import DatasetError, abandoned, held, is_temporary
 
 ARRAYS = ("images", "labels", "patients", "split")
 CHECKED, SHEET = "images.checked", "contact_sheet.png"
@@ -65,8 +65,7 @@ def strangers(folder: Path) -> list[str]:
     except ValueError:
         arrays = ARRAYS  # a damaged card; its data set may be made again
     ours = {"card.json", CHECKED, SHEET, *(f"{name}.npy" for name in arrays)}
-    temporary = tuple(f".{name}." for name in (CHECKED, SHEET))
-    return sorted(name for name in found - ours if not name.startswith(temporary))
+    return sorted(name for name in found - ours if not any(is_temporary(name, of) for of in (CHECKED, SHEET)))
 
 
 def hidden(target: Path, kind: str) -> list[Path]:
