@@ -376,7 +376,11 @@ def _gate_said(passed: pd.DataFrame) -> str:
         lines.append(f"- {protocol.NAMES[kind].lower()}, against {words} (`{base}`): {said}")
     head = "**Does pretraining help?** Test AUC that MoCo gains, mean of {:.0%} and {:.0%} of the labels:"
     others = passed["seeds"].min() - 1
-    lines += ["", f"One seed chose the settings; these numbers are means of {others} other seeds."] if others else []
+    lines += (
+        ["", f"One seed chose MoCo's views and length of training; these numbers are means of {others} other seeds."]
+        if others
+        else []
+    )
     return "\n".join([head.format(*protocol.FEW), "", *lines])
 
 
@@ -397,13 +401,9 @@ def _comparison_said(found: pd.DataFrame, count: int) -> str:
     """Each arm's gains over MoCo, and the verdicts."""
     counts = ", ".join(f"{number} {word}" for word, number in found["verdict"].value_counts().items())
     later = "" if count == len(protocol.REPETITIONS) else " Until all repetitions are there, this can change."
-    where = "mean over the data sets on which MoCo is better than no pretraining"
-    return f"""**Do intermediate layers help?** AUC minus MoCo's, {where}; {count} of {len(protocol.REPETITIONS)} \
-repetitions. The figure has the intervals.
-
-{_gains_said(found)}
-
-By the rule of the protocol (notebook 08 explains it), of {len(found)} comparisons: {counts}.{later}"""
+    head = "**Do intermediate layers help?** AUC minus MoCo's, mean over the data sets on which pretraining helps"
+    told = f"{head}; {count} of {len(protocol.REPETITIONS)} repetitions. The figure has the intervals."
+    return f"{told}\n\n{_gains_said(found)}\n\nBy the protocol, of {len(found)} comparisons: {counts}.{later}"
 
 
 def _gains_said(found: pd.DataFrame) -> str:

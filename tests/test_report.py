@@ -252,7 +252,9 @@ def test_sentences_and_figure_come_from_the_numbers():
     for words in ("pneumonia +0.100", "aptos -0.100 (aptos: cannot tell", "12 of 12 repetitions"):
         assert words in said
     assert "`mse` +0.050 (its weight x 12, 25% of the gradient)" in said
-    assert "- `mse`: linear evaluation +0.020 at 1% (better)" in said and "2 better" in said.rsplit("By the rule", 1)[1]
+    assert (
+        "- `mse`: linear evaluation +0.020 at 1% (better)" in said and "2 better" in said.rsplit("comparisons: ", 1)[1]
+    )
     titles = [axis.get_title(loc="left") for axis in figures.gains(study()).axes]
     assert titles == ["Linear evaluation, 1%", "Fine-tuning, 1%"]
 
