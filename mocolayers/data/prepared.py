@@ -110,10 +110,14 @@ class MedicalImages:
         return replace(self, card=card, split=split)
 
 
+def home() -> Path:
+    """This checkout, or where we are if the package was installed without one."""
+    return SCRIPTS.parent if SCRIPTS.is_dir() else Path()
+
+
 def data_folder() -> Path:
-    """$MOCOLAYERS_DATA, else `data/` of this checkout, or where we are if this is none."""
-    home = SCRIPTS.parent if SCRIPTS.is_dir() else Path()
-    return Path(os.environ.get("MOCOLAYERS_DATA") or home / "data")
+    """$MOCOLAYERS_DATA, else `data/` in `home`."""
+    return Path(os.environ.get("MOCOLAYERS_DATA") or home() / "data")
 
 
 def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Path:
