@@ -165,6 +165,8 @@ def test_sliders_move_picture_and_numbers(browser, server, name, by_mouse, by_ke
         lab.scroll_into_view_if_needed()
         before = _answer(lab)
         handle = _handle(lab, by_mouse)
+        handle.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)  # outputs above that are still being laid out would move it away from the mouse
         box = handle.bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         page.mouse.move(x, y)
