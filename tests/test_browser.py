@@ -181,22 +181,3 @@ def test_sliders_move_picture_and_numbers(browser, server, name, by_mouse, by_ke
             page.keyboard.press("ArrowRight")
         _wait(lambda: all(a != b for a, b in zip(before, _answer(lab), strict=True)), 60, "the keys moved nothing")
         assert lab.locator("[role=alert]").count() == 0
-        if name.startswith("03"):
-            _train_pause_and_resume(page)
-
-
-def _train_pause_and_resume(page) -> None:
-    panel = page.locator(".mocolayers-panel").first
-    panel.scroll_into_view_if_needed()
-    step = lambda: int(re.search(r"step (\d+)", panel.inner_text()).group(1))  # noqa: E731
-    panel.get_by_role("button", name="Start").click()
-    _wait(lambda: step() > 1, 120, "training did not start")
-    panel.get_by_role("button", name="Pause").click()
-    _wait(lambda: "paused" in panel.inner_text(), 120, "training did not pause")
-    rested = step()
-    time.sleep(1)
-    assert step() == rested
-    panel.get_by_role("button", name="Resume").click()
-    _wait(lambda: step() > rested, 120, "training did not go on")
-    _wait(lambda: "finished" in panel.inner_text(), 120, "training did not finish")
-    assert panel.locator("img").count() == 1

@@ -11,7 +11,6 @@ import pytest
 from test_pretrain import LONG, SCRIPT, same_weights
 from test_series import write_notebook
 
-from mocolayers.labs.training import TrainingPanel, discard
 from mocolayers.recipe import preset
 from mocolayers.runtime import RunError
 from mocolayers.training import pretrain as module
@@ -136,21 +135,6 @@ def test_a_run_that_another_process_trains_is_refused_where_nobody_can_wait(else
     data, recipe, _ = elsewhere
     with pytest.raises(RunError, match=BUSY):
         pretrain(recipe, data, tmp_path / "runs", "cpu", progress=False, wait=False)
-
-
-@posix
-def test_a_panel_neither_trains_nor_stops_what_another_process_trains_and_says_so(elsewhere, tmp_path):
-    data, recipe, process = elsewhere
-    panel = TrainingPanel({"mse": recipe}, data, tmp_path / "runs", "cpu")
-    assert panel.state.value == BUSY
-    panel.start()
-    assert panel.state.value == BUSY and panel.work is None
-    panel.stop()
-    assert BUSY in panel.state.value and BUSY in discard(panel.run) and panel.run.recipe_file.is_file()
-    process.kill()  # as the restart of its kernel does
-    process.communicate()
-    panel = TrainingPanel({"mse": recipe}, data, tmp_path / "runs", "cpu")
-    assert BUSY not in panel.state.value and not panel.buttons["Start"].disabled
 
 
 def test_a_run_is_free_again_after_an_error(make_data, tmp_path, monkeypatch):

@@ -3,13 +3,12 @@
 import asyncio
 import json
 import re
+import signal
 import sys
-import threading
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from ipywidgets import FloatSlider
@@ -465,7 +464,7 @@ def test_no_lab_says_nan_or_loses_a_title_at_any_extreme(findings, keys, stages)
             assert_readable(figure, numbers)
 
 
-# training panel
+# a watched training
 
 
 @pytest.fixture
@@ -475,145 +474,27 @@ def small(make_data):
     return data, lambda arm, **changes: preset("smoke", arm, data, batch=16, queue=40, **{"log_every": 2} | changes)
 
 
-@pytest.fixture
-def held(monkeypatch):
-    """Makes every training wait in its third step until it is let go."""
-    reached, go = threading.Event(), threading.Event()
-    original = training.Work._after_step
-
-    def wait(self, trainer):
-        done = original(self, trainer)
-        if trainer.step == 3:
-            reached.set()
-            assert go.wait(60)
-        return done or self.paused.is_set()
-
-    monkeypatch.setattr(training.Work, "_after_step", wait)
-    yield reached, go
-    go.set()
-    for thread in threading.enumerate():
-        if isinstance(thread, training.Work):
-            thread.join(60)
-
-
-def test_the_panel_pauses_to_a_checkpoint_and_resumes_to_the_same_weights(small, tmp_path, monkeypatch):
+def test_watching_pauses_to_a_checkpoint_and_goes_on_to_the_same_weights(small, tmp_path, monkeypatch):
     data, recipe_of = small
+    seen = []
+    monkeypatch.setattr(training.DisplayHandle, "update", lambda self, picture: seen.append(picture))
     recipe = recipe_of("mse", steps=30, monitor_every=100)
-    panel_ = training.TrainingPanel({"mse": recipe}, data, tmp_path / "panel", "cpu")
-    assert panel_.buttons["Start"].description == "Start" and panel_.buttons["Stop"].disabled
-    original = training.Work._after_step
-    with monkeypatch.context() as patch:
-        patch.setattr(training.Work, "_after_step", lambda self, t: original(self, t) or t.step == 7)
-        panel_.start()
-        panel_.work.join()
-    assert "paused" in panel_.state.value and panel_.buttons["Start"].description == "Resume"
-    assert panel_.bar.value == 7 and panel_.run.checkpoint_file.is_file()
-    panel_.start()
-    panel_.work.join()
-    assert panel_.state.value == "finished" and panel_.view.value.count("<img") == 1
+    beside = {"moco": pretrain(recipe_of("moco", steps=30), data, tmp_path / "runs", "cpu", progress=False).history()}
+    original = training.Trainer.train_step
+
+    def stopped_at_7(trainer):
+        if trainer.step == 7:
+            signal.raise_signal(signal.SIGINT)  # as the stop button does
+        return original(trainer)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.Trainer, "train_step", stopped_at_7)
+        training.watch(recipe, data, tmp_path / "runs", "cpu", beside)
+    assert len(seen) == 1 and "mse: step 1 of 30" in seen[0].alt
+    run = Run(recipe, tmp_path / "runs")
+    assert run.checkpoint_file.is_file() and not run.finished
+    run = training.watch(recipe, data, tmp_path / "runs", "cpu", beside)
+    assert "mse: step 30 of 30" in seen[-1].alt and "moco" in seen[-1].alt
     straight = pretrain(recipe, data, tmp_path / "straight", "cpu", progress=False)
-    ours, theirs = (run.load_encoder().state_dict() for run in (Run(recipe, tmp_path / "panel"), straight))
+    ours, theirs = (done.load_encoder().state_dict() for done in (run, straight))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
-def test_stopping_removes_the_run_and_a_failure_is_shown(small, tmp_path):
-    data, recipe_of = small
-    panel_ = training.TrainingPanel({"moco": recipe_of("moco", steps=400)}, data, tmp_path, "cpu")
-    panel_.start()
-    panel_.stop()
-    assert not panel_.run.folder.exists() and panel_.buttons["Start"].description == "Start"
-    assert "removed from" in panel_.state.value and "recipe.json" in panel_.state.value
-    panel_.run.open()
-    panel_.run.checkpoint_file.write_bytes(b"not a checkpoint")
-    panel_.start()
-    panel_.work.join()
-    assert panel_.state.value == "failed" and "checkpoint.pt is damaged" in panel_.view.value
-
-
-def test_stopping_leaves_what_training_did_not_write(small, tmp_path):
-    data, recipe_of = small
-    run = pretrain(recipe_of("moco", steps=2), data, tmp_path / "runs", progress=False)
-    precious = tmp_path / "precious.csv"
-    precious.write_text("mine")
-    (run.folder / "notes.txt").write_text("mine")
-    run.history_file.unlink()
-    run.history_file.symlink_to(precious)
-    said = training.discard(run)
-    assert precious.read_text() == "mine" and run.history_file.is_symlink()
-    assert (run.folder / "notes.txt").read_text() == "mine"
-    assert "encoder.safetensors" in said and not run.finished
-
-
-@pytest.mark.parametrize("recipe_file", [None, "{damaged", '{"arm": "another"}'])
-def test_stopping_leaves_a_folder_that_is_not_this_run(small, tmp_path, recipe_file):
-    data, recipe_of = small
-    run = Run(recipe_of("moco"), tmp_path)
-    run.folder.mkdir()
-    run.history_file.write_text("mine")
-    if recipe_file:
-        (run.folder / "recipe.json").write_text(recipe_file)
-    assert "left as it is" in training.discard(run)
-    assert run.history_file.read_text() == "mine"
-
-
-def test_stopping_does_not_follow_a_link_to_a_folder(small, tmp_path):
-    data, recipe_of = small
-    kept = pretrain(recipe_of("moco", steps=2), data, tmp_path / "kept", progress=False)
-    run = Run(kept.recipe, tmp_path / "panel")
-    run.folder.parent.mkdir()
-    run.folder.symlink_to(kept.folder)
-    assert "left as it is" in training.discard(run)
-    assert kept.finished
-
-
-def test_a_second_panel_neither_trains_nor_stops_a_run_that_another_trains(small, tmp_path, held):
-    data, recipe_of = small
-    recipes = {"moco": recipe_of("moco", steps=6)}
-    first, second = (training.TrainingPanel(recipes, data, tmp_path, "cpu") for _ in range(2))
-    reached, go = held
-    first.start()
-    work = first.work
-    assert reached.wait(60)
-    for act in (second.start, second.stop):
-        act()
-        assert second.state.value == training.OTHER_PANEL
-    assert second.work is None and second.run.folder.exists()
-    go.set()
-    work.join()
-    assert first.state.value == "finished" and second.run.finished
-
-
-def test_a_panel_made_again_takes_the_running_training_over(small, tmp_path, held):
-    data, recipe_of = small
-    recipes = {arm: recipe_of(arm, steps=6) for arm in ("moco", "mse")}
-    before = training.TrainingPanel(recipes, data, tmp_path, "cpu")
-    before.arm.value = "mse"
-    reached, go = held
-    before.start()
-    work = before.work
-    assert reached.wait(60)
-    again = training.TrainingPanel(recipes, data, tmp_path, "cpu")
-    assert again.work is work and again.arm.value == "mse" and not again.buttons["Pause"].disabled
-    assert "newer panel" in before.state.value and before.buttons["Pause"].disabled
-    again.pause()
-    go.set()
-    work.join()
-    assert "paused" in again.state.value and again.bar.value == 3
-
-
-def test_a_new_kernel_says_where_the_run_was_left(small, tmp_path):
-    data, recipe_of = small
-    recipe = recipe_of("moco", steps=20)
-    Run(recipe, tmp_path).open()
-    panel_ = training.TrainingPanel({"moco": recipe}, data, tmp_path, "cpu")
-    assert "before its first checkpoint" in panel_.state.value
-    pretrain(recipe, data, tmp_path, "cpu", progress=False, after_step=lambda trainer: trainer.step == 5)
-    panel_ = training.TrainingPanel({"moco": recipe}, data, tmp_path, "cpu")
-    assert "paused: a checkpoint" in panel_.state.value and panel_.buttons["Start"].description == "Resume"
-
-
-def test_curves_leave_out_rows_without_a_value():
-    table = pd.DataFrame({"step": [1, 2, 3], "info_nce": [3.0, 2.0, 1.0], "knn_auc": [np.nan, 0.6, np.nan]})
-    curves = training.compute(table)
-    assert curves["kNN AUC, validation"]["knn_auc"][0].tolist() == [2.0]
-    assert not curves["loss of the stages"]

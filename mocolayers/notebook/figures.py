@@ -30,7 +30,6 @@ ARM_MARKERS = dict(zip(ARM_COLOURS, "XPos^Dv*", strict=True))
 OTHER_COLOURS = ("#7B4A12", "#6A3D9A", "#8A9A00", "#AA0044")  # of what is no arm of the package
 OTHER_MARKERS = "<>hp"
 STAGE_COLOURS = ("#fcbba1", "#fb6a4a", "#cb181d", "#67000d")
-PROTOCOLS = {"linear": "linear evaluation", "finetune": "fine-tuning"}
 
 matplotlib.rc("axes", titlesize=12, titleweight="bold", titlelocation="left", grid=True, axisbelow=True)
 matplotlib.rc("axes", prop_cycle=matplotlib.cycler(color=list(ARM_COLOURS.values())[2:]))
@@ -42,9 +41,14 @@ matplotlib.rc("legend", frameon=False)
 
 
 def show(figure: Figure, alt: str = "", photos: bool = False) -> None:
-    """Display a figure in a notebook with a text for readers who cannot see it; sheets of photos as JPEG, a fifth."""
+    """Display a figure in a notebook, see `picture`."""
+    display(picture(figure, alt, photos))
+
+
+def picture(figure: Figure, alt: str = "", photos: bool = False) -> Image:
+    """A figure with a text for readers who cannot see it, as a notebook displays it; sheets of photos as JPEG."""
     form = "jpeg" if photos else "png"
-    display(Image(rendered(figure, form), format=form, alt=alt or described(figure)))
+    return Image(rendered(figure, form), format=form, alt=alt or described(figure))
 
 
 def described(figure: Figure) -> str:
