@@ -87,13 +87,15 @@ def finetune(
         subset: Number of the label subset within the seed.
     """
     from mocolayers.evaluation.judge import judge
+    from mocolayers.method.collectives import own_part
     from mocolayers.training.distributed import from_first, processes
 
     if subset < 0 or not all(0 < share <= 1 for share in fraction):  # known before a long pretraining
         raise ValueError("--subset is a number from 0 up, and --fraction in (0, 1], such as 0.01 for 1% of the labels")
     with processes(job.device):
-        run, data = _pretrained(job)
         plan = EVALUATIONS[job.preset]
+        own_part(plan.batch)  # can the processes share it? asked before a long pretraining
+        run, data = _pretrained(job)
         for share in fraction or plan.fractions:
             row = judge(run, data, plan, share, subset, protocol, device=job.device)
             interval = f"95% interval {row['low']:.3f} to {row['high']:.3f}"
@@ -131,11 +133,7 @@ def _interrupted(number: int, frame: object) -> None:
 
 
 def parse_changes(words: tuple[str, ...]) -> dict:
-    """Fields of a recipe and their values from words such as lr=0.03.
-
-    Raises:
-        ValueError: a word that is no FIELD=VALUE.
-    """
+    """Fields of a recipe and their values from words such as lr=0.03."""
     changes = {}
     for word in words:
         name, _, value = word.partition("=")
@@ -143,7 +141,7 @@ def parse_changes(words: tuple[str, ...]) -> dict:
             raise ValueError(f"--set {word}: write FIELD=VALUE, for example lr=0.03 batch=64 layout=resnet18")
         try:
             changes[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError):
             changes[name] = value  # a word, such as resnet18
     return changes
 

@@ -31,6 +31,7 @@ CHOICES = {
     "layout": ("resnet10", "resnet18", "resnet34", "resnet50"),
     "stem": ("small", "imagenet"),
     "zero_init_residual": (False, True),
+    "released_order": (False, True),
     "head": ("linear", "mlp"),
     "schedule": ("cosine", "constant"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
@@ -96,7 +97,12 @@ class Views:
     sigma: tuple[float, float] = (0.1, 2.0)  # range of the blur's standard deviation in pixels
     released_order: bool = False  # colours and blur first, then the geometry, with rotation to the nearest pixel
 
-    __post_init__ = _check_fields
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        pair = isinstance(self.sigma, (tuple, list)) and len(self.sigma) == 2 and all(map(_number, self.sigma))
+        _demand(
+            "sigma", self.sigma, pair and 0 < self.sigma[0] <= self.sigma[1], "two numbers above 0, the lower first"
+        )
 
 
 RELEASED_VIEWS = {
@@ -166,6 +172,7 @@ class Recipe:
         _demand("stage_weights", weights, four, "four numbers from 0 up")
         _demand("views", self.views, isinstance(self.views, Views), "a Views")
         _demand("stage_options", self.stage_options, isinstance(self.stage_options, dict), "a dictionary")
+        _demand("init", self.init, isinstance(self.init, str), "the fingerprint of a file")
         if known := {"mse": MSE, "barlow": BARLOW}.get(self.stage_loss):
             for name, value in self.stage_options.items():
                 _demand(name, value, name in known and _alike(value, known[name]), f"something like {known}")
@@ -202,7 +209,6 @@ RELEASED = {
 }
 RELEASED_EPOCHS = 100
 RELEASED_BATCH = {"chest": 16, "histology": 32, "retina": 8}
-RELEASED_SIDE = {"chest": 512, "histology": 255, "retina": 299}
 RELEASED_POOL = {"chest": (16, 16, 4, 4), "histology": (1, 1, 1, 1), "retina": (16, 16, 4, 4)}
 RELEASED_PROJECTOR = 2048
 
@@ -253,6 +259,8 @@ def preset(name: str, arm: str, data, seed: int | None = None, /, **changes) -> 
     names = {about.name for about in dataclasses.fields(Recipe)}
     if wrong := sorted(set(ARMS[arm]) - names):
         raise ValueError(f"the arm {arm} sets {wrong[0]!r}, which is no field of a recipe; mend its entry in ARMS")
+    if wrong := sorted(names & set(ARMS[arm].get("stage_options", {}))):
+        raise ValueError(f"the loss of {arm} has the option {wrong[0]!r}, which every recipe has; rename the option")
     about = {"arm": arm, "dataset": data.name, "fingerprint": data.fingerprint}
     about |= {"channels": data.channels, "side": data.side} | ({} if seed is None else {"seed": seed})
     released = name not in SMALL
@@ -279,11 +287,7 @@ def _untrained(arm: str) -> bool:
 
 
 def loss_name(loss: type) -> str:
-    """`NAME-HASH` of a class of one's own, with a hash of its file or cell: an edited loss is another run.
-
-    Raises:
-        ValueError: Python does not know the source of the class.
-    """
+    """`NAME-HASH` of a class of one's own, with a hash of its file or cell: an edited loss is another run."""
     try:  # Python does not find a class that was defined in a notebook, but it does find its methods
         method = next(part for part in vars(loss).values() if inspect.isfunction(part))
         source, _ = inspect.findsource(method)

@@ -99,11 +99,7 @@ def writing(path: Path):
 
 
 def load_plugin(path: Path) -> None:
-    """Run a Python file that adds arms to `recipe.ARMS`; torchrun and the study's jobs do it in each process.
-
-    Raises:
-        RunError: there is no such file, or it ends with an error.
-    """
+    """Run a Python file that adds arms to `recipe.ARMS`; torchrun and the study's jobs do it in each process."""
     if not path.is_file():
         raise RunError(f"{path} does not exist; --plugin wants a Python file that adds arms, see CONTRIBUTING.md")
     # Python finds the source of a class only through the module that it is registered under; the name is no one else's.

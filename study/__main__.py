@@ -101,7 +101,7 @@ def again(part: Options, cells: int = 3, tables: Path = protocol.TABLES) -> None
     part.runs_dir = part.folder / "runs-again"
     scores = scores_in(tables)
     chosen = [cell for series in part.series for cell in planned(series, scores, **part.about)]
-    table = run_again(chosen, cells, scores, part.jobs)
+    table = run_again(chosen, cells, scores, part.jobs, part.scheduler)
     keep({"again": table}, part.folder)
     for series in table["series"].unique():
         both = (usual(labelled(rows), series) for rows in (table, scores))
@@ -131,7 +131,7 @@ def as_released(part: Options) -> None:
     ]
     jobs = [Setting(cell, ("moco", *(part.arm or ("mse",)))) for cell in cells]
     tables = []
-    for table in in_parallel(control, jobs, "as released and soundly", part.jobs):
+    for table in in_parallel(control, jobs, "as released and soundly", part.jobs, part.scheduler):
         keep({"as_released": table}, part.folder)
         tables.append(table)
     print(moved(pd.concat(tables)).round(3).to_string(index=False))

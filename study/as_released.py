@@ -4,31 +4,22 @@ Each control changes one property: of the evaluation (E) or of the objective and
 analysis (A1, RBF-CKA with an absolute bandwidth) is in similarity.csv: "released" beside "linear", each with its null.
 """
 
-import copy
 import functools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch.nn import functional as F
 
 from mocolayers.data.labels import class_matrix, label_subset, subset_seed
 from mocolayers.data.prepared import MedicalImages, load
-from mocolayers.data.views import batches
 from mocolayers.evaluation.features import run_features
-from mocolayers.evaluation.finetune import fine_tune
-from mocolayers.evaluation.judge import fine_tuned, fine_tuning_seed
 from mocolayers.evaluation.probes import linear_evaluation
 from mocolayers.evaluation.scores import macro_auc, patient_weights
-from mocolayers.recipe import Evaluation, Recipe, Views
-from mocolayers.runtime import resolve_device, step_generator
-from mocolayers.training.pretrain import Trainer
-from mocolayers.training.runs import Run, save_weights
-from study import protocol
+from mocolayers.recipe import Evaluation
+from mocolayers.training.runs import Run
 from study.report import over_seeds
 from study.run import Cell, draw
 
@@ -36,7 +27,6 @@ BASE, FEW = "moco", 0.01
 MINUS = ", minus MoCo's"
 LINEAR = f"linear AUC at {FEW:.0%}"
 STARTS = f"{LINEAR}, all without zero_init_residual"
-FLIP_ALONE = Views(hflip=0.5, ratio=1, jitter=0, gray=0, blur=0)
 ABOUT = ["code", "property", "judged_on", "quantity", "seed", "arm"]
 
 
@@ -131,33 +121,6 @@ def label_draw(setting: Setting) -> Iterator[dict]:
     yield from _by_arm(LINEAR, {arm: tuple(setting.linear_auc(run, s) for s in both) for arm, run in runs.items()})
 
 
-def lost_augmentation(setting: Setting) -> Iterator[dict]:
-    """E2: what more labels gain in fine-tuning if fewer of them also means that only the horizontal flip is left."""
-    if setting.data.modality != "histology":
-        return
-    *few, every = setting.cell.plan.fractions
-    tuned = {arm: {f: _tuned_aucs(setting, arm, f) for f in (*few, every)} for arm in setting.arms}
-    for fraction in few:
-        yield from _by_arm(f"fine-tuning AUC at {fraction:.0%}", {arm: aucs[fraction] for arm, aucs in tuned.items()})
-        gains = {arm: tuple(aucs[every][1] - auc for auc in aucs[fraction]) for arm, aucs in tuned.items()}
-        yield from _by_arm(f"gain from {fraction:.0%} to {every:.0%} of the labels", gains)
-
-
-def _tuned_aucs(setting: Setting, arm: str, fraction: float) -> tuple[float, float]:
-    """Mean test AUC of fine-tunings with the flip alone, and with our augmentation; with all labels both have it."""
-    data, plan, seed, run = setting.data, setting.cell.plan, setting.cell.seed, setting.run(arm)
-    numbers = range(min(protocol.FINE_TUNINGS, plan.subsets))
-    sound = [auc_on_test(data, fine_tuned(run, data, fraction, number, plan)[1]) for number in numbers]
-    if fraction == 1:
-        return float(np.mean(sound)), float(np.mean(sound))
-    released = []
-    for number in numbers:
-        rows = label_subset(data, fraction, subset_seed(seed, number))
-        model = fine_tune(run.load_encoder(), data, rows, plan, fine_tuning_seed(seed, number), views=FLIP_ALONE)
-        released.append(auc_on_test(data, model.predict(data, data.rows("test"))))
-    return float(np.mean(released)), float(np.mean(sound))
-
-
 def released_interval(draws: np.ndarray) -> tuple[float, float]:
     """Mean -+ 1.96 std / sqrt(R) of R resampled statistics: how well their mean is known, not the statistic.
 
@@ -198,67 +161,11 @@ def unequal_starts(setting: Setting) -> Iterator[dict]:
     yield from _by_arm(STARTS, found)
 
 
-class ReleasedTrainer(Trainer):
-    """A `Trainer` whose queue starts with random keys, and whose validation is the training's forward pass."""
-
-    def __init__(self, recipe: Recipe, data: MedicalImages, device: torch.device) -> None:
-        super().__init__(recipe, data, device)
-        self._generator = step_generator(recipe.seed, recipe.steps)  # of a step that training does not reach
-        keys = torch.randn(self.model.queue.shape, generator=self._generator)
-        self.model.enqueue(F.normalize(keys, dim=1))
-        self.held = recipe.queue
-
-    @torch.no_grad()
-    def validate(self) -> float:
-        """Mean loss of validation images against themselves; moves the key encoder and fills the queue with them."""
-        self.model.eval()
-        losses = []
-        for x in batches(self.data, self.data.rows("val"), self.device, self.batch):
-            output = self.model(x, x, torch.randperm(len(x), generator=self._generator).to(self.device))
-            self.model.enqueue(output.keys)
-            losses.append(output.loss.item())
-        self.model.train()
-        return float(np.mean(losses))
-
-
-def pretrain_as_released(recipe: Recipe, data: MedicalImages, runs_dir: str | Path) -> tuple[Run, Run]:
-    """The run at the epoch of the lowest validation loss, and at the last step; trained once, then found again."""
-    chosen, last = (Run(recipe, Path(runs_dir) / "as-released" / name) for name in ("lowest-loss", "last-step"))
-    if chosen.finished:
-        return chosen, last
-    trainer, lowest = ReleasedTrainer(recipe, data, resolve_device("auto")), np.inf
-    while trainer.step < recipe.steps:
-        trainer.train_step()
-        if trainer.step % trainer.steps_per_epoch == 0 or trainer.step == recipe.steps:
-            loss = trainer.validate()
-            if loss < lowest:
-                lowest, best = loss, copy.deepcopy(trainer.model.encoder_q.state_dict())
-    for run, state in ((last, trainer.model.encoder_q.state_dict()), (chosen, best)):
-        run.open()
-        trainer.model.encoder_q.load_state_dict(state)
-        trainer.calibrate()  # as `pretrain` ends
-        save_weights(trainer.model.encoder_q, run.encoder_file)
-    return chosen, last
-
-
-def training_validation(setting: Setting) -> Iterator[dict]:
-    """O6: random first keys, validation that trains, and the checkpoint it chooses, against none of these."""
-    subsets, found = setting.subsets(FEW), {}
-    for arm in setting.arms:
-        run = setting.run(arm)
-        released = pretrain_as_released(run.recipe, setting.data, setting.cell.runs_dir)
-        found[arm] = [setting.linear_auc(each, subsets) for each in (*released, run)]
-    for place, name in enumerate(("chosen checkpoint", "last step")):
-        yield from _by_arm(f"{LINEAR}, {name}", {arm: (aucs[place], aucs[-1]) for arm, aucs in found.items()})
-
-
 # Code: its control, the property, and the quantity that the figure shows, with its unit.
 CONTROLS = {
     "E1": (label_draw, "labels drawn with duplicates from the first rows", LINEAR, "AUC"),
-    "E2": (lost_augmentation, "fewer labels leave the flip alone", "gain from 10% to 100% of the labels", "AUC"),
     "E4": (interval_width, "an interval of 1.96 std / sqrt(R)", "share of comparisons clear of zero", "share"),
     "O3": (unequal_starts, "MoCo and its variants start differently", STARTS + MINUS, "AUC"),
-    "O6": (training_validation, "validation trains and chooses", f"{LINEAR}, chosen checkpoint", "AUC"),
 }
 
 

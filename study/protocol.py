@@ -31,6 +31,7 @@ OWN = ("mse-standardized", "contrast")  # after the paper's idea; not what its c
 STAGE_ARMS = ("mse", "barlow", "mse-normalized", "barlow-conditioned", *OWN)
 LEADING = ("mse", "barlow-conditioned")  # the primary family
 AS_THEY_ARE = ("mse", "barlow", "barlow-conditioned")  # compared at their own weights, and at their best ones
+EVERYWHERE = (*UNTRAINED, "moco", *AS_THEY_ARE)  # a repetition is complete when it has these
 
 # What all arms of a data set share. The gate chooses among the candidates; "longer" is in units of a scale's steps.
 WEAK = {"hue": 0.02, "saturation": 0.1, "brightness": 0.2, "contrast": 0.2, "gray": 0.0, "blur": 0.2}
@@ -108,4 +109,4 @@ NAMES = {"linear": "Linear evaluation", "finetune": "Fine-tuning"}
 
 # Columns of tables: what arms and seeds are compared within, and what names a row.
 CELL = ("code", "property", "judged_on", "quantity", "protocol", "source", "stage", "fraction")
-KEYS = ("scale", "series", "dataset", "setting", *CELL, "class", "arm", "weight", "trial", "seed", "subset")
+KEYS = ("scale", "series", "dataset", "setting", *CELL, "class", "arm", "weight", "seed", "subset")

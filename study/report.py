@@ -115,8 +115,7 @@ def pulls(scores: pd.DataFrame) -> pd.DataFrame:
     base = rows.loc[rows["arm"] == "moco", [*cell, "auc"]].rename(columns={"auc": "base"})
     rows = rows[~rows["arm"].isin(["moco", *protocol.UNTRAINED])].merge(base, on=cell)
     rows = rows.assign(gain=rows["auc"] - rows["base"], arm=rows["arm"].str.split(" x").str[0])
-    scale = rows["scale"].iloc[0] if "scale" in rows and len(rows) else "cpu"
-    lacking = base["seed"].nunique() < len(protocol.SCALES[scale].tuning[: protocol.SWEEPS])
+    lacking = base["seed"].nunique() < len(scale_of(rows).tuning[: protocol.SWEEPS])
     tried = {arm: len(part) / len(protocol.WEIGHTS.get(arm, [1])) for arm, part in rows.groupby("arm")}
     whole = [arm for arm, count in tried.items() if count >= len(base) and not lacking]
     rows = rows[rows["arm"].isin(whole)]
@@ -135,6 +134,11 @@ def best_weights(scores: pd.DataFrame) -> dict[str, float]:
     gains = table.groupby(["arm", "weight"])["gain"].mean()
     best = {arm: float(weight) for arm, weight in gains.groupby("arm").idxmax()}
     return {arm: weight for arm, weight in best.items() if arm not in protocol.OWN or gains[arm, weight] > 0}
+
+
+def scale_of(scores: pd.DataFrame) -> protocol.Scale:
+    """The scale that a table was made at."""
+    return protocol.SCALES[scores["scale"].iloc[0] if "scale" in scores and len(scores) else "cpu"]
 
 
 def main_sets(rows: pd.DataFrame) -> pd.DataFrame:
@@ -157,8 +161,12 @@ def primary(rows: pd.DataFrame, passed: pd.DataFrame | None = None) -> pd.DataFr
 
 
 def complete(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of repetitions that have been made for every arm on every data set of the protocol."""
-    cells = main_sets(rows)[["seed", "judged_on", "arm", "protocol", "fraction"]].drop_duplicates()
+    """The rows of repetitions that have been made for every arm on every data set of the protocol.
+
+    Arms that join later, at their best weight or from a plug-in, have a number of seeds of their own.
+    """
+    rows_of = main_sets(rows[rows["arm"].isin(protocol.EVERYWHERE)])
+    cells = rows_of[["seed", "judged_on", "arm", "protocol", "fraction"]].drop_duplicates()
     counts = cells.groupby("seed").size()
     return rows[rows["seed"].isin(counts.index[counts == counts.max()])]
 
@@ -320,7 +328,9 @@ def _claimed(folder: Path) -> Iterator[tuple[str, str, int, pd.DataFrame]]:
         ("6 outputs nearer to many labels'", "KS distance", -1, outputs, "ks"),
     ):
         if len(table):
-            yield claim, measured, sign, paired(primary(table[table["fraction"] == few]), value=value)
+            # What has no protocol is about fine-tuned networks.
+            table = table if "protocol" in table else table.assign(protocol="finetune")
+            yield claim, measured, sign, paired(primary(table[table["fraction"] == few], passed), value=value)
 
 
 def retest(twice: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
@@ -334,7 +344,7 @@ def retest(twice: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
         between two runs (`size`) and between two seeds of one arm and data set (`seeds`).
     """
     keys = ["protocol", "fraction", "judged_on", "arm", "seed"]
-    runs = twice.groupby(keys)[["auc", "again"]].mean()
+    runs = twice[twice["judged_on"] == twice["dataset"]].groupby(keys)[["auc", "again"]].mean()
     moved = (runs["again"] - runs["auc"]).groupby(keys[:2])
     variance = scores.groupby(keys)["auc"].mean().groupby(keys[:4]).var().groupby(keys[:2]).mean()
     size = moved.agg(lambda differences: np.sqrt(np.mean(differences**2)))
@@ -356,7 +366,7 @@ def findings(scores: pd.DataFrame) -> str:
     claim = main_claim(complete(usual(scores)), passed)
     if claim.empty:
         return "\n\n".join([*lines, "No data set passed the gate, so no average can be made."])
-    lines.append(_comparison_said(claim, count))
+    lines.append(_comparison_said(claim, count, len(scale_of(scores).repetitions)))
     found = conditions(scores, passed) if "conditions" in done else pd.DataFrame()
     if len(found):
         lines.append(f"Under the released conditions the gain over MoCo is larger by:\n\n{_gains_said(found)}")
@@ -372,15 +382,12 @@ def _gate_said(passed: pd.DataFrame) -> str:
         said = ", ".join(f"{row.dataset} {row.difference:+.3f}" for row in part.itertuples())
         failed = ", ".join(part.loc[~part["passes"], "dataset"])
         closed = f" ({failed}: cannot tell by design)" if failed else ""
-        said = f"better on {(part['difference'] > 0).sum()} of {len(part)} data sets. {said}{closed}"
+        said = f"passes on {part['passes'].sum()} of {len(part)} data sets. {said}{closed}"
         lines.append(f"- {protocol.NAMES[kind].lower()}, against {words} (`{base}`): {said}")
     head = "**Does pretraining help?** Test AUC that MoCo gains, mean of {:.0%} and {:.0%} of the labels:"
-    others = passed["seeds"].min() - 1
-    lines += (
-        ["", f"One seed chose MoCo's views and length of training; these numbers are means of {others} other seeds."]
-        if others
-        else []
-    )
+    if others := passed["seeds"].min() - 1:
+        said = f"these numbers are means of {others} other seeds, on the same patients."
+        lines += ["", f"One seed chose MoCo's views and length of training; {said}"]
     return "\n".join([head.format(*protocol.FEW), "", *lines])
 
 
@@ -389,7 +396,7 @@ def _pulls_said(table: pd.DataFrame) -> str:
     means = table.groupby(["arm", "weight"])[["pull", "gain"]].mean()
     best = means.loc[means.groupby("arm")["gain"].idxmax()].sort_values("gain", ascending=False)
     each = [
-        f"`{arm}` {row.gain:+.3f} (its weight x {weight:g}, {row.pull:.0%} of the gradient)"
+        f"`{arm}` {row.gain:+.3f} ({weight:g} times its usual weight, {row.pull:.0%} of the gradient)"
         for (arm, weight), row in best.iterrows()
     ]
     head = "**How hard should the stage losses pull?** AUC minus MoCo's at the best of the weights that were tried"
@@ -397,13 +404,16 @@ def _pulls_said(table: pd.DataFrame) -> str:
     return f"{head}: {', '.join(each)}. These are means over {where}."
 
 
-def _comparison_said(found: pd.DataFrame, count: int) -> str:
+def _comparison_said(found: pd.DataFrame, count: int, planned: int) -> str:
     """Each arm's gains over MoCo, and the verdicts."""
-    counts = ", ".join(f"{number} {word}" for word, number in found["verdict"].value_counts().items())
-    later = "" if count == len(protocol.REPETITIONS) else " Until all repetitions are there, this can change."
+    counts = []
+    for family, part in found.groupby("family", sort=False):
+        words = ", ".join(f"{number} {word}" for word, number in part["verdict"].value_counts().items())
+        counts.append(f"of {len(part)} {family} comparisons {words}")
+    later = "" if count == planned else " Until all repetitions are there, this can change."
     head = "**Do intermediate layers help?** AUC minus MoCo's, mean over the data sets on which pretraining helps"
-    told = f"{head}; {count} of {len(protocol.REPETITIONS)} repetitions. The figure has the intervals."
-    return f"{told}\n\n{_gains_said(found)}\n\nBy the protocol, of {len(found)} comparisons: {counts}.{later}"
+    told = f"{head}; {count} of {planned} repetitions. The figure has the intervals."
+    return f"{told}\n\n{_gains_said(found)}\n\nBy the protocol, {'; '.join(counts)}.{later}"
 
 
 def _gains_said(found: pd.DataFrame) -> str:

@@ -285,7 +285,7 @@ def planned(series: str, scores: pd.DataFrame, datasets=(), arms=(), seeds=(), s
         raise ValueError(
             f"{lacking[0]} has not been tried at all its weights; run python -m study run --series weights"
         )
-    pairs = [(arm, 1.0) for arm in (*protocol.UNTRAINED, "moco", *protocol.AS_THEY_ARE)]
+    pairs = [(arm, 1.0) for arm in protocol.EVERYWHERE]
     pairs = dict.fromkeys([*pairs, *best.items(), *((arm, 1.0) for arm in arms)])
     grid = [(seed, name, *pair) for seed in seeds for name in datasets for pair in pairs if not arms or pair[0] in arms]
     return [make(name, arm, seed, shared[name], weight) for seed, name, arm, weight in grid]
@@ -317,8 +317,10 @@ def _gate(make: Callable, scores: pd.DataFrame, datasets: list[str], seeds: tupl
     return first + [make(name, arm, seed, setting) for seed in seeds[1:] for name, arm, setting in trios]
 
 
-def run_again(cells: list[Cell], count: int, scores: pd.DataFrame, processes: int | None = None) -> pd.DataFrame:
+def run_again(cells: list[Cell], count: int, scores: pd.DataFrame, *workers) -> pd.DataFrame:
     """Train and judge at most `count` of the cells of a table, at random: `again`, beside the `auc` of each row.
+
+    `workers` are those of `in_parallel`.
 
     Raises:
         ValueError: the table has none of them; nothing is trained then.
@@ -328,6 +330,6 @@ def run_again(cells: list[Cell], count: int, scores: pd.DataFrame, processes: in
     if not cells:
         raise ValueError("the table has none of these rows; choose among its data sets, arms and seeds")
     cells = [cells[place] for place in sorted(np.random.default_rng(0).permutation(len(cells))[:count])]
-    found = pd.concat(tables["scores"] for tables in in_parallel(judge_cell, cells, "again", processes))
+    found = pd.concat(tables["scores"] for tables in in_parallel(judge_cell, cells, "again", *workers))
     keys = [key for key in protocol.KEYS if key in found]
     return scores[[*keys, "auc"]].merge(found.rename(columns={"auc": "again"})[[*keys, "again"]], on=keys)

@@ -87,8 +87,14 @@ def test_what_has_an_option_of_its_own_or_follows_from_the_data_is_not_set(make_
 
 
 def test_values_are_read_as_python_writes_them():
-    words = ("lr=0.03", "standardized=True", "stage_weights=(0.1,0,0,0)", "layout=resnet18")
-    found = {"lr": 0.03, "standardized": True, "stage_weights": (0.1, 0, 0, 0), "layout": "resnet18"}
+    words = ("lr=0.03", "standardized=True", "stage_weights=(0.1,0,0,0)", "layout=resnet18", "views={[1]: 2}")
+    found = {
+        "lr": 0.03,
+        "standardized": True,
+        "stage_weights": (0.1, 0, 0, 0),
+        "layout": "resnet18",
+        "views": "{[1]: 2}",
+    }
     assert parse_changes(words) == found
 
 

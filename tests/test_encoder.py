@@ -1,14 +1,10 @@
 """Claims about the staged ResNet."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 import torchvision
-from torch.nn import functional as F
 
 from mocolayers.method.encoder import StagedResNet
 from mocolayers.notebook.series import HOME
@@ -48,34 +44,6 @@ def test_residual_branches_start_at_zero_if_asked(layout, last):
 def test_an_unknown_stem_lists_the_known_ones():
     with pytest.raises(ValueError, match="choose 'small' .* or 'imagenet'"):
         StagedResNet("resnet10", 8, "tiny")
-
-
-@pytest.mark.parametrize("side", [7, 8])
-@pytest.mark.parametrize("width", [4, 8])
-def test_dropping_pixels_before_a_strided_convolution_gives_the_numbers_of_the_strided_one(width, side):
-    convolution = StagedResNet("resnet10", width, "small").layer2[0].downsample[0]
-    x = torch.rand(3, width, side, side)
-    assert torch.allclose(convolution(x), F.conv2d(x, convolution.weight, stride=2), atol=1e-6)
-
-
-# As on a processor without AMX, with more threads than images: the gradient damages memory most times.
-NARROW = """
-import torch
-from mocolayers.method.encoder import StagedResNet
-torch.set_num_threads(4)
-block = StagedResNet("resnet10", 8, "small").to(memory_format=torch.channels_last).layer2[0]
-for step in range(10):
-    x = torch.rand(2, 8, 28, 28).to(memory_format=torch.channels_last).requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        block(x).float().square().mean().backward()
-"""
-
-
-def test_a_narrow_encoder_trains_in_bf16_on_few_images_and_many_threads():
-    environment = os.environ | {"PYTHONPATH": str(HOME), "OMP_WAIT_POLICY": "passive"}
-    environment |= {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
-    done = subprocess.run([sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-500:]
 
 
 def test_a_saved_encoder_loads_into_torchvision_as_the_readme_says(tmp_path):

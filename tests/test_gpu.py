@@ -89,15 +89,21 @@ def test_a_resumed_run_ends_as_one_that_was_not_interrupted(make_data, tmp_path,
 
 @on_gpu
 @pytest.mark.parametrize("arm", ["moco", "mse", "barlow-conditioned"])
-def test_a_compiled_step_gives_the_losses_of_training_as_it_is(make_data, exact, arm):
-    data = make_data(channels=3)
+def test_a_compiled_step_gives_the_losses_of_training_as_it_is(make_data, exact, arm, monkeypatch):
+    data, modes, original = make_data(channels=3), [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: modes.append(options["mode"]) or original(f, **options))
     recipe = preset("smoke", arm, data, lr=3e-4, **SMALL)
-    skipped = torch._dynamo.utils.counters["inductor"]
-    skipped.clear()
+    counted = torch._dynamo.utils.counters
+    counted.clear()
     plain, compiled = (Trainer(recipe, data, GPU, compiled=compiled) for compiled in (False, True))
     assert losses(compiled, 40) == pytest.approx(losses(plain, 40), rel=2e-3)
     assert compiled.history[-1]["knn_auc"] == pytest.approx(plain.history[-1]["knn_auc"], abs=0.02)
-    assert not skipped["cudagraph_skips"]
+    # CUDA graphs are asked for, something is compiled, and no graph of it is left out.
+    assert (
+        modes == ["reduce-overhead"]
+        and counted["stats"]["unique_graphs"]
+        and not counted["inductor"]["cudagraph_skips"]
+    )
 
 
 @on_gpu

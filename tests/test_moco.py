@@ -223,7 +223,7 @@ from mocolayers.method.losses import StageMSE
 from mocolayers.method.moco import MoCo
 torch.set_num_threads(4)
 for channels, side, stem, batch in ((1, 28, "small", 4), (3, 16, "small", 5), (1, 32, "imagenet", 4)):
-    encoder = partial(StagedResNet, "resnet10", 8, stem, channels)
+    encoder = partial(StagedResNet, "resnet10", 16, stem, channels)
     model = MoCo(encoder, partial(StageMSE, pool=(1, 1, 1, 1)), (1.0,) * 4, bn_splits=batch // 2)
     model = model.to(memory_format=torch.channels_last)
     for step in range(2):

@@ -462,7 +462,7 @@ def test_an_encoder_says_which_images_it_wants_and_the_transform_makes_them(make
 
 def test_fp16_scales_its_gradients_and_still_learns(make_data):
     data = make_data()
-    trainer = Trainer(preset("smoke", "mse", data, precision="fp16", **SMALL), data, CPU)
+    trainer = Trainer(preset("smoke", "mse", data, precision="fp16", **SMALL | {"width": 16}), data, CPU)
     before = trainer.model.encoder_q.conv1.weight.clone()
     for _ in range(2):
         assert torch.isfinite(trainer.train_step().loss)
@@ -470,9 +470,10 @@ def test_fp16_scales_its_gradients_and_still_learns(make_data):
     assert not torch.equal(trainer.model.encoder_q.conv1.weight, before)
 
 
-def test_images_of_so_few_pixels_that_bf16_breaks_on_a_processor_are_trained_in_fp32(make_data):
+@pytest.mark.parametrize("shape", [{"stem": "imagenet", "width": 16}, {"width": 8}])
+def test_shapes_at_which_bf16_breaks_on_a_processor_are_trained_in_fp32(make_data, shape):
     data = make_data()
-    about = SMALL | {"stem": "imagenet", "log_every": 100, "bn_splits": 1}
+    about = SMALL | {"log_every": 100, "bn_splits": 1} | shape
     one, two = (Trainer(preset("smoke", "moco", data, **about, precision=p), data, CPU) for p in ("fp32", "bf16"))
     assert [one.train_step().loss.item() for _ in range(4)] == [two.train_step().loss.item() for _ in range(4)]
 
@@ -539,8 +540,8 @@ def test_a_loss_of_ones_own_trains_is_found_again_and_resumed(make_data, tmp_pat
     assert run.load_encoder(), "what is trained needs no loss"
     with pytest.raises(RunError, match="no arm has the loss ToyLoss-"):
         Trainer(recipe, data, CPU)
-    monkeypatch.setitem(ARMS, "toy", toy | {"stage_options": {"width": 3}})
-    with pytest.raises(ValueError, match="ToyLoss in .*test_pretrain.py cannot be made with stage_options=.*width"):
+    monkeypatch.setitem(ARMS, "toy", toy | {"stage_options": {"breadth": 3}})
+    with pytest.raises(ValueError, match="ToyLoss in .*test_pretrain.py cannot be made with stage_options=.*breadth"):
         Trainer(preset("smoke", "toy", data), data, CPU)
 
 

@@ -16,7 +16,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from mocolayers.__main__ import main
 from mocolayers.method.encoder import LAYOUTS
-from mocolayers.recipe import ARMS, CHOICES, PRESETS, RELEASED_SIDE, Views, loss_name, preset
+from mocolayers.recipe import ARMS, CHOICES, PRESETS, Views, loss_name, preset
 from mocolayers.runtime import RunError, atomic_write, autocast_type, held, resolve_device
 from mocolayers.training.pretrain import build_moco
 from mocolayers.training.runs import build_encoder
@@ -69,6 +69,18 @@ def test_a_value_that_makes_no_sense_is_refused_by_name(make_data, field, value)
 def test_views_that_cannot_be_drawn_are_refused_by_name(field, value):
     with pytest.raises(ValueError, match=f"^{field}=.*give a number"):
         Views(**{field: value})
+
+
+@pytest.mark.parametrize("sigma", [(2.0, 1.0), (0.0, 1.0), (0.1, float("nan")), 5, (1.0,)])
+def test_a_blur_that_cannot_be_drawn_is_refused_by_name(sigma):
+    with pytest.raises(ValueError, match="^sigma=.*the lower first"):
+        Views(sigma=sigma)
+
+
+def test_an_option_of_a_loss_that_is_called_like_a_field_is_refused(make_data, monkeypatch):
+    monkeypatch.setitem(ARMS, "mine", ARMS["mse"] | {"stage_options": {"momentum": 0.5}})
+    with pytest.raises(ValueError, match="'momentum', which every recipe has"):
+        preset("smoke", "mine", make_data())
 
 
 @pytest.mark.parametrize("field, value", [("projector", 0), ("off_diagonal", -1.0), ("scale", float("nan"))])
@@ -153,6 +165,9 @@ def test_every_choice_of_architecture_can_be_built(make_data):
     for name in ("layout", "stem", "head", "zero_init_residual"):
         for value in CHOICES[name]:
             build_moco(preset("smoke", "moco", make_data(), **{name: value}))
+
+
+RELEASED_SIDE = {"chest": 512, "histology": 255, "retina": 299}
 
 
 @pytest.mark.parametrize("arm", ARMS)

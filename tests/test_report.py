@@ -220,6 +220,32 @@ def test_a_repetition_counts_when_every_arm_has_it():
     assert set(report.complete(report.usual(half))["seed"]) == set(range(11))
 
 
+def test_an_arm_that_joins_late_takes_no_repetition_away():
+    table = study()
+    first = (table["series"] == "comparison") & (table["arm"] == "mse") & (table["seed"] < 2)
+    late = table[first].assign(arm="mse-standardized")
+    both = pd.concat([table, late.assign(auc=late["auc"] + 0.1)])
+    assert report.repetitions(both) == 12
+    claim = report.main_claim(report.complete(report.usual(both))).set_index(["protocol", "arm"])
+    assert claim["seeds"]["linear", "mse"] == 12 and claim["seeds"]["linear", "mse-standardized"] == 2
+
+
+def test_a_scale_has_its_own_number_of_repetitions():
+    table = study(repetitions=5).assign(scale="gpu")
+    assert "5 of 5 repetitions" in report.findings(table) and "this can change" not in report.findings(table)
+
+
+def test_what_did_not_pass_enters_no_claim(tmp_path):
+    table = study()
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    reuse = table[(table["series"] == "comparison") & (table["protocol"] == "linear")]
+    reuse = reuse.rename(columns={"auc": "linear"}).drop(columns="protocol")
+    reuse.loc[(reuse["dataset"] == "aptos") & (reuse["arm"] == "mse"), "linear"] += 0.5
+    reuse.to_csv(tmp_path / "similarity.csv", index=False)
+    found = report.claims(tmp_path).set_index("claim").loc["4 features are reused"]
+    assert found["difference"] == pytest.approx(0.02, abs=0.005)
+
+
 def test_second_rank_sets_choose_no_weight_and_enter_no_average():
     table = study()
     more = table.assign(dataset="odir", judged_on="odir")
@@ -251,10 +277,10 @@ def test_sentences_and_figure_come_from_the_numbers():
     said = report.findings(study())
     for words in ("pneumonia +0.100", "aptos -0.100 (aptos: cannot tell", "12 of 12 repetitions"):
         assert words in said
-    assert "`mse` +0.050 (its weight x 12, 25% of the gradient)" in said
-    assert (
-        "- `mse`: linear evaluation +0.020 at 1% (better)" in said and "2 better" in said.rsplit("comparisons: ", 1)[1]
-    )
+    assert "`mse` +0.050 (12 times its usual weight, 25% of the gradient)" in said
+    assert "- `mse`: linear evaluation +0.020 at 1% (better)" in said
+    assert said.rsplit("By the protocol, ", 1)[1].startswith("of 2 primary comparisons 2 better.")
+    assert "passes on 1 of 2 data sets" in said
     titles = [axis.get_title(loc="left") for axis in figures.gains(study()).axes]
     assert titles == ["Linear evaluation, 1%", "Fine-tuning, 1%"]
 

@@ -192,11 +192,13 @@ def test_the_rendered_page_shows_what_the_notebook_printed(executed):
 
 
 def test_formulas_of_a_page_need_no_script(tmp_path):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(r"a $\tau$ and $$x^2$$, not `$HOME`")])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_markdown_cell(r"a $\tau$ and $$x^2$$, $y_$, not `$HOME`")]
+    )
     nbformat.write(notebook, tmp_path / "any.ipynb")
     page = series.page_of(tmp_path / "any.ipynb")
     assert "<mi>τ</mi>" in page.replace("&#x003C4;", "τ") and "tau$" not in page
-    assert 'display="block"' in page and "$HOME" in page
+    assert 'display="block"' in page and "$HOME" in page and "$y_$" in page, "what cannot be read is left as it is"
 
 
 def test_a_second_run_executes_nothing_that_is_done(home, same_runs):

@@ -166,6 +166,10 @@ def test_the_median_distance_is_that_of_all_pairs():
     assert median_distance(x) == pytest.approx(np.median(cdist(x, x)[np.triu_indices(60, 1)]))
 
 
+def test_too_few_patients_for_an_interval_have_none():
+    assert np.isnan(module.patient_interval(len, np.arange(7))).all()
+
+
 def test_the_interval_over_patients_is_as_wide_as_the_statistic_is_uncertain():
     rng, centres = np.random.default_rng(0), []
     for _ in range(200):

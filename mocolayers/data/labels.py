@@ -92,5 +92,5 @@ def _patient_order(classes: np.ndarray, patients: np.ndarray, seed: int) -> tupl
 
 
 def subset_seed(seed: int, subset: int) -> int:
-    """The seed of `label_subset` for the n-th subset of a pretraining seed; no two pairs share one."""
+    """The seed of `label_subset` for the n-th of up to 1,000 subsets of a pretraining seed; no two pairs share one."""
     return seed * 1000 + subset

@@ -1,7 +1,7 @@
 """The one prepared data format: write it and load it.
 
 A prepared data set is a folder `NAME/` with `images.npy` (N, H, W, C) uint8, `labels.npy` (N,) or (N, L),
-`patients.npy` (N,), `split.npy` (N,) and `card.json`. Arrays named in the card under "extras" may stand beside them.
+`patients.npy` (N,), `split.npy` (N,) and `card.json`. Other arrays may stand beside them.
 """
 
 import functools
@@ -12,14 +12,13 @@ import secrets
 import shutil
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from mocolayers.data.folders import ARRAYS, CHECKED, check_name, check_target, put_in_place, restore
-from mocolayers.runtime import DatasetError, atomic_write, held
+from mocolayers.data.folders import ARRAYS, check_name, check_target, put_in_place, restore
+from mocolayers.runtime import DatasetError, held
 
 TRAIN, VAL, TEST, UNLABELLED = 0, 1, 2, 3
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST, "unlabelled": UNLABELLED}
@@ -51,23 +50,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class MedicalImages:
-    """One prepared data set, its images memory-mapped.
+    """One prepared data set."""
 
-    Attributes:
-        name: folder name, e.g. "pneumoniamnist".
-        card: the parsed `card.json`.
-        images: (N, H, W, C) uint8, memory-mapped.
-        labels: (N,) integers for binary, ordinal and multiclass tasks; (N, L) zeros and ones for multilabel.
-        patients: (N,) identifiers; images of one patient share one.
-        split: (N,) 0 train, 1 val, 2 test, 3 unlabelled (used for pretraining only, labels are ignored).
-    """
-
-    name: str
-    card: dict
-    images: np.ndarray
-    labels: np.ndarray
-    patients: np.ndarray
-    split: np.ndarray
+    name: str  # of its folder, e.g. "pneumoniamnist"
+    card: dict  # what is in `card.json`
+    images: np.ndarray  # (N, H, W, C) uint8, memory-mapped
+    labels: np.ndarray  # (N,) integers for binary, ordinal and multiclass tasks; (N, L) 0 and 1 for multilabel
+    patients: np.ndarray  # (N,) identifiers; images of one patient share one
+    split: np.ndarray  # (N,) 0 train, 1 val, 2 test, 3 unlabelled (used for pretraining only, labels are ignored)
 
     @property
     def task(self) -> str:
@@ -150,7 +140,6 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
             full = card | {
                 "name": target.name,
                 "side": int(arrays["images"].shape[1]),
-                "extras": sorted(set(arrays) - set(ARRAYS)),
                 "counts": _counts(arrays["split"]),
                 "sha256": {name: _sha256(work / f"{name}.npy") for name in arrays},
             }
@@ -181,8 +170,8 @@ def load(name: str = "auto", folder: str | Path | None = None, verify: bool = Fa
         name: a folder name under the data folder, or "auto": the real set that is prepared, or the first of several,
             else a download of PneumoniaMNIST, else the synthetic chest phantom.
         folder: where prepared data sets stand (see `data_folder`).
-        verify: read every byte, and refuse an array whose sha256 is not the card's. Otherwise one that was changed by
-            hand is taken as it is, with a line that says so and another fingerprint.
+        verify: read every byte, and refuse an array whose sha256 is not the card's. Otherwise labels, patients or a
+            split that were changed by hand are taken as they are, with a line that says so and another fingerprint.
     Raises:
         DatasetError: unknown name, missing or damaged files; the message names the command that rebuilds them.
     """
@@ -243,21 +232,17 @@ def _read(place: Path, verify: bool) -> MedicalImages:
             path = place / f"{name}.npy"
             array = np.lib.format.open_memmap(path, mode="r")
             arrays[name] = array if name == "images" else np.array(array)
-            found[name] = _sha256(path, verify)
+            if verify or name != "images":  # the sha256 of all images takes long
+                found[name] = _sha256(path)
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         raise DatasetError(f"{path}: {error}. {rebuild}") from None
-    for name in (name for name in ARRAYS if found[name] != prepared.get(name)):
+    for name in (name for name in found if found[name] != prepared.get(name)):
         if verify:
             raise DatasetError(f"{place / name}.npy: its sha256 is not the card's. {rebuild}")
         say_once(f"{place / name}.npy was changed after it was prepared: what is made from it is kept apart")
     _check_arrays(place.name, arrays, card)
-    counts = _counts(arrays["split"])
-    if counts != card.get("counts") or arrays["images"].shape[1] != card.get("side"):
-        raise DatasetError(
-            f"{place}: the arrays hold {counts} at side {arrays['images'].shape[1]}, the card says "
-            f"{card.get('counts')} at side {card.get('side')}. {rebuild}"
-        )
-    return MedicalImages(place.name, card | {"sha256": prepared | found}, **arrays)
+    card |= {"counts": _counts(arrays["split"]), "sha256": prepared | found}
+    return MedicalImages(place.name, card, **arrays)
 
 
 def _counts(split: np.ndarray) -> dict[str, int]:
@@ -307,18 +292,6 @@ def _remedy(name: str) -> str:
     return "python data_scripts/" + REBUILD.get(name, f"SCRIPT.py --source PATH --name {name}")
 
 
-def _sha256(path: Path, again: bool = False) -> str:
-    """The sha256 of a file; that of images, which takes long, is noted beside them with their file's size and time."""
-    state, note = path.stat(), path.with_name(CHECKED)
-    now = [str(state.st_size), str(state.st_mtime_ns)]
-    if path.name == "images.npy" and not again:
-        with suppress(OSError, ValueError):
-            *then, digest = note.read_text().split()
-            if then == now:
-                return digest
+def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if path.name == "images.npy":
-        with suppress(OSError):  # a folder that may only be read
-            atomic_write(note, lambda file: file.write_text(" ".join([*now, digest])))
-    return digest
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -65,7 +65,6 @@ def fine_tune(
     plan: Evaluation,
     seed: int,
     device: str = "auto",
-    views: Views | None = None,
 ) -> Classifier:
     """Train on some labels and return the classifier as it was when it did best on validation.
 
@@ -75,7 +74,6 @@ def fine_tune(
     Args:
         rows: training rows whose labels may be used; every one of them is read.
         seed: of the new layer, the order of the rows and the augmentation.
-        views: the augmentation; None means that of the modality in `FINETUNE_VIEWS`.
     Raises:
         RunError: the training diverged, or out of memory.
     """
@@ -86,7 +84,7 @@ def fine_tune(
     model.to(device, memory_format=torch.channels_last)
     # On a processor, the fused optimiser rounds differently.
     optimiser = torch.optim.Adam(model.parameters(), lr=plan.lr, fused=device.type == "cuda")
-    in_parallel, views = parallel(model), views or FINETUNE_VIEWS.get(data.modality, FINETUNE_VIEWS["chest"])
+    in_parallel, views = parallel(model), FINETUNE_VIEWS.get(data.modality, FINETUNE_VIEWS["chest"])
     held_out = np.sort(np.random.default_rng(0).permutation(data.rows("val"))[: plan.most_validation_rows])
     truth, order, best = class_matrix(data, held_out), row_order(rows, plan, seed), -np.inf
     looks = set(np.linspace(0, len(order), plan.checks + 1).round()[1:])

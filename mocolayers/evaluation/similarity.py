@@ -21,6 +21,7 @@ from mocolayers.training.runs import Run
 
 ROWS = 2000  # a kernel matrix has as many rows and columns
 MEDIAN_ROWS = 1000
+FEWEST = 4  # rows; debiased CKA divides by their number minus 3
 
 
 def feature_reuse(
@@ -98,8 +99,8 @@ def _unit_kernel(
 ) -> np.ndarray:
     """The centred kernel matrix, divided by its norm; NaN where it is constant off its diagonal, up to rounding."""
     x = np.asarray(x, float)
-    if x.ndim != 2 or len(x) < 4:
-        raise ValueError(f"CKA needs features (n, d) of at least 4 rows, not {x.shape}")
+    if x.ndim != 2 or len(x) < FEWEST:
+        raise ValueError(f"CKA needs features (n, d) of at least {FEWEST} rows, not {x.shape}")
     if not np.isfinite(x).all():
         raise ValueError(f"the features hold {(~np.isfinite(x)).sum()} values that are NaN or infinite")
     x = x[some_rows(len(x))]
@@ -172,7 +173,7 @@ def patient_interval(
     names, member = np.unique(patients, return_inverse=True)
     rng, whole = np.random.default_rng(0), statistic(np.arange(len(patients)))
     halves = [np.isin(member, rng.permutation(len(names))[: len(names) // 2]) for _ in range(draws)]
-    away = [statistic(np.flatnonzero(half)) - whole for half in halves]
+    away = [statistic(np.flatnonzero(half)) - whole for half in halves if half.sum() >= FEWEST]
     # Half of the patients differ from all of them by as much as all of them do from the population.
-    reach = norm.ppf(0.975) * np.sqrt(np.nanmean(np.square(away)))
+    reach = norm.ppf(0.975) * np.sqrt(np.nanmean(np.square(away))) if away else np.nan
     return whole - reach, whole + reach

@@ -184,7 +184,7 @@ def loss_lab(stages: dict[str, list]) -> Lab:
             "loss, all stages": f"{total:.3g}",
             "identical views would pay": f"{floor:.3g}",
             "unrelated images would pay": f"{most:.3g}",
-            "agreement can save": f"{1 - floor / max(most, 1e-12):.0%} of it",
+            "agreement can save": f"{1 - floor / most:.0%} of it" if floor < most else "nothing",
             f"mean diagonal of C, stage {stage}": f"{found['agreement']:.2f}",
             "real views agree, stage by stage": ", ".join(f"{value:.2f}" for value in real),
             "norm of stage 4": f"{found['norm']:.3g}",

@@ -16,14 +16,10 @@ def rank() -> int:
 
 
 def own_part(count: int) -> slice:
-    """Which rows of a batch of `count` this process holds.
-
-    Raises:
-        ValueError: the processes cannot share the batch evenly.
-    """
+    """Which rows of a batch of `count` this process holds."""
     if count % world_size():
         raise ValueError(
-            f"a batch of {count} cannot be shared by {world_size()} processes; give one they divide: --set batch=NUMBER"
+            f"a batch of {count} cannot be shared by {world_size()} processes; start a number of them that divides it"
         )
     each = count // world_size()
     return slice(rank() * each, (rank() + 1) * each)

@@ -14,15 +14,10 @@ LAYOUTS = {
 
 
 class Encoded(NamedTuple):
-    """What a `StagedResNet` returns for a batch of B images.
+    """What a `StagedResNet` returns for a batch of B images."""
 
-    Attributes:
-        stages: four feature maps, (B, C_l, H_l, W_l) each, after the last residual addition and ReLU of the stage.
-        embedding: (B, C_4), the global average of the last stage.
-    """
-
-    stages: list[Tensor]
-    embedding: Tensor
+    stages: list[Tensor]  # four maps, (B, C_l, H_l, W_l) each, after the last residual addition and ReLU of the stage
+    embedding: Tensor  # (B, C_4), the global average of the last stage
 
 
 class StagedResNet(ResNet):
@@ -70,8 +65,6 @@ class StagedResNet(ResNet):
         for module in self.modules():  # as torchvision, again because the stem and the stages may be new
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.kernel_size == (1, 1) and module.stride == (2, 2) and module.in_channels < 16:
-                    _subsample_first(module)
             elif zero_init_residual and isinstance(module, (BasicBlock, Bottleneck)):
                 nn.init.zeros_(module.bn2.weight if isinstance(module, BasicBlock) else module.bn3.weight)
 
@@ -83,13 +76,3 @@ class StagedResNet(ResNet):
             x = stage(x)
             stages.append(x)
         return Encoded(stages, self.avgpool(x).flatten(1))  # embedding: (B, C_4)
-
-
-def _subsample_first(convolution: nn.Conv2d) -> None:
-    """Drop the pixels that a 1x1 convolution with stride 2 passes over before it, not in it: the same numbers.
-
-    In bf16, with fewer images than threads and under 16 channels, oneDNN's gradient of the strided one writes outside
-    its memory on processors with AVX512 and without AMX.
-    """
-    convolution.stride = (1, 1)
-    convolution.register_forward_pre_hook(lambda _, inputs: inputs[0][:, :, ::2, ::2])

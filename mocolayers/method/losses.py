@@ -41,9 +41,6 @@ def pool_stage(stage: Tensor, side: int) -> Tensor:
 
     The gradients of torch's pooling, and of a mean over H and W, are not in the channels-last order of the maps: on a
     processor they make a step up to 9% slower.
-
-    Raises:
-        ValueError: see `check_side`.
     """
     check_side(stage, side)
     if side == 1:
@@ -71,11 +68,7 @@ class _Pool(torch.autograd.Function):
 
 
 def check_side(stage: Tensor, side: int) -> None:
-    """Refuse to pool a map (B, C, H, W) to a side larger than its own: torch would repeat its pixels.
-
-    Raises:
-        ValueError: with both sizes.
-    """
+    """Refuse to pool a map (B, C, H, W) to a side larger than its own: torch would repeat its pixels."""
     h, w = stage.shape[2:]
     if side > min(h, w):
         raise ValueError(f"a stage of {h} x {w} cannot be pooled to {side} x {side}: make its pool smaller")

@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -185,14 +186,17 @@ def page_of(notebook: Path) -> str:
     """An executed notebook as an HTML page without folded cells, whose formulas need no script from a network."""
     from latex2mathml.converter import convert
     from nbconvert.exporters import html as exporter
+    from nbconvert.filters.markdown_mistune import IPythonRenderer
     from traitlets.config import Config
 
-    class Formulas(exporter.IPythonRenderer):
-        def inline_math(self, body: str) -> str:
-            return convert(body)
+    class Formulas(IPythonRenderer):
+        def inline_math(self, body: str, display: str = "inline") -> str:
+            with suppress(Exception):  # a formula of the reader's that it cannot read is left to MathJax
+                return convert(body, display=display)
+            return super().inline_math(body)
 
         def block_math(self, body: str) -> str:
-            return convert(body, display="block")
+            return self.inline_math(body, "block")
 
     exporter.IPythonRenderer = Formulas  # nbconvert has no setting for it
     hide = Config(TagRemovePreprocessor={"enabled": True, "remove_input_tags": ["hide-input"]})
@@ -245,11 +249,7 @@ def _read(stamp: Path) -> dict:
 
 
 def write_index(out: Path) -> None:
-    """`out/index.html`: every notebook ever executed there, with links, seconds and memory.
-
-    Raises:
-        RunError: there is a page of that name that is not ours.
-    """
+    """`out/index.html`: every notebook ever executed there, with links, seconds and memory."""
     index = out / "index.html"
     if index.is_file() and not index.read_text(encoding="utf-8", errors="replace").startswith(PAGE[:200]):
         raise RunError(f"{index} is a page of yours and is not replaced; choose another folder: --out FOLDER")

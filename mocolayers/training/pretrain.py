@@ -33,11 +33,7 @@ SMALLER = "give a smaller one: --set batch=NUMBER, or prepare the images with a 
 
 
 def build_moco(recipe: Recipe) -> MoCo:
-    """The model that a recipe asks for, with weights from torch's current random state.
-
-    Raises:
-        RunError, ValueError: see `stage_loss_of`.
-    """
+    """The model that a recipe asks for, with weights from torch's current random state."""
     names = ("stage_weights", "head", "dim", "queue", "momentum", "temperature", "bn_splits")
     settings = {name: getattr(recipe, name) for name in names}
     return MoCo(functools.partial(build_encoder, recipe), stage_loss_of(recipe), **settings)
@@ -52,7 +48,6 @@ def pretrain(
     after_step: Callable[["Trainer"], bool] | None = None,
     init: str | Path | None = None,
     compiled: bool = False,
-    wait: bool = True,
 ) -> Run:
     """Train by a recipe, or find that it has been trained already.
 
@@ -61,7 +56,8 @@ def pretrain(
     initial weights, batches and views. Ctrl-C and SIGTERM write a checkpoint first.
 
     Started by torchrun, the processes share every batch: the recipe's is that of all together. The result is that of
-    one process if bn_splits is a multiple of their number. Another number of them may resume a run.
+    one process if bn_splits is a multiple of their number. Another number of them may resume a run. If another process
+    trains this run already, it is waited for.
 
     Args:
         recipe: what to train; `recipe.preset` makes one.
@@ -74,7 +70,6 @@ def pretrain(
         init: file of weights that the encoder starts from; the recipe's `init` is its fingerprint.
         compiled: compile the steps of a full queue with torch.compile, on a GPU with its CUDA graphs; pays there in
             long runs, and rounds a little differently. In several processes, compile the encoders alone.
-        wait: if another process trains this run, wait for what it leaves instead of an error.
     Returns:
         The run; `run.finished` is False only if `after_step` ended it.
     Raises:
@@ -92,7 +87,7 @@ def pretrain(
         trainer = Trainer(recipe, data, resolve_device(device), init, compiled)
         from_first(run.open)
         if rank() == 0:
-            lock.enter_context(run.alone(wait))
+            lock.enter_context(run.alone())
         if from_first(lambda: run.finished):  # by the process that we waited for
             return run
         if state := from_first(run.checkpoint):
@@ -210,8 +205,9 @@ class Trainer:
             trained, lr=recipe.lr, momentum=recipe.sgd_momentum, weight_decay=recipe.weight_decay, fused=True
         )
         self.dtype = autocast_type(recipe.precision, device)
-        # On a processor, torch leaves gradients of a strided bf16 convolution unset where its input is a single pixel.
-        if device.type == "cpu" and recipe.side <= (16 if recipe.stem == "imagenet" else 4):
+        # On some processors the gradient of a strided bf16 convolution is wrong: of a single pixel it is not set, and
+        # with under 16 channels and fewer images than threads it is written outside its memory.
+        if device.type == "cpu" and (recipe.width < 16 or recipe.side <= (16 if recipe.stem == "imagenet" else 4)):
             self.dtype = None
         # fp16 has so few small numbers that gradients are scaled up, or they become zero.
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
@@ -224,7 +220,10 @@ class Trainer:
         self._compiled = self._compile() if compiled and world_size() == 1 else self._forward
 
     def train_step(self) -> MoCoOutput:
-        """One optimiser step on the next batch; between logged steps, nothing waits for the device."""
+        """One optimiser step on the next batch; between logged steps, nothing waits for the device.
+
+        On a GPU, the output of a compiled step is overwritten by the next one.
+        """
         inputs, share = self._feed(self.step), stage_share(self.recipe, self.step)
         monitor = (self.step + 1) % self.recipe.monitor_every == 0 or self.step + 1 == self.recipe.steps
         logged = monitor or self.step % self.recipe.log_every == 0
@@ -265,11 +264,7 @@ class Trainer:
         return torch.compile(self._forward, fullgraph=True, dynamic=False, mode=mode)
 
     def check_finite(self) -> None:
-        """Look at every loss so far and at all weights; between two looks, losses are only noted on the device.
-
-        Raises:
-            RunError: one is not finite, in this or another process.
-        """
+        """Look at every loss so far and at all weights; between two looks, losses are only noted on the device."""
         state = [value.isfinite().all() for value in self.model.state_dict().values()]
         if averaged({"finite": torch.stack([self._finite, *state]).all()})["finite"] < 1:
             raise RunError(
@@ -329,7 +324,7 @@ class Trainer:
 
 def _batch_size(recipe: Recipe, images: int) -> int:
     """The recipe's batch, or, where there are fewer images, as many as make equal groups of batch-norm."""
-    groups = max(recipe.bn_splits, world_size())
+    groups = math.lcm(recipe.bn_splits, world_size())
     batch = min(recipe.batch, images // groups * groups)
     if batch < 2 * groups:
         raise RunError(

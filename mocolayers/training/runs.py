@@ -20,7 +20,6 @@ from mocolayers.method.moco import MoCo
 from mocolayers.recipe import Recipe
 from mocolayers.runtime import RunError, atomic_write, held, writing
 
-BUSY = "already training in another process"
 ENCODER = ("conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4.")  # torchvision's names, without the classifier
 FIRST_BLOCK = "layer1.0.conv1.weight"
 
@@ -49,11 +48,7 @@ class Run:
         return _sha256(self.encoder_file, about.st_size, about.st_mtime_ns)
 
     def open(self) -> None:
-        """Make the folder and write the recipe into it; a file that is there already is never replaced.
-
-        Raises:
-            RunError: the folder holds the recipe of something else, or a damaged one.
-        """
+        """Make the folder and write the recipe into it; a file that is there already is never replaced."""
         text = self.recipe.to_json() + "\n"
         if not self.recipe_file.exists():
             write_file(self.recipe_file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -61,26 +56,16 @@ class Run:
             raise unusable(self.recipe_file, "is damaged, or not the recipe that its folder is named after")
 
     @contextlib.contextmanager
-    def alone(self, wait: bool = True):
-        """Hold an opened run for the length of a `with`, so that no two processes write into it.
-
-        Raises:
-            RunError: another process trains it and we do not wait, or removed it while we waited.
-        """
-        if wait and self.busy:
-            print(f"{self.folder}: {BUSY}; waiting for it", flush=True)
-        with held(self.recipe_file, wait) as mine:
-            if mine is False:
-                raise RunError(f"{self.folder}: {'removed meanwhile; try again' if wait else BUSY}")
-            yield
-
-    @property
-    def busy(self) -> bool:
-        """Whether another process, or another thread of this one, is training this run."""
-        if not self.recipe_file.is_file():
-            return False
+    def alone(self):
+        """Hold an opened run for the length of a `with`, so that no two processes write into it; waits for another."""
         with held(self.recipe_file, wait=False) as mine:
-            return mine is False
+            busy = mine is False
+        if busy:
+            print(f"{self.folder}: already training in another process; waiting for it", flush=True)
+        with held(self.recipe_file) as mine:
+            if mine is False:
+                raise RunError(f"{self.folder}: removed meanwhile; try again")
+            yield
 
     def load_encoder(self) -> StagedResNet:
         """The pretrained query encoder, in evaluation mode.
@@ -113,11 +98,7 @@ class Run:
             raise unusable(self.history_file, "is missing or damaged") from None
 
     def checkpoint(self) -> dict | None:
-        """The state to resume from, if there is one; only tensors and plain values are read, never code.
-
-        Raises:
-            RunError: a damaged or foreign file; it is left as it is.
-        """
+        """The state to resume from, if there is one; only tensors and plain values are read, never code."""
         if not self.checkpoint_file.exists():
             return None
         try:
