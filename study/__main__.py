@@ -73,10 +73,10 @@ def run(part: Options) -> None:
 
 
 def report(out: Path = protocol.TABLES) -> None:
-    """Say what the tables of a folder tell, and draw their figure; of the committed ones also into README.md."""
+    """Say what the tables of a folder tell, and draw their figure; of the committed ones also into both README.md."""
     from mocolayers.training.runs import write_file
     from study import figures
-    from study.report import findings, read, write_readme
+    from study.report import findings, page, read, write_readme
 
     scores = read("scores", folder=out)
     if scores.empty:
@@ -86,6 +86,7 @@ def report(out: Path = protocol.TABLES) -> None:
     print(findings(scores))
     if out.resolve() == protocol.TABLES:
         write_readme()
+        write_file(protocol.PAGE, lambda path: path.write_text(page(), encoding="utf-8"))
 
 
 def again(part: Options, cells: int = 3, tables: Path = protocol.TABLES) -> None:

@@ -198,10 +198,13 @@ def repeated(values: Sequence[float], ratio: float = 0.0) -> dict[str, float]:
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """p values corrected for their number: any false rejection has at most the level's chance (Holm 1979)."""
+    """p values corrected for their number: any false rejection has at most the level's chance (Holm 1979).
+
+    What has no p value, NaN, is no comparison and does not count.
+    """
     p = np.asarray(p, float)
-    order, corrected = np.argsort(p), np.empty(len(p))
-    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    order, corrected, left = np.argsort(p), np.empty(len(p)), np.isfinite(p).sum() - np.arange(len(p))
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * left))
     return corrected
 
 
@@ -427,6 +430,27 @@ def _gains_said(found: pd.DataFrame) -> str:
             kinds.append(f"{protocol.NAMES[kind].lower()} {', '.join(map(''.join, zip(at, sure, strict=True)))}")
         lines.append(f"- `{arm}`: {'; '.join(kinds)}")
     return "\n".join(lines)
+
+
+def page(folder: Path = protocol.TABLES) -> str:
+    """All that the tables of a folder say, as a page of tables."""
+    scores, again = read("scores", folder=folder), read("again", folder=folder)
+    passed, rows = gate(scores), complete(usual(scores))
+    told = {
+        "The gate: MoCo minus no pretraining, few labels": passed,
+        "The weights: AUC minus MoCo's over the share of the gradient": pulls(scores),
+        "The main claim: AUC minus MoCo's, mean over the data sets that passed": main_claim(rows, passed),
+        "The same for each data set": compared(paired(primary(rows)), ratio=protocol.RATIO),
+        "Claim by claim": claims(folder),
+        "The gain under the released conditions minus the gain here": conditions(scores, passed),
+        "Runs trained again from nothing": retest(usual(again), rows) if len(again) else again,
+        "Mean AUC over repetitions": summarise(main_sets(rows), ratio=protocol.RATIO),
+    }
+    head = "# The study in tables\n\nWritten by `python -m study report`. [PROTOCOL.md](PROTOCOL.md) has the rules. "
+    head += "[Notebook 08](../notebooks/08_results_and_scaling_up.ipynb) tells it with figures.\n"
+    form = {"index": False, "border": 0, "float_format": "{:.3f}".format, "na_rep": ""}
+    parts = [f"## {title}\n\n{table.to_html(**form)}\n" for title, table in told.items() if len(table)]
+    return "\n".join([head, *parts])
 
 
 def write_readme(readme: Path = protocol.README, folder: Path = protocol.TABLES) -> None:

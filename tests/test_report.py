@@ -58,6 +58,7 @@ def test_a_difference_at_the_margin_is_called_equal_one_time_in_twenty():
 def test_holm_corrects_for_the_number_of_comparisons():
     assert report.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert report.holm([0.9, 0.8]).max() == 1
+    assert report.holm([0.02, float("nan"), 0.03])[[0, 2]] == pytest.approx([0.04, 0.04]), "one seed is no comparison"
 
 
 @pytest.mark.parametrize(
@@ -318,6 +319,12 @@ def test_the_readme_takes_the_findings_between_its_marks(tmp_path):
 def test_the_readme_says_what_the_committed_tables_say():
     text = protocol.README.read_text(encoding="utf-8")
     assert report.findings(report.read("scores", folder=protocol.TABLES)) in text, "run: python -m study report"
+
+
+def test_the_page_of_tables_is_that_of_the_committed_tables():
+    page = protocol.PAGE.read_text(encoding="utf-8")
+    assert page == report.page(protocol.TABLES), "run: python -m study report"
+    assert "The main claim" in page and "Claim by claim" in page and "nan" not in page.lower()
 
 
 def test_the_committed_tables_hold_no_row_twice_and_every_arm_had_the_same_labels():

@@ -1,6 +1,7 @@
 """The queue and temperature lab: one query against its own key and a belt of older keys."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def key_history(recipe: Recipe, data: MedicalImages, device: str = "auto", steps
         `q` (N, D): unit-length queries at the end; `keys`: by momentum (T, N, D), the last of T moments is now; `age`
         (T,): how many steps ago each moment was; `classes` (N, L): booleans, see `class_matrix`.
     """
-    trainer = Trainer(recipe, data, resolve_device(device))
+    trainer = Trainer(replace(recipe, steps=max(recipe.steps, steps)), data, resolve_device(device))
     leader = nn.ModuleList([trainer.model.encoder_q, trainer.model.head_q])
     followers = {momentum: copy.deepcopy(leader) for momentum in MOMENTA}
     rows = np.sort(np.random.default_rng(recipe.seed).permutation(data.rows("train"))[:images])

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from joblib import Parallel, delayed
 
 from mocolayers.data.folders import check_name
-from mocolayers.data.prepared import data_folder
+from mocolayers.data.prepared import SCRIPTS, data_folder
 from mocolayers.recipe import PRESETS
 from mocolayers.runtime import RunError, atomic_write, resolve_device, writing
 
@@ -219,10 +219,10 @@ def peak_megabytes() -> int:
 
 
 def code_fingerprint(notebook: Path, values: dict) -> str:
-    """Changes with the notebook's source cells, its parameters, the module and the tables: not while it runs."""
+    """Changes with the notebook's source cells, its parameters, the code and the tables: not while it runs."""
     cells = json.loads(notebook.read_bytes())["cells"]
-    read = [*PACKAGE.rglob("*.py"), *(HOME / "study").glob("*.py")]
-    read += [path for path in (HOME / "study" / "tables").rglob("*") if path.suffix in (".csv", ".json")]
+    files = [path for room in (PACKAGE, HOME / "study", SCRIPTS) for path in room.rglob("*")]
+    read = [path for path in files if path.suffix in (".py", ".csv")]
     about = json.dumps([[[cell["cell_type"], cell["source"]] for cell in cells], values])
     return _digest(about.encode(), *(path.read_bytes() for path in sorted(read)))
 
