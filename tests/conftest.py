@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,7 @@ def make_data(tmp_path):
 
     def make(name="tiny", **options):
         card = make_card(options.get("task", "binary"), options.get("channels", 1))
+        shutil.rmtree(tmp_path / "data" / name, ignore_errors=True)  # what is there is never replaced
         save_prepared(tmp_path / "data" / name, make_arrays(**options), card)
         return load(name, tmp_path / "data")
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mocolayers.data.folders import ARRAYS, check_name, check_target, put_in_place, restore
+from mocolayers.data.folders import check_name, check_target, clear
 from mocolayers.runtime import DatasetError, held
 
+ARRAYS = ("images", "labels", "patients", "split")
 TRAIN, VAL, TEST, UNLABELLED = 0, 1, 2, 3
 SPLITS = {"train": TRAIN, "val": VAL, "test": TEST, "unlabelled": UNLABELLED}
 TASKS = ("binary", "multilabel", "ordinal", "multiclass")
@@ -114,7 +115,7 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
     """Write a prepared data set so that a killed script never leaves half of one under its final name.
 
     Args:
-        target: the folder to make, e.g. `data/nih`; an older data set of that name is replaced at the very end.
+        target: the folder to make, e.g. `data/nih`; nothing may be there.
         arrays: "images" (perhaps `Rows` on disk), "labels", "patients", "split", and any extra (N, ...) array such as
             "grades".
         card: title, modality (chest, histology, retina), task, classes, source, licence, citation; image side,
@@ -122,19 +123,16 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
     Returns:
         The target folder.
     Raises:
-        DatasetError: when the arrays do not fit the card, a patient stands in two splits, or the target is a folder
-            that no data script made.
+        DatasetError: when the arrays do not fit the card, a patient is in two splits, or something is in the target's
+            place.
     """
     target = Path(target)
-    restore(target)
     check_target(target)
     _check_arrays(target.name, arrays, card)
     work = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
     work.mkdir(parents=True)
     try:
         with held(work):
-            # Names what will be written: a folder that a killed process leaves can be told from someone else's.
-            _write_card(work, {"sha256": dict.fromkeys(arrays)})
             for name, array in arrays.items():
                 (_save_images if name == "images" else np.save)(work / f"{name}.npy", array)
             full = card | {
@@ -143,15 +141,20 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
                 "counts": _counts(arrays["split"]),
                 "sha256": {name: _sha256(work / f"{name}.npy") for name in arrays},
             }
-            _write_card(work, full)
-            put_in_place(work, target)
+            text = json.dumps(full, indent=1, ensure_ascii=False) + "\n"
+            (work / "card.json").write_text(text, encoding="utf-8")
+            with held(target.parent):  # another process may have made it meanwhile
+                check_target(target)
+                work.rename(target)
+                clear(target, "partial", _not_partial)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
 
 
-def _write_card(folder: Path, card: dict) -> None:
-    (folder / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def _not_partial(folder: Path) -> list[str]:
+    """Names in a folder that are no part of an unfinished data set."""
+    return [path.name for path in folder.iterdir() if path.name != "card.json" and path.suffix != ".npy"]
 
 
 def _save_images(path: Path, images: np.ndarray | Rows) -> None:
@@ -180,7 +183,6 @@ def load(name: str = "auto", folder: str | Path | None = None, verify: bool = Fa
         name = _choose(root)
     check_name(name)
     place = root / name
-    restore(place)
     if not place.is_dir():
         _make(name, root)
     return _read(place, verify)
@@ -218,13 +220,13 @@ def _make(name: str, root: Path) -> None:
         raise DatasetError(f"data_scripts/{file} is not part of the installed package; get it from the repository")
     command = [sys.executable, str(SCRIPTS / file), *arguments, "--out", str(root)]
     done = subprocess.run(command, text=True, capture_output=True)
-    if done.returncode:
+    if done.returncode and not (root / name).is_dir():  # or another process was faster
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise DatasetError(f"could not make {name!r}: {last}. To see the whole message: {_remedy(name)}")
 
 
 def _read(place: Path, verify: bool) -> MedicalImages:
-    path, rebuild = place / "card.json", f"Rebuild it with: {_remedy(place.name)}"
+    path, rebuild = place / "card.json", f"Move it away, and make it again: {_remedy(place.name)}"
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
         prepared, arrays, found = dict(card["sha256"]), {}, {}
@@ -254,7 +256,7 @@ say_once = functools.cache(print)  # a line that a sweep would otherwise repeat 
 
 def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict) -> None:
     def fail(what: str) -> None:
-        raise DatasetError(f"{name}: {what}. Rebuild it with: {_remedy(name)}")
+        raise DatasetError(f"{name}: {what}. Make it again: {_remedy(name)}")
 
     missing = {"title", "modality", "task", "classes", "source", "licence"} - set(card)
     if missing:
