@@ -12,7 +12,7 @@ import pandas as pd
 from common import arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, colour, gray
 from PIL import Image, ImageOps
-from pixels import convert_with, is_dicom
+from pixels import ORIENTATION, convert_with, is_dicom
 from sources import inside, open_source, pictures_in, printable, read_table, visible
 
 from mocolayers.data.prepared import SPLITS, TASKS, TEST, TRAIN, UNLABELLED, VAL
@@ -23,7 +23,6 @@ NO_LABEL = ["", "nan", "na", "n/a"]
 SHOWN = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}  # in a column for one label of several
 SQUARE = {"pad": "padded to a square", "crop": "cropped to a square", "stretch": "stretched to a square"}
 UNEVEN = 0.2  # between the shares of oblong images of two classes
-ORIENTATION = 274  # the EXIF tag
 MODALITIES = ("chest", "histology", "retina", "other")
 EXAMPLES = """  python data_scripts/folder.py --source ~/scans --name scans --modality chest --gray
       where ~/scans/CLASS/*.png, or ~/scans/train|val|test/CLASS/*.png
