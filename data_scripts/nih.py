@@ -9,7 +9,7 @@ import interrupt  # noqa: F401  first
 import numpy as np
 from common import add_available, arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, gray
-from sources import inside, open_source, read_table
+from sources import inside, open_source, read_table, visible
 
 from mocolayers.data.prepared import TEST, TRAIN, UNLABELLED
 from mocolayers.runtime import DatasetError
@@ -36,7 +36,7 @@ EXAMPLES = """  python data_scripts/nih.py --source ~/nih
 def find(source: Path) -> list[Picture]:
     """Every image of the table that names its findings and its patient."""
     table = read_table(source / "Data_Entry_2017.csv", ["Image Index", "Finding Labels", "Patient ID"])
-    files = {path.name: path for path in source.glob("images*/**/*.png")}
+    files = {path.name: path for path in visible(source, "images*/**/*.png")}
     pictures = []
     for name, findings, patient in zip(table["Image Index"], table["Finding Labels"], table["Patient ID"], strict=True):
         path = files.get(name) or inside(source / "images", name)

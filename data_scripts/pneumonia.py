@@ -11,7 +11,7 @@ import nih
 import numpy as np
 from common import add_available, arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, gray
-from sources import open_source
+from sources import open_source, visible
 
 from mocolayers.data.prepared import TEST, UNLABELLED
 from mocolayers.runtime import DatasetError
@@ -43,7 +43,7 @@ def find(source: Path, task: str) -> list[Picture]:
     """
     root = source / "chest_xray" if (source / "chest_xray").is_dir() else source
     pictures = []
-    for path in sorted(root.glob("*/*/*.jp*g")):
+    for path in visible(root, "*/*/*.jp*g"):
         part, group = path.parts[-3:-1]
         if part not in PARTS or group not in ("NORMAL", "PNEUMONIA"):
             continue

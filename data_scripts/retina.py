@@ -16,7 +16,7 @@ from conversion import Picture, to_rgb
 from copies import tie_alike
 from PIL import Image
 from scipy import ndimage
-from sources import inside, open_source, read_table
+from sources import inside, open_source, read_table, visible
 
 from mocolayers.data.prepared import TEST, UNLABELLED, VAL, Rows
 from mocolayers.runtime import DatasetError
@@ -83,7 +83,7 @@ def find_idrid(source: Path) -> list[Picture]:
 def find_aptos(source: Path) -> list[Picture]:
     """APTOS names no patients: every image is one of its own, or a group of groups.csv (id_code, group) where it is."""
     folder = source / "train_images"
-    ending = ".jpg" if any(folder.glob("*.jpg")) else ".png"
+    ending = ".jpg" if visible(folder, "*.jpg") else ".png"
     pictures = graded(source / "train.csv", ("id_code", "diagnosis"), folder, ending)
     if (source / "groups.csv").is_file():
         table = read_table(source / "groups.csv", ["id_code", "group"])

@@ -46,12 +46,12 @@ def open_source(source: Path | None, what: str, out: Path, kaggle: str) -> Path:
         if not source.name.endswith(ARCHIVES):
             raise DatasetError(f"{source} is neither a folder nor one of {', '.join(ARCHIVES)}; it should hold {what}")
         return unpack([source], out)
-    archives = sorted(p for p in source.iterdir() if p.name.endswith((*ARCHIVES, ".zip.001")))
+    archives = [p for p in visible(source) if p.name.endswith((*ARCHIVES, ".zip.001"))]
     if not archives or pictures_in(source):
         return source  # unpacked by its owner, whatever archives stand beside
     # Publishers give the images as archives beside the tables.
     target = unpack(archives, out)
-    for table in [*source.glob("*.csv"), *source.glob("*.txt")]:
+    for table in visible(source, "*.csv") + visible(source, "*.txt"):
         shutil.copy2(table, target / table.name)
     return target
 

@@ -3,8 +3,10 @@
 import hashlib
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -430,6 +432,36 @@ def test_kermany_can_be_split_anew_and_be_asked_for_pneumonia(children, tmp_path
     easy, _ = prepare("pneumonia", children, tmp_path / "easy", "--task", "pneumonia")
     assert easy.classes == ["normal", "pneumonia"] and not len(easy.rows("unlabelled"))
     assert easy.labels.mean() == pytest.approx(2 / 3)
+
+
+def littered(root):
+    """What macOS and Synology put beside every file, and Jupyter into every folder it has shown."""
+    for path in [path for path in root.rglob("*") if path.is_file()]:
+        for name in (f"._{path.name}", f".ipynb_checkpoints/{path.name}", f"@eaDir/{path.name}"):
+            (path.parent / name).parent.mkdir(exist_ok=True)
+            (path.parent / name).write_bytes(b"\0\5\26\7")
+    return root
+
+
+@pytest.mark.parametrize("name", ["pneumonia", "nih", "retina", "breast_histology"])
+def test_hidden_files_change_nothing(name, children, breast, tmp_path):
+    trees = {"pneumonia": lambda: children, "breast_histology": lambda: breast}
+    trees |= {"nih": lambda: nih_tree(tmp_path / "n", range(1, 13)), "retina": lambda: aptos_tree(tmp_path / "aptos")}
+    tree = trees[name]()
+    before, _ = prepare(name, tree, tmp_path / "before")
+    after, _ = prepare(name, littered(tree), tmp_path / "after")
+    assert before.card["sha256"] == after.card["sha256"]
+
+
+def test_archives_are_found_beside_hidden_files(tmp_path):
+    tree = nih_tree(tmp_path / "nih", range(1, 13))
+    whole, _ = prepare("nih", tree, tmp_path / "whole")
+    with zipfile.ZipFile(tree / "images.zip", "w") as file:
+        for path in sorted(tree.glob("images_001/images/*.png")):
+            file.write(path, path.relative_to(tree))
+    shutil.rmtree(tree / "images_001")
+    data, _ = prepare("nih", littered(tree), tmp_path / "out")
+    assert data.card["sha256"] == whole.card["sha256"]
 
 
 def test_kermany_a_name_without_its_kind_is_named(children, tmp_path):
