@@ -2,7 +2,6 @@
 
 import re
 
-import interrupt  # noqa: F401  first
 import numpy as np
 from common import add_available, arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, to_rgb

@@ -3,7 +3,6 @@
 import argparse
 import errno
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from conversion import Converted, Picture, convert, not_work
 from copies import count_pairs, duplicates, near_pairs, rows_without_copies, tie_copies
-from interrupt import STOPPED
 from sources import printable
 
 from mocolayers.data.folders import SHEET, check_name, check_target, clear
@@ -71,7 +69,6 @@ def add_available(parser: argparse.ArgumentParser) -> None:
 def run(main, parser: argparse.ArgumentParser) -> None:
     """Call `main(arguments)`; bad data, a full disk or Ctrl-C end in one line and exit code 1."""
     args = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # see interrupt.py
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be in no known encoding
     try:
         if "source" in args:
@@ -86,7 +83,7 @@ def run(main, parser: argparse.ArgumentParser) -> None:
         free = f" The disk of {args.out} is full: make room there, and the same command goes on where it was"
         sys.exit(printable(f"error: {error}.{free}" if full else f"error: {error}"))
     except KeyboardInterrupt:
-        sys.exit(STOPPED)
+        sys.exit("stopped; the same command goes on where it was")
 
 
 def check_numbers(args: argparse.Namespace) -> None:

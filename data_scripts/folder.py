@@ -6,7 +6,6 @@ from collections import Counter
 from functools import cache, partial
 from pathlib import Path
 
-import interrupt  # noqa: F401  first
 import numpy as np
 import pandas as pd
 from common import arguments, finish, read_images, run, split_by_patient

@@ -7,8 +7,6 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import interrupt  # noqa: F401  first
-
 # This file has the package's name: without its folder on the path, `import medmnist` finds the package.
 HERE = str(Path(__file__).resolve().parent)
 sys.path = [place for place in sys.path if str(Path(place or ".").resolve()) != HERE]

@@ -5,7 +5,6 @@ EXIF orientation is not applied and images are stretched to a square, as users o
 
 from pathlib import Path
 
-import interrupt  # noqa: F401  first
 import numpy as np
 from common import add_available, arguments, finish, read_images, run, split_by_patient
 from conversion import Picture, gray

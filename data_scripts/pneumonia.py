@@ -6,7 +6,6 @@ EXIF orientation is not applied and images are stretched to a square, as users o
 import re
 from pathlib import Path
 
-import interrupt  # noqa: F401  first
 import nih
 import numpy as np
 from common import add_available, arguments, finish, read_images, run, split_by_patient

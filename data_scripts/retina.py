@@ -9,7 +9,6 @@ from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
-import interrupt  # noqa: F401  first
 import numpy as np
 from common import add_available, arguments, chosen, finish, read_images, run, split_by_patient
 from conversion import Picture, to_rgb
