@@ -1,7 +1,6 @@
 """What the scripts share: the command line, splitting by patient, duplicates, the report and the contact sheet."""
 
 import argparse
-import errno
 import os
 import sys
 import tempfile
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from conversion import Converted, Picture, convert, not_work
-from copies import count_pairs, duplicates, near_pairs, rows_without_copies, tie_copies
+from copies import count_pairs, near_pairs, pixel_hashes, rows_without_copies, tie_copies
 from sources import printable
 
 from mocolayers.data.folders import SHEET, check_name, check_target, clear
@@ -18,7 +17,7 @@ from mocolayers.data.prepared import SPLITS, UNLABELLED, MedicalImages, Rows, da
 from mocolayers.runtime import DatasetError, RunError, atomic_write, writing
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
-LEAST = {"side": 8, "seed": 0, "workers": 1}
+SMALLEST = 8  # pixels
 EACH = 10  # pictures of each kind on the contact sheet
 KINDS = 60  # lines of the contact sheet at most
 
@@ -72,29 +71,21 @@ def run(main, parser: argparse.ArgumentParser) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be in no known encoding
     try:
         if "source" in args:
-            check_numbers(args)
             check_places(args)
         with writing(args.out):
             out = args.out.resolve()
             tempfile.TemporaryFile(dir=next(place for place in (out, *out.parents) if place.exists())).close()
         main(args)
     except (DatasetError, RunError, OSError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        free = f" The disk of {args.out} is full: make room there, and the same command goes on where it was"
-        sys.exit(printable(f"error: {error}.{free}" if full else f"error: {error}"))
+        sys.exit(printable(f"error: {error}"))
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on where it was")
 
 
-def check_numbers(args: argparse.Namespace) -> None:
-    """Refuse numbers that no image, process or seed can have."""
-    for option, least in LEAST.items():
-        if option in args and getattr(args, option) < least:
-            raise DatasetError(f"--{option} {getattr(args, option)}: give {least} or more")
-
-
 def check_places(args: argparse.Namespace) -> None:
-    """Refuse a place for the data set where something of the reader's could be lost, before anything is read."""
+    """Refuse, before anything is read, a data set without a name and a place where the reader could lose something."""
+    if args.side < SMALLEST:
+        raise DatasetError(f"--side {args.side}: give {SMALLEST} or more")
     if args.name is None:
         args.name = getattr(args, "set", None)
     if args.name is None:
@@ -128,8 +119,8 @@ def present(pictures: list[Picture], available: bool) -> tuple[list[Picture], di
     return there, counts | {"patients_lost_all": len(lost - left)}
 
 
-def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace, tie=True) -> Converted:
-    """`convert` with the options of the command line; people who share a picture become one patient with `tie`."""
+def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace) -> Converted:
+    """`convert` with the options of the command line; people who share a picture become one patient."""
     if args.range and not args.range[0] < args.range[1]:
         raise DatasetError(f"--range {args.range[0]:g} {args.range[1]:g}: the first value should be below the second")
     listed = {}
@@ -138,7 +129,7 @@ def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.
     intensity, target = args.range or args.window, args.out / args.name
     read = convert(pictures, prepare, channels, args.side, target, args.skip_bad, args.workers, intensity)
     read.report["listed"] = listed
-    read.report["equal_with_other_label"] = tie_copies(read.images, read.kept, tie)
+    read.report["equal_with_other_label"] = tie_copies(read.images, read.kept)
     return read
 
 
@@ -170,8 +161,8 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
     for name in (name for name, code in SPLITS.items() if code in set(before) - set(split)):
         print(f"warning: no {name} image is left: all were copies of pictures in another split")
     near = near_pairs(arrays["images"])
-    report = report | duplicates(arrays["images"], split) | {"near_copies": count_pairs(near, split)}
-    report |= {"patients": {}, "classes": {}}
+    report |= {"duplicate_images": len(keep) - len(np.unique(pixel_hashes(arrays["images"])))}
+    report |= {"near_copies": count_pairs(near, split), "patients": {}, "classes": {}}
     if "intensity" in report:
         card = card | {"intensity": report.pop("intensity")}
     for name, code in SPLITS.items():

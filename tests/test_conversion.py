@@ -1,6 +1,5 @@
 """Claims about reading many images: into one array on disk, resumed after a kill, from folders and from archives."""
 
-import errno
 import gzip
 import os
 import shutil
@@ -20,7 +19,6 @@ from test_data_scripts import noise, prepare, run_script, save
 from mocolayers.data.prepared import SCRIPTS
 
 sys.path.insert(0, str(SCRIPTS))
-import common  # noqa: E402
 import conversion  # noqa: E402
 import copies  # noqa: E402
 import sources  # noqa: E402
@@ -116,15 +114,6 @@ def test_a_full_disk_is_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: [Errno 27] File too large")
-
-
-def test_a_full_disk_is_said_with_the_place_where_room_is_needed(tmp_path, monkeypatch):
-    def main(args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(sys, "argv", ["own.py", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match=f"The disk of {tmp_path} is full: make room there"):
-        common.run(main, common.arguments("", "own", 28, ""))
 
 
 def test_finished_images_are_not_read_again_and_other_images_are(tmp_path):
