@@ -17,6 +17,8 @@ from mocolayers.data.prepared import SPLITS, UNLABELLED, MedicalImages, Rows, da
 from mocolayers.runtime import DatasetError, RunError, atomic_write, writing
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
+VALIDATION = (0.85, 0.15, 0.0)  # when the publisher gives a test part
+EIGHTH = (0.875, 0.125, 0.0)  # when no validation part is given
 SMALLEST = 8  # pixels
 EACH = 10  # pictures of each kind on the contact sheet
 KINDS = 60  # lines of the contact sheet at most
@@ -146,19 +148,34 @@ def split_by_patient(patients: np.ndarray, positive: np.ndarray, seed: int, frac
     return code[member]
 
 
-def chosen(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Some rows of all arrays; the images stay on disk."""
-    return {name: Rows(array, rows) if name == "images" else array[rows] for name, array in arrays.items()}
+def splits(kept: list[Picture], positive: np.ndarray, seed: int, fractions=FRACTIONS, given=None) -> np.ndarray:
+    """The split codes (N,) that are given, by the pictures or by `given`; those that are None are drawn by patient."""
+    given = [picture.split for picture in kept] if given is None else given
+    split = np.array([-1 if code is None else code for code in given])
+    rest = np.flatnonzero(split < 0)
+    patients = np.array([picture.patient for picture in kept])
+    split[rest] = split_by_patient(patients[rest], np.asarray(positive)[rest], seed, fractions)
+    return split.astype(np.uint8)
 
 
-def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, report: dict) -> dict:
-    """Leave out copies across splits, write the prepared data set, print what it holds, and return the full report."""
-    check_splits(arrays["labels"], arrays["split"])
-    keep = rows_without_copies(arrays["images"], arrays["split"])
-    report = report | {"copies_left_out": len(arrays["split"]) - len(keep)}
-    before, arrays = arrays["split"], chosen(arrays, keep)
+def finish(args: argparse.Namespace, read: Converted, labels, given: np.ndarray, card: dict, **more) -> None:
+    """Leave out copies across splits, write the prepared data set, and print what it holds.
+
+    Args:
+        args: the command line.
+        read: the images and whose they are.
+        labels, given: the label and the split code of each.
+        card: all but the report.
+        more: further arrays with a row for each image.
+    """
+    check_splits(labels, given)
+    keep = rows_without_copies(read.images, given)
+    patients = np.array([picture.patient for picture in read.kept])
+    arrays = {"labels": labels, "patients": patients, "split": given} | more
+    arrays = {name: array[keep] for name, array in arrays.items()} | {"images": Rows(read.images, keep)}
     split, labels = arrays["split"], arrays["labels"]
-    for name in (name for name, code in SPLITS.items() if code in set(before) - set(split)):
+    report = read.report | {"copies_left_out": len(given) - len(keep)}
+    for name in (name for name, code in SPLITS.items() if code in set(given) - set(split)):
         print(f"warning: no {name} image is left: all were copies of pictures in another split")
     near = near_pairs(arrays["images"])
     report |= {"duplicate_images": len(keep) - len(np.unique(pixel_hashes(arrays["images"])))}
@@ -195,7 +212,6 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
         print(f"  {note}: {count}")
     for line in report.get("skipped", []):
         print(f"  skipped {line}")
-    return report
 
 
 def check_splits(labels: np.ndarray, split: np.ndarray) -> None:
