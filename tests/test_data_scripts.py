@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 
 
 def run_script(name, *words):
-    one = ["--workers", "1"] if name != "medmnist" else []
+    one = ["--workers", "1"] if name != "medmnist_sets" else []
     command = [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, words), *one]
     return subprocess.run(command, capture_output=True, text=True)
 
@@ -84,7 +84,7 @@ def test_breast_patches_larger_than_the_publishers_are_taken_whole_and_counted(b
 
 def test_medmnist_offers_no_option_that_it_does_not_use():
     words = "--range 0 1 --window percentile --skip-bad --seed 1"
-    assert f"unrecognized arguments: {words}" in run_script("medmnist", "pneumoniamnist", *words.split()).stderr
+    assert f"unrecognized arguments: {words}" in run_script("medmnist_sets", "pneumoniamnist", *words.split()).stderr
 
 
 def test_breast_folder_and_file_name_must_agree(breast, tmp_path):
@@ -483,10 +483,10 @@ def npz(tmp_path):
 
 def test_medmnist_refuses_a_wrong_md5_unless_told_otherwise(npz, tmp_path):
     words = ("pneumoniamnist", "--source", npz, "--out", tmp_path / "out")
-    done = run_script("medmnist", *words)
+    done = run_script("medmnist_sets", *words)
     assert done.returncode == 1 and not (tmp_path / "out").exists()
     assert hashlib.md5(npz.read_bytes()).hexdigest() in done.stderr and "--allow-unverified" in done.stderr
-    done = run_script("medmnist", *words, "--allow-unverified")
+    done = run_script("medmnist_sets", *words, "--allow-unverified")
     assert done.returncode == 0, done.stderr
     data = load("pneumoniamnist", tmp_path / "out", verify=True)
     assert data.card["verified"] is False and data.task == "binary"
@@ -496,13 +496,15 @@ def test_medmnist_refuses_a_wrong_md5_unless_told_otherwise(npz, tmp_path):
 def test_medmnist_a_damaged_or_foreign_file_is_one_line(tmp_path, content):
     (tmp_path / "own.npz").write_bytes(content)
     words = ("pneumoniamnist", "--source", tmp_path / "own.npz", "--out", tmp_path / "out", "--allow-unverified")
-    done = run_script("medmnist", *words)
+    done = run_script("medmnist_sets", *words)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "own.npz is damaged, or no .npz that holds train_images" in done.stderr
 
 
 def test_medmnist_equal_pictures_never_stand_on_two_sides(npz, tmp_path):
-    done = run_script("medmnist", "pneumoniamnist", "--source", npz, "--out", tmp_path / "out", "--allow-unverified")
+    done = run_script(
+        "medmnist_sets", "pneumoniamnist", "--source", npz, "--out", tmp_path / "out", "--allow-unverified"
+    )
     assert done.returncode == 0, done.stderr
     data = load("pneumoniamnist", tmp_path / "out")
     assert len(data.rows("train")) == 39 and len(data.rows("test")) == 12
@@ -571,7 +573,9 @@ def test_nih_a_picture_that_patients_share_is_in_one_split_only(tmp_path):
     assert "15 equal" not in text and "1 equal pictures have different labels" in text
 
 
-@pytest.mark.parametrize("name", ["breast_histology", "nih", "retina", "medmnist", "phantoms", "folder", "pneumonia"])
+@pytest.mark.parametrize(
+    "name", ["breast_histology", "nih", "retina", "medmnist_sets", "phantoms", "folder", "pneumonia"]
+)
 def test_help_has_examples(name):
     done = subprocess.run([sys.executable, str(SCRIPTS / f"{name}.py"), "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and f"python data_scripts/{name}.py" in done.stdout

@@ -1,26 +1,19 @@
 """MedMNIST v2 sets: the official download, or a local .npz, to the prepared format."""
 
 import hashlib
-import sys
 import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 
-# This file has the package's name: without its folder on the path, `import medmnist` finds the package.
-HERE = str(Path(__file__).resolve().parent)
-sys.path = [place for place in sys.path if str(Path(place or ".").resolve()) != HERE]
-import medmnist  # noqa: E402
-from medmnist import INFO  # noqa: E402
+import medmnist
+import numpy as np
+from common import arguments, finish, run
+from conversion import Converted, Picture
+from copies import pixel_hashes
+from medmnist import INFO
 
-sys.path.insert(0, HERE)
-
-import numpy as np  # noqa: E402
-from common import arguments, finish, run  # noqa: E402
-from conversion import Converted, Picture  # noqa: E402
-from copies import pixel_hashes  # noqa: E402
-
-from mocolayers.runtime import DatasetError  # noqa: E402
+from mocolayers.runtime import DatasetError
 
 MODALITY = {
     "chestmnist": "chest",
@@ -36,9 +29,9 @@ TASK = {
     "multi-class": "multiclass",
 }
 CITATION = "Yang et al., MedMNIST v2, Scientific Data 10, 2023"
-EXAMPLES = """  python data_scripts/medmnist.py pneumoniamnist
-  python data_scripts/medmnist.py retinamnist --side 64 --name retinamnist_64
-  python data_scripts/medmnist.py pneumoniamnist --source pneumoniamnist.npz --allow-unverified"""
+EXAMPLES = """  python data_scripts/medmnist_sets.py pneumoniamnist
+  python data_scripts/medmnist_sets.py retinamnist --side 64 --name retinamnist_64
+  python data_scripts/medmnist_sets.py pneumoniamnist --source pneumoniamnist.npz --allow-unverified"""
 
 
 def official_md5(name: str, side: int) -> str:
