@@ -2,9 +2,8 @@
 
 import re
 
-import interrupt  # noqa: F401  first
 import numpy as np
-from common import add_available, arguments, finish, read_images, run, split_by_patient
+from common import add_available, arguments, finish, read_images, run, splits
 from conversion import Picture, to_rgb
 from PIL import Image
 from sources import open_source, visible
@@ -58,16 +57,10 @@ def to_square(image: Image.Image) -> tuple[Image.Image, str, str]:
 def main(args) -> None:
     pictures = find(open_source(args.source, "one folder per patient", args.out, KAGGLE))
     there = {picture.patient for picture in pictures}
-    if len(pictures) < PUBLISHED and not args.available:
-        print(
-            f"note: {len(pictures)} of the publisher's {PUBLISHED} patches are here; pass --available if that is meant"
-        )
-    images, kept, report = read_images(pictures, to_square, 3, args)
-    report["listed"] = {"there": len(pictures), "of": PUBLISHED, "patients_lost_all": PATIENTS - len(there)}
-    labels = np.array([picture.label for picture in kept])
-    patients = np.array([picture.patient for picture in kept])
-    split = split_by_patient(patients, labels, args.seed, (0.6, 0.2, 0.2))
-    finish(args, {"images": images, "labels": labels, "patients": patients, "split": split}, CARD, report)
+    read = read_images(pictures, to_square, 3, args)
+    read.report["listed"] = {"there": len(pictures), "of": PUBLISHED, "patients_lost_all": PATIENTS - len(there)}
+    labels = np.array([picture.label for picture in read.kept])
+    finish(args, read, labels, splits(read.kept, labels, args.seed, (0.6, 0.2, 0.2)), CARD)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
 """What the scripts share: the command line, splitting by patient, duplicates, the report and the contact sheet."""
 
 import argparse
-import errno
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 from conversion import Converted, Picture, convert, not_work
-from copies import count_pairs, duplicates, near_pairs, rows_without_copies, tie_copies
-from interrupt import STOPPED
+from copies import count_pairs, near_pairs, pixel_hashes, rows_without_copies, tie_copies
 from sources import printable
 
 from mocolayers.data.folders import SHEET, check_name, check_target, clear
@@ -20,7 +17,9 @@ from mocolayers.data.prepared import SPLITS, UNLABELLED, MedicalImages, Rows, da
 from mocolayers.runtime import DatasetError, RunError, atomic_write, writing
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
-LEAST = {"side": 8, "seed": 0, "workers": 1}
+VALIDATION = (0.85, 0.15, 0.0)  # when the publisher gives a test part
+EIGHTH = (0.875, 0.125, 0.0)  # when no validation part is given
+SMALLEST = 8  # pixels
 EACH = 10  # pictures of each kind on the contact sheet
 KINDS = 60  # lines of the contact sheet at most
 
@@ -71,33 +70,24 @@ def add_available(parser: argparse.ArgumentParser) -> None:
 def run(main, parser: argparse.ArgumentParser) -> None:
     """Call `main(arguments)`; bad data, a full disk or Ctrl-C end in one line and exit code 1."""
     args = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # see interrupt.py
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be in no known encoding
     try:
         if "source" in args:
-            check_numbers(args)
             check_places(args)
         with writing(args.out):
             out = args.out.resolve()
             tempfile.TemporaryFile(dir=next(place for place in (out, *out.parents) if place.exists())).close()
         main(args)
     except (DatasetError, RunError, OSError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        free = f" The disk of {args.out} is full: make room there, and the same command goes on where it was"
-        sys.exit(printable(f"error: {error}.{free}" if full else f"error: {error}"))
+        sys.exit(printable(f"error: {error}"))
     except KeyboardInterrupt:
-        sys.exit(STOPPED)
-
-
-def check_numbers(args: argparse.Namespace) -> None:
-    """Refuse numbers that no image, process or seed can have."""
-    for option, least in LEAST.items():
-        if option in args and getattr(args, option) < least:
-            raise DatasetError(f"--{option} {getattr(args, option)}: give {least} or more")
+        sys.exit("stopped; the same command goes on where it was")
 
 
 def check_places(args: argparse.Namespace) -> None:
-    """Refuse a place for the data set where something of the reader's could be lost, before anything is read."""
+    """Refuse, before anything is read, a data set without a name and a place where the reader could lose something."""
+    if args.side < SMALLEST:
+        raise DatasetError(f"--side {args.side}: give {SMALLEST} or more")
     if args.name is None:
         args.name = getattr(args, "set", None)
     if args.name is None:
@@ -131,8 +121,8 @@ def present(pictures: list[Picture], available: bool) -> tuple[list[Picture], di
     return there, counts | {"patients_lost_all": len(lost - left)}
 
 
-def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace, tie=True) -> Converted:
-    """`convert` with the options of the command line; people who share a picture become one patient with `tie`."""
+def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.Namespace) -> Converted:
+    """`convert` with the options of the command line; people who share a picture become one patient."""
     if args.range and not args.range[0] < args.range[1]:
         raise DatasetError(f"--range {args.range[0]:g} {args.range[1]:g}: the first value should be below the second")
     listed = {}
@@ -141,7 +131,7 @@ def read_images(pictures: list[Picture], prepare, channels: int, args: argparse.
     intensity, target = args.range or args.window, args.out / args.name
     read = convert(pictures, prepare, channels, args.side, target, args.skip_bad, args.workers, intensity)
     read.report["listed"] = listed
-    read.report["equal_with_other_label"] = tie_copies(read.images, read.kept, tie)
+    read.report["equal_with_other_label"] = tie_copies(read.images, read.kept)
     return read
 
 
@@ -158,23 +148,38 @@ def split_by_patient(patients: np.ndarray, positive: np.ndarray, seed: int, frac
     return code[member]
 
 
-def chosen(arrays: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Some rows of all arrays; the images stay on disk."""
-    return {name: Rows(array, rows) if name == "images" else array[rows] for name, array in arrays.items()}
+def splits(kept: list[Picture], positive: np.ndarray, seed: int, fractions=FRACTIONS, given=None) -> np.ndarray:
+    """The split codes (N,) that are given, by the pictures or by `given`; those that are None are drawn by patient."""
+    given = [picture.split for picture in kept] if given is None else given
+    split = np.array([-1 if code is None else code for code in given])
+    rest = np.flatnonzero(split < 0)
+    patients = np.array([picture.patient for picture in kept])
+    split[rest] = split_by_patient(patients[rest], np.asarray(positive)[rest], seed, fractions)
+    return split.astype(np.uint8)
 
 
-def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, report: dict) -> dict:
-    """Leave out copies across splits, write the prepared data set, print what it holds, and return the full report."""
-    check_splits(arrays["labels"], arrays["split"])
-    keep = rows_without_copies(arrays["images"], arrays["split"])
-    report = report | {"copies_left_out": len(arrays["split"]) - len(keep)}
-    before, arrays = arrays["split"], chosen(arrays, keep)
+def finish(args: argparse.Namespace, read: Converted, labels, given: np.ndarray, card: dict, **more) -> None:
+    """Leave out copies across splits, write the prepared data set, and print what it holds.
+
+    Args:
+        args: the command line.
+        read: the images and whose they are.
+        labels, given: the label and the split code of each.
+        card: all but the report.
+        more: further arrays with a row for each image.
+    """
+    check_splits(labels, given)
+    keep = rows_without_copies(read.images, given)
+    patients = np.array([picture.patient for picture in read.kept])
+    arrays = {"labels": labels, "patients": patients, "split": given} | more
+    arrays = {name: array[keep] for name, array in arrays.items()} | {"images": Rows(read.images, keep)}
     split, labels = arrays["split"], arrays["labels"]
-    for name in (name for name, code in SPLITS.items() if code in set(before) - set(split)):
+    report = read.report | {"copies_left_out": len(given) - len(keep)}
+    for name in (name for name, code in SPLITS.items() if code in set(given) - set(split)):
         print(f"warning: no {name} image is left: all were copies of pictures in another split")
     near = near_pairs(arrays["images"])
-    report = report | duplicates(arrays["images"], split) | {"near_copies": count_pairs(near, split)}
-    report |= {"patients": {}, "classes": {}}
+    report |= {"duplicate_images": len(keep) - len(np.unique(pixel_hashes(arrays["images"])))}
+    report |= {"near_copies": count_pairs(near, split), "patients": {}, "classes": {}}
     if "intensity" in report:
         card = card | {"intensity": report.pop("intensity")}
     for name, code in SPLITS.items():
@@ -207,7 +212,6 @@ def finish(args: argparse.Namespace, arrays: dict[str, np.ndarray], card: dict, 
         print(f"  {note}: {count}")
     for line in report.get("skipped", []):
         print(f"  skipped {line}")
-    return report
 
 
 def check_splits(labels: np.ndarray, split: np.ndarray) -> None:

@@ -22,7 +22,7 @@ def pixel_hashes(images) -> np.ndarray:
     return np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
 
 
-def tie_copies(images, pictures: list[Picture], tie: bool) -> int:
+def tie_copies(images, pictures: list[Picture]) -> int:
     """Give the patients of equal pictures one name, unless their split is given; counts pictures with several labels.
 
     A picture of one value, such as an empty patch, ties no one, and so does one that a tenth of all images equal.
@@ -35,7 +35,7 @@ def tie_copies(images, pictures: list[Picture], tie: bool) -> int:
     groups, several = [group for group in groups.values() if len(group) > 1], []
     for group in groups:
         few = 10 * len(group) <= len(pictures)
-        names = {_name(picture.patient, one_name) for picture in group if tie and few} - given
+        names = {_name(picture.patient, one_name) for picture in group if few} - given
         one_name |= dict.fromkeys(names - {min(names, default="")}, min(names, default=""))
         labelled = [picture for picture in group if picture.split != UNLABELLED]
         if other := [picture for picture in labelled if np.any(picture.label != labelled[0].label)]:
@@ -59,14 +59,6 @@ def rows_without_copies(images: np.ndarray, split: np.ndarray) -> np.ndarray:
     rank, highest = KEPT_FIRST[split], np.zeros(len(names), int)
     np.maximum.at(highest, member, rank)
     return np.flatnonzero(rank == highest[member])
-
-
-def duplicates(images: np.ndarray, split: np.ndarray) -> dict[str, int]:
-    """How many images equal an earlier one, and how many pictures are in more than one split."""
-    names, member = np.unique(pixel_hashes(images), return_inverse=True)
-    sides = np.zeros((len(names), len(SPLITS)), bool)
-    sides[member, split] = True
-    return {"duplicate_images": int(len(images) - len(names)), "across_splits": int((sides.sum(axis=1) > 1).sum())}
 
 
 def near_pairs(images) -> np.ndarray:

@@ -6,13 +6,12 @@ from collections import Counter
 from functools import cache, partial
 from pathlib import Path
 
-import interrupt  # noqa: F401  first
 import numpy as np
 import pandas as pd
-from common import arguments, finish, read_images, run, split_by_patient
+from common import EIGHTH, arguments, finish, read_images, run, splits
 from conversion import Picture, colour, gray
 from PIL import Image, ImageOps
-from pixels import convert_with, is_dicom
+from pixels import ORIENTATION, convert_with, is_dicom
 from sources import inside, open_source, pictures_in, printable, read_table, visible
 
 from mocolayers.data.prepared import SPLITS, TASKS, TEST, TRAIN, UNLABELLED, VAL
@@ -23,7 +22,6 @@ NO_LABEL = ["", "nan", "na", "n/a"]
 SHOWN = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}  # in a column for one label of several
 SQUARE = {"pad": "padded to a square", "crop": "cropped to a square", "stretch": "stretched to a square"}
 UNEVEN = 0.2  # between the shares of oblong images of two classes
-ORIENTATION = 274  # the EXIF tag
 MODALITIES = ("chest", "histology", "retina", "other")
 EXAMPLES = """  python data_scripts/folder.py --source ~/scans --name scans --modality chest --gray
       where ~/scans/CLASS/*.png, or ~/scans/train|val|test/CLASS/*.png
@@ -216,18 +214,6 @@ def oblong(kept: list[Picture], labels: np.ndarray, split: np.ndarray, classes: 
     return counts
 
 
-def splits(kept: list[Picture], patients: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """The split codes given; if an image has none, seeded ones by patient for all."""
-    given = np.array([-1 if picture.split is None else picture.split for picture in kept])
-    positive = labels.any(axis=1) if labels.ndim == 2 else labels > 0
-    split = given.astype(np.uint8) if (given >= 0).all() else split_by_patient(patients, positive, seed)
-    if not (split == VAL).any():
-        print("no validation split is given: an eighth of the training patients is taken for it")
-        train = np.flatnonzero(split == TRAIN)
-        split[train] = split_by_patient(patients[train], positive[train], seed, (0.875, 0.125, 0.0))
-    return split
-
-
 def main(args) -> None:
     if args.csv and not args.label:
         raise DatasetError("--csv wants --label COLUMN as well, one or several")
@@ -249,20 +235,23 @@ def main(args) -> None:
             picture.patient = printable(picture.path.relative_to(source))
     channels = 1 if args.gray else 3
     prepare = partial(upright_square, args.shape or "pad", channels)
-    images, kept, report = read_images(pictures, prepare, channels, args)
+    read = read_images(pictures, prepare, channels, args)
+    kept, report = read.kept, read.report
     report["left_out"] = left_out(source, pictures, args.csv)
     if report["left_out"]:
         print("files left out: " + ", ".join(f"{count} {kind}" for kind, count in report["left_out"].items()))
     labels = np.array([picture.label for picture in kept], np.uint8 if task == "multilabel" else np.int64)
-    patients = np.array([picture.patient for picture in kept])
-    split = splits(kept, patients, labels, args.seed)
+    positive = labels.any(axis=1) if labels.ndim == 2 else labels > 0
+    split = splits(kept, positive, args.seed)
+    if not (split == VAL).any():
+        print("no validation split is given: an eighth of the training patients is taken for it")
+        split = splits(kept, positive, args.seed, EIGHTH, [None if code == TRAIN else code for code in split])
     if task != "multilabel" and (empty := set(range(len(classes))) - set(labels[split != UNLABELLED].tolist())):
         raise DatasetError(f"no readable image shows {classes[min(empty)]!r}; mend or remove it")
     card = {"title": args.title or args.name, "modality": args.modality, "task": task, "classes": classes}
     card |= {"source": str(args.source.name), "licence": "your own", "citation": ""}
     report["not_square"] = oblong(kept, labels, split, classes)
-    arrays = {"images": images, "labels": labels, "patients": patients, "split": split}
-    finish(args, arrays, card, report)
+    finish(args, read, labels, split, card)
 
 
 if __name__ == "__main__":

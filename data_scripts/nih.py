@@ -5,13 +5,12 @@ EXIF orientation is not applied and images are stretched to a square, as users o
 
 from pathlib import Path
 
-import interrupt  # noqa: F401  first
 import numpy as np
-from common import add_available, arguments, finish, read_images, run, split_by_patient
+from common import EIGHTH, add_available, arguments, finish, read_images, run, splits
 from conversion import Picture, gray
-from sources import inside, open_source, read_table
+from sources import inside, open_source, read_table, visible
 
-from mocolayers.data.prepared import TEST, TRAIN, UNLABELLED
+from mocolayers.data.prepared import TEST, UNLABELLED
 from mocolayers.runtime import DatasetError
 
 FINDINGS = [
@@ -36,7 +35,7 @@ EXAMPLES = """  python data_scripts/nih.py --source ~/nih
 def find(source: Path) -> list[Picture]:
     """Every image of the table that names its findings and its patient."""
     table = read_table(source / "Data_Entry_2017.csv", ["Image Index", "Finding Labels", "Patient ID"])
-    files = {path.name: path for path in source.glob("images*/**/*.png")}
+    files = {path.name: path for path in visible(source, "images*/**/*.png")}
     pictures = []
     for name, findings, patient in zip(table["Image Index"], table["Finding Labels"], table["Patient ID"], strict=True):
         path = files.get(name) or inside(source / "images", name)
@@ -53,20 +52,21 @@ def find(source: Path) -> list[Picture]:
     return pictures
 
 
-def listed_splits(folder: Path, pictures: list[Picture], seed: int) -> np.ndarray | None:
-    """Split codes from the lists in a folder, or None where there are none.
+def given_splits(source: Path, told: Path | None, pictures: list[Picture], seed: int) -> np.ndarray:
+    """Split codes from the lists in the folder that is told, else in the source; else seeded ones by patient.
 
     The publisher's own two lists know no validation: a seeded eighth of the patients of the first is taken for it, as
     the sizes of the paper's lists have it.
     """
+    folder, positive = told or source, [any(picture.label) for picture in pictures]
     if all((folder / name).is_file() for name in OFFICIAL_LISTS):
-        split = _from_lists(folder, OFFICIAL_LISTS, pictures) * TEST
-        train = np.flatnonzero(split == TRAIN)
-        patients = np.array([pictures[row].patient for row in train])
-        positive = [any(pictures[row].label) for row in train]
-        split[train] = split_by_patient(patients, positive, seed, (0.875, 0.125, 0.0))
-        return split
-    return _from_lists(folder, LISTS, pictures) if all((folder / name).is_file() for name in LISTS) else None
+        given = [TEST if code else None for code in _from_lists(folder, OFFICIAL_LISTS, pictures)]
+        return splits(pictures, positive, seed, EIGHTH, given)
+    if all((folder / name).is_file() for name in LISTS):
+        return _from_lists(folder, LISTS, pictures)
+    if told:
+        raise DatasetError(f"{folder} holds neither {' and '.join(OFFICIAL_LISTS)} nor {', '.join(LISTS)}")
+    return splits(pictures, positive, seed)
 
 
 def _from_lists(folder: Path, lists: tuple[str, ...], pictures: list[Picture]) -> np.ndarray:
@@ -95,28 +95,18 @@ def unlabelled(source: Path, known: list[Picture], split: np.ndarray) -> list[Pi
 def main(args) -> None:
     source = open_source(args.source, "Data_Entry_2017.csv and images_*/", args.out, KAGGLE)
     pictures = find(source)
-    patients = np.array([picture.patient for picture in pictures])
-    split = listed_splits(args.splits or source, pictures, args.seed)
-    if split is None and args.splits:
-        raise DatasetError(f"{args.splits} holds neither {' and '.join(OFFICIAL_LISTS)} nor {', '.join(LISTS)}")
-    if split is None:
-        split = split_by_patient(patients, [any(picture.label) for picture in pictures], args.seed)
+    split = given_splits(source, args.splits, pictures, args.seed)
     for picture, code in zip(pictures, split, strict=True):
         picture.split = int(code)
     if args.unlabelled:
         pictures += unlabelled(open_source(args.unlabelled, "a second NIH tree", args.out, KAGGLE), pictures, split)
-    images, kept, report = read_images(pictures, gray, 1, args)
-    labels = np.array([picture.label for picture in kept], np.uint8)
+    read = read_images(pictures, gray, 1, args)
+    labels = np.array([picture.label for picture in read.kept], np.uint8)
     task = {"task": "multilabel", "classes": FINDINGS}
     if args.task == "finding":
         labels, task = labels.any(axis=1).astype(np.uint8), {"task": "binary", "classes": ["no finding", "finding"]}
-    arrays = {
-        "images": images,
-        "labels": labels,
-        "patients": np.array([picture.patient for picture in kept]),
-        "split": np.array([picture.split for picture in kept], np.uint8),
-    }
-    finish(args, arrays, CARD | task, report)
+    split = np.array([picture.split for picture in read.kept], np.uint8)
+    finish(args, read, labels, split, CARD | task)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import argparse
 from functools import cache, lru_cache
 from pathlib import Path
 
-import interrupt  # noqa: F401  first
 import numpy as np
 from common import run
 from PIL import Image, ImageDraw

@@ -1,5 +1,6 @@
 """One image file to eight bits: ordinary images are left as they are, deeper ones are scaled from a known range."""
 
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -7,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+ORIENTATION = 274  # the EXIF tag, which is TIFF's as well
 FEW = 32  # grey levels of 256
 PERCENTILES = (1, 99)
-OTHER_BYTE = {"B": "L", "L": "B", "N": "B"}  # Pillow reads the high byte of 16-bit colour; this order gives the low one
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such a file begins
 DICOM = (".dcm", ".dicom")
 SLICES = "a volume; save its slices as PNG or TIFF, for example with nibabel (pip install nibabel)"
 TILES = "a whole slide; save tiles of it, for example with OpenSlide (pip install openslide-python openslide-bin)"
@@ -28,6 +30,7 @@ PAGES = "first of several pages or frames taken"
 LOST = "warning: images with under 32 grey levels left; try --window percentile or --range LOW HIGH"
 
 Image.MAX_IMAGE_PIXELS = None  # LARGEST takes its place
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is told once, as an error
 
 
 class Deep(NamedTuple):
@@ -36,7 +39,7 @@ class Deep(NamedTuple):
     Attributes:
         values: (H, W) or (H, W, 3) float64, dark to bright.
         kind: what the file is, for the note.
-        info: Pillow's, with the orientation.
+        info: as Pillow has it, with the orientation and our notes.
         limits: what is black and white, where the file says so.
     """
 
@@ -73,27 +76,73 @@ def read(path: Path, deep_only: bool = False, windowed: bool = True) -> Image.Im
     if is_dicom(path):
         return _dicom(path, deep_only, windowed)
     # Opened as a stream: Pillow garbles a turned TIFF that it maps into memory by name.
-    with open(path, "rb") as stream, Image.open(stream) as image:
-        if image.width * image.height > LARGEST:
-            raise ValueError(f"it has {image.width} x {image.height} pixels, too many to read at once; it is {TILES}")
-        if getattr(image, "n_frames", 1) > 1:
-            image.info["notes"] = [PAGES]
-            image.seek(0)
-        raw = _raw_mode(image)
-        if raw.startswith(("RGB;16", "RGBA;16")):
-            return Deep(_deep_colour(path, image), raw[:-1], image.info)
-        if raw.startswith("LA;16"):
-            raise ValueError("16-bit gray with transparency cannot be read; save it without transparency")
-        if image.mode.startswith("I") or image.mode == "F":
-            values = np.asarray(image, np.float64)
-            tags = getattr(image, "tag_v2", {})
-            if tags.get(262) == 0:  # a TIFF whose 0 is white
-                values = 2.0 ** tags[258][0] - 1 - values
-            return Deep(values, image.mode, image.info)
-        if not deep_only:
-            image.load()
-            return image
+    with open(path, "rb") as stream:
+        head = stream.read(26)
+        if head.startswith(TIFF) and (deep := _tiff(path)):
+            return deep
+        with Image.open(stream) as image:
+            check_size(image.width, image.height)
+            if getattr(image, "n_frames", 1) > 1:
+                image.info["notes"] = [PAGES]
+                image.seek(0)
+            if image.format == "PNG" and head[24] == 16 and image.mode != "I;16":
+                return _deep_png(path, image)
+            if image.mode.startswith("I"):
+                return Deep(np.asarray(image, np.float64), image.mode, image.info)
+            if not deep_only:
+                image.load()
+                return image
     return None
+
+
+def check_size(width: int, height: int) -> None:
+    """Refuse an image that does not fit into the memory of every process that reads."""
+    if width * height > LARGEST:
+        raise ValueError(f"it has {width} x {height} pixels, too many to read at once; it is {TILES}")
+
+
+def _tiff(path: Path) -> Deep | None:
+    """A TIFF of more than eight bits, or of signed ones; None for one that Pillow reads as it is."""
+    from tifffile import EXTRASAMPLE, PHOTOMETRIC, SAMPLEFORMAT, TiffFile
+
+    with TiffFile(path) as file:
+        if not len(file.pages):
+            return None
+        page, several = file.pages[0], len(file.pages) > 1
+        bits, sort, kind = page.bitspersample, page.sampleformat, page.photometric
+        deep = bits > 8 or sort == SAMPLEFORMAT.INT
+        if not deep or sort > SAMPLEFORMAT.IEEEFP or kind > PHOTOMETRIC.RGB:
+            return None
+        check_size(page.imagewidth, page.imagelength)
+        values = page.asarray(squeeze=False)  # (planes, depth, H, W, channels)
+        extra, turned = (*page.extrasamples, None)[0], page.tags.valueof(ORIENTATION, default=1)
+    if values.shape[1] > 1:
+        raise ValueError(f"it is {SLICES}")
+    colours = 3 if kind == PHOTOMETRIC.RGB else 1
+    values = values[:, 0].transpose(1, 2, 0, 3).reshape(*values.shape[2:4], -1).astype(np.float64)
+    shown, alpha = values[..., :colours], values[..., colours : colours + 1]
+    if colours == 1 and alpha.size and extra not in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA):
+        raise ValueError(f"it has {values.shape[2]} channels that are no colours; save the one you mean")
+    whole = {SAMPLEFORMAT.INT: 2.0 ** (bits - 1) - 1, SAMPLEFORMAT.IEEEFP: 1.0}.get(sort, 2.0**bits - 1)
+    if kind == PHOTOMETRIC.MINISWHITE:
+        shown = (whole if sort == SAMPLEFORMAT.UINT else 0) - shown
+    if alpha.size and extra in (None, EXTRASAMPLE.UNASSALPHA):
+        shown = shown * (alpha / whole)
+    exif = Image.Exif()
+    exif[ORIENTATION] = turned
+    name = "RGB" if colours == 3 else "F" if sort == SAMPLEFORMAT.IEEEFP else "I"
+    info = {"exif": exif.tobytes(), "notes": [PAGES] * several}
+    return Deep(shown if colours == 3 else shown[..., 0], f"{name};{bits}", info)
+
+
+def _deep_png(path: Path, image: Image.Image) -> Deep:
+    """Sixteen bits in colour or with transparency, of which Pillow has the high byte alone."""
+    from imagecodecs import png_decode
+
+    values = png_decode(path.read_bytes()).astype(np.float64)
+    if values.shape[2] != 3:
+        values = values[..., :-1] * (values[..., -1:] / 65535)
+    return Deep(values if values.shape[2] == 3 else values[..., 0], f"{image.mode};16", image.info)
 
 
 def _dicom(path: Path, deep_only: bool, windowed: bool) -> Image.Image | Deep | None:
@@ -136,26 +185,6 @@ def _dicom(path: Path, deep_only: bool, windowed: bool) -> Image.Image | Deep | 
     return Deep(values.astype(np.float64), "DICOM", {}, limits if own else None)
 
 
-def _raw_mode(image: Image.Image) -> str:
-    """How the pixels are stored in the file, e.g. "RGB;16B"."""
-    arguments = image.tile[0].args if getattr(image, "tile", None) else ""
-    return str(arguments if isinstance(arguments, str) or not arguments else arguments[0])
-
-
-def _deep_colour(path: Path, image: Image.Image) -> np.ndarray:
-    """The high bytes and, read a second time in the other byte order, the low ones."""
-    raw = _raw_mode(image)
-    with Image.open(path) as low:
-        other = raw[:-1] + OTHER_BYTE[raw[-1]]
-        change = {raw: other}.get
-        low.tile = [
-            tile._replace(args=other if tile.args == raw else tuple(change(word, word) for word in tile.args))
-            for tile in low.tile
-        ]
-        values = 256.0 * np.asarray(image) + np.asarray(low)
-    return values[..., :3] * (np.asarray(image)[..., 3:] / 255 if image.mode == "RGBA" else 1)
-
-
 def extremes(path: Path) -> tuple[float, float] | None:
     """The lowest and the highest value of a deep image; None for others and for what cannot be read."""
     with suppress(Exception):  # the error is told when the image is converted
@@ -179,6 +208,8 @@ def eight_bits(path: Path, intensity: list | str | None, windowed: bool) -> tupl
     if not isinstance(image, Deep):
         return image, notes
     finite = image.values[np.isfinite(image.values)]
+    if not finite.size:
+        raise ValueError("it holds no number but NaN and infinity; mend or remove it")
     each = intensity == "percentile"
     low, high = np.percentile(finite, PERCENTILES) if each else windowed and image.limits or intensity
     values = np.nan_to_num(image.values, nan=low)

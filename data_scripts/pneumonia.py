@@ -6,12 +6,11 @@ EXIF orientation is not applied and images are stretched to a square, as users o
 import re
 from pathlib import Path
 
-import interrupt  # noqa: F401  first
 import nih
 import numpy as np
-from common import add_available, arguments, finish, read_images, run, split_by_patient
+from common import FRACTIONS, VALIDATION, add_available, arguments, finish, read_images, run, splits
 from conversion import Picture, gray
-from sources import open_source
+from sources import open_source, visible
 
 from mocolayers.data.prepared import TEST, UNLABELLED
 from mocolayers.runtime import DatasetError
@@ -43,7 +42,7 @@ def find(source: Path, task: str) -> list[Picture]:
     """
     root = source / "chest_xray" if (source / "chest_xray").is_dir() else source
     pictures = []
-    for path in sorted(root.glob("*/*/*.jp*g")):
+    for path in visible(root, "*/*/*.jp*g"):
         part, group = path.parts[-3:-1]
         if part not in PARTS or group not in ("NORMAL", "PNEUMONIA"):
             continue
@@ -65,31 +64,17 @@ def others(source: Path) -> list[Picture]:
     return [Picture(picture.path, f"NIH/{picture.patient}", 0, UNLABELLED) for picture in nih.find(source)]
 
 
-def splits(pictures: list[Picture], patients: np.ndarray, labels: np.ndarray, args) -> np.ndarray:
-    """The publisher's test part and a seeded validation part of the rest; or all of it seeded, by patient."""
-    given = np.array([-1 if picture.split is None else picture.split for picture in pictures])
-    labelled = given != UNLABELLED
-    split = np.full(len(pictures), UNLABELLED, np.uint8)
-    if args.split == "seeded":
-        split[labelled] = split_by_patient(patients[labelled], labels[labelled], args.seed)
-        return split
-    rest = labelled & (given != TEST)
-    split[given == TEST] = TEST
-    split[rest] = split_by_patient(patients[rest], labels[rest], args.seed, (0.85, 0.15, 0.0))
-    return split
-
-
 def main(args) -> None:
     source = open_source(args.source, "chest_xray/train and test", args.out, KAGGLE)
     pictures = find(source, args.task)
     for number, more in enumerate(args.unlabelled, start=1):
         pictures += others(open_source(more, f"NIH tree {number}", args.out, nih.KAGGLE))
-    images, kept, report = read_images(pictures, gray, 1, args)
-    labels = np.array([picture.label for picture in kept], np.uint8)
-    patients = np.array([picture.patient for picture in kept])
-    split = splits(kept, patients, labels, args)
-    arrays = {"images": images, "labels": labels, "patients": patients, "split": split}
-    finish(args, arrays, CARD | {"classes": CLASSES[args.task]}, report)
+    read = read_images(pictures, gray, 1, args)
+    labels = np.array([picture.label for picture in read.kept], np.uint8)
+    seeded = args.split == "seeded"
+    given = [None if seeded and picture.split == TEST else picture.split for picture in read.kept]
+    split = splits(read.kept, labels, args.seed, FRACTIONS if seeded else VALIDATION, given)
+    finish(args, read, labels, split, CARD | {"classes": CLASSES[args.task]})
 
 
 if __name__ == "__main__":

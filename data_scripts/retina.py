@@ -9,14 +9,13 @@ from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
-import interrupt  # noqa: F401  first
 import numpy as np
-from common import add_available, arguments, chosen, finish, read_images, run, split_by_patient
-from conversion import Picture, to_rgb
+from common import FRACTIONS, VALIDATION, add_available, arguments, finish, read_images, run, splits
+from conversion import Converted, Picture, to_rgb
 from copies import tie_alike
 from PIL import Image
 from scipy import ndimage
-from sources import inside, open_source, read_table
+from sources import inside, open_source, read_table, visible
 
 from mocolayers.data.prepared import TEST, UNLABELLED, VAL, Rows
 from mocolayers.runtime import DatasetError
@@ -83,7 +82,7 @@ def find_idrid(source: Path) -> list[Picture]:
 def find_aptos(source: Path) -> list[Picture]:
     """APTOS names no patients: every image is one of its own, or a group of groups.csv (id_code, group) where it is."""
     folder = source / "train_images"
-    ending = ".jpg" if any(folder.glob("*.jpg")) else ".png"
+    ending = ".jpg" if visible(folder, "*.jpg") else ".png"
     pictures = graded(source / "train.csv", ("id_code", "diagnosis"), folder, ending)
     if (source / "groups.csv").is_file():
         table = read_table(source / "groups.csv", ["id_code", "group"])
@@ -202,17 +201,6 @@ def labels_of(values: np.ndarray, task: str) -> tuple[np.ndarray, np.ndarray, np
     return values, every, values >= (REFERABLE if task == "grade" else 1)
 
 
-def splits(given: list, patients: np.ndarray, positive: np.ndarray, labelled: np.ndarray, args) -> np.ndarray:
-    """Split codes: the publisher's test part if there is one, the rest seeded by patient; unlabelled rows apart."""
-    given = np.array([-1 if code is None else code for code in given])
-    labelled = labelled & (given != UNLABELLED)
-    split = np.full(len(given), UNLABELLED, np.uint8)
-    fractions = (0.85, 0.15, 0.0) if (given == TEST).any() else (0.6, 0.15, 0.25)
-    split[labelled] = split_by_patient(patients[labelled], positive[labelled], args.seed, fractions)
-    split[labelled & (given == TEST)] = TEST
-    return split
-
-
 def main(args) -> None:
     source = open_source(args.source, TABLES, args.out, KAGGLE)
     name = layout_of(source)
@@ -225,22 +213,26 @@ def main(args) -> None:
     if name == "aptos" and not (source / "groups.csv").is_file():
         report["tied"] = tie_alike(Rows(images, np.flatnonzero(own)), list(compress(kept, own)))
         print(f"{report['tied']} images are near-equal to another and count as its patient")
-    patients = np.array([picture.patient for picture in kept])
     values = np.array([picture.label for picture in kept], np.uint8)
     labels, labelled, positive = labels_of(values, task)
-    split = splits([picture.split for picture in kept], patients, positive, labelled, args)
+    # The publisher's test part takes part in the draw and keeps its place.
+    test, judged = np.array([picture.split == TEST for picture in kept]), labelled & own
+    given = [None if each else UNLABELLED for each in judged]
+    split = splits(kept, positive, args.seed, VALIDATION if test.any() else FRACTIONS, given)
+    split[judged & test] = TEST
     labels[split == UNLABELLED] = 0
-    arrays = {"images": images, "labels": labels, "patients": patients, "split": split}
-    if task != "classes":
-        arrays["grades"] = np.where(own, values, -1).astype(np.int8)
     # A patient who is judged is not pretrained on.
+    patients = np.array([picture.patient for picture in kept])
     leaks = (split == UNLABELLED) & np.isin(patients, patients[np.isin(split, (VAL, TEST))])
     if leaks.any():
         report["notes"]["left out, unlabelled pictures of patients in val or test"] = int(leaks.sum())
     card = layout.card | TASKS[task] | {"modality": "retina"}
     for key in ("source", "licence", "citation"):
         card[key] = "; ".join(dict.fromkeys([card[key], *(other[key] for other in cards)]))
-    finish(args, chosen(arrays, np.flatnonzero(~leaks)), card, report)
+    rows = np.flatnonzero(~leaks)
+    read = Converted(Rows(images, rows), [kept[row] for row in rows], report)
+    grades = {} if task == "classes" else {"grades": np.where(own, values, -1).astype(np.int8)[rows]}
+    finish(args, read, labels[rows], split[rows], card, **grades)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import tempfile
 import zipfile
 import zlib
 from contextlib import suppress
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import pandas as pd
 from pixels import DICOM, is_dicom
@@ -22,7 +22,7 @@ from mocolayers.runtime import DatasetError, held
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
-LARGE = 2**26  # bytes; a smaller archive harms no one, however well it is packed
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
 CREDENTIALS = "make a token on kaggle.com under Settings, API, and put it into ~/.kaggle/kaggle.json"
 
 
@@ -46,12 +46,12 @@ def open_source(source: Path | None, what: str, out: Path, kaggle: str) -> Path:
         if not source.name.endswith(ARCHIVES):
             raise DatasetError(f"{source} is neither a folder nor one of {', '.join(ARCHIVES)}; it should hold {what}")
         return unpack([source], out)
-    archives = sorted(p for p in source.iterdir() if p.name.endswith((*ARCHIVES, ".zip.001")))
+    archives = [p for p in visible(source) if p.name.endswith((*ARCHIVES, ".zip.001"))]
     if not archives or pictures_in(source):
         return source  # unpacked by its owner, whatever archives stand beside
     # Publishers give the images as archives beside the tables.
     target = unpack(archives, out)
-    for table in [*source.glob("*.csv"), *source.glob("*.txt")]:
+    for table in visible(source, "*.csv") + visible(source, "*.txt"):
         shutil.copy2(table, target / table.name)
     return target
 
@@ -67,72 +67,57 @@ def unpack(archives: list[Path], out: Path) -> Path:
     target = out / f".{archives[0].name}-{fingerprint(archives)}.unpacked"
     if target.is_dir():
         return target
+    if older := [path.name for path in out.glob(f".{archives[0].name}-*.unpacked")]:
+        print(
+            f"{out} holds what was unpacked from another {archives[0].name}; remove it if it is old: {', '.join(older)}"
+        )
     partial = target.with_name(target.name + ".partial")
     partial.mkdir(parents=True, exist_ok=True)
     with held(partial):
         if not target.is_dir():  # or another process was faster
             for archive in archives:
-                _unpack_whole(archive, partial)
+                done = partial / f".{archive.name}.done"
+                if not done.is_file():
+                    _unpack_one(archive, partial)
+                    done.touch()
             partial.rename(target)
     return target
 
 
-def _unpack_whole(archive: Path, partial: Path) -> None:
-    done = partial / f".{archive.name}.done"
-    if done.is_file():
-        return
+def _unpack_one(archive: Path, target: Path) -> None:
     try:
-        _unpack_one(archive, partial)
+        if archive.name.endswith(".zip"):
+            _unzip(archive, target)
+        elif archive.name.endswith(".zip.001"):  # one zip, cut into pieces
+            with tempfile.TemporaryFile(dir=target) as whole:
+                for piece in sorted(archive.parent.glob(archive.name.removesuffix("001") + "*")):
+                    with open(piece, "rb") as file:
+                        shutil.copyfileobj(file, whole)
+                _unzip(whole, target)
+        else:
+            _untar(archive, target)
     except DatasetError as error:
         raise DatasetError(f"{archive} is not unpacked: {error}") from None
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile) as error:
-        raise DatasetError(f"{archive} cannot be unpacked: {error}; fetch it again") from None
-    except (RuntimeError, UnicodeError) as error:  # a password, a way of packing, a name in no known encoding
-        advice = "unpack it with another program and pass the folder"
+    except (*DAMAGED, RuntimeError, UnicodeError) as error:  # also a password, or a name in no encoding
+        advice = "fetch it again, or unpack it with another program and pass the folder"
         raise DatasetError(f"{archive} cannot be unpacked: {error}; {advice}") from None
-    done.touch()
-
-
-def _unpack_one(archive: Path, target: Path) -> None:
-    if archive.name.endswith(".zip"):
-        _unzip(archive, target)
-    elif archive.name.endswith(".zip.001"):  # one zip, cut into pieces
-        with tempfile.TemporaryFile(dir=target) as whole:
-            for piece in sorted(archive.parent.glob(archive.name.removesuffix("001") + "*")):
-                with open(piece, "rb") as file:
-                    shutil.copyfileobj(file, whole)
-            _unzip(whole, target)
-    else:
-        _untar(archive, target)
-
-
-def check_size(size: int, packed: int, target: Path) -> None:
-    """Refuse an archive that does not fit on the disk, or that unpacks to far more than images do."""
-    free = shutil.disk_usage(target).free
-    if size > LARGE and size > 200 * packed:
-        raise DatasetError(f"{packed} bytes hold {size}: not an archive of images; unpack it yourself if it is")
-    if size > free:
-        raise DatasetError(
-            f"it unpacks to {size / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free; make room"
-        )
 
 
 def _unzip(archive, target: Path) -> None:
     with zipfile.ZipFile(archive) as file:
-        check_size(sum(member.file_size for member in file.infolist()), os.fstat(file.fp.fileno()).st_size, target)
+        size, free = sum(member.file_size for member in file.infolist()), shutil.disk_usage(target).free
+        if size > free:
+            raise DatasetError(
+                f"it unpacks to {size / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free; make room"
+            )
         for member in tqdm(file.infolist(), desc="unpacking", unit="file"):
             inside(target, member.filename, "the archive")
             file.extract(member, target)
 
 
 def _untar(archive: Path, target: Path) -> None:
-    size, packed = 0, archive.stat().st_size
     with tarfile.open(archive) as file:
-        for member in tqdm(file, desc=f"unpacking {archive.name}", unit="file"):
-            size += member.size
-            check_size(size, packed, target)
-            # Python's "data" filter refuses paths and links that leave the target, and devices.
-            file.extract(member, target, filter="data")
+        file.extractall(target, tqdm(file, desc=f"unpacking {archive.name}", unit="file"), filter="data")
         # tarfile takes a damaged header for the end; the true end is zeros. Reading on compares checksums.
         file.fileobj.seek(file.offset)
         if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -179,21 +164,17 @@ def visible(root: Path, pattern: str = "*") -> list[Path]:
     return [path for path in found if not any(map(hidden.fullmatch, path.relative_to(root).parts))]
 
 
-def pictures_in(root: Path, pattern: str = "**/*") -> list[Path]:
+def pictures_in(root: Path) -> list[Path]:
     """The image files among what is visible; DICOM files often have no ending, or the digits of a UID."""
-    found, no_ending = visible(root, pattern), re.compile(r"\.?\d*")
+    found, no_ending = visible(root, "**/*"), re.compile(r"\.?\d*")
     return [p for p in found if p.suffix.lower() in ENDINGS or no_ending.fullmatch(p.suffix) and is_dicom(p)]
 
 
 def inside(root: Path, name: str, source: object = "the table") -> Path:
-    """`root / name`, refused if it would leave `root`; a path as Windows writes it is understood."""
-    if "\\" in name and not (root / name).exists():
-        parts = PureWindowsPath(name).parts
-        ends = ["/".join(parts[first:]) for first in range(bool(PureWindowsPath(name).drive), len(parts))]
-        name = next((end for end in ends if (root / end).exists()), ends[0])
-    path = (root / name).resolve()
+    """`root / name`, refused if it would leave `root`; backslashes, as Windows writes them, are understood."""
+    path = (root / (name if (root / name).exists() else name.replace("\\", "/"))).resolve()
     if not path.is_relative_to(root.resolve()):
-        raise DatasetError(f"{source}: {name!r} leads out of {root}; remove that line")
+        raise DatasetError(f"{source}: {name!r} leads out of {root}; remove it")
     return path
 
 

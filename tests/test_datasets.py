@@ -197,7 +197,7 @@ def test_auto_takes_the_first_known_of_several_and_says_what_else_there_is(tmp_p
 
 
 def test_auto_without_real_images_or_a_network_takes_the_phantom(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(datasets.REBUILD, "pneumoniamnist", "medmnist.py pneumoniamnist --source no_such.npz")
+    monkeypatch.setitem(datasets.REBUILD, "pneumoniamnist", "medmnist_sets.py pneumoniamnist --source no_such.npz")
     monkeypatch.setitem(datasets.REBUILD, "chest_phantom", "phantoms.py --name chest_phantom --images 60")
     assert load("auto", tmp_path).name == "chest_phantom"
     said = capsys.readouterr().out

@@ -54,11 +54,11 @@ def test_a_link_to_the_source_does_not_hide_it(scans):
     assert "one is inside the other" in said
 
 
-@pytest.mark.parametrize("script", ["folder", "medmnist", "phantoms"])
+@pytest.mark.parametrize("script", ["folder", "medmnist_sets", "phantoms"])
 def test_a_place_where_nothing_can_be_written_is_said_before_anything_is_read_or_drawn(scans, script):
     (scans.parent / "file").write_text("mine")
-    words = ["breastmnist", "--allow-unverified"] if script == "medmnist" else ["--name", "chest_phantom"]
-    words += ["--source", scans / "notes.txt"] if script == "medmnist" else []
+    words = ["breastmnist", "--allow-unverified"] if script == "medmnist_sets" else ["--name", "chest_phantom"]
+    words += ["--source", scans / "notes.txt"] if script == "medmnist_sets" else []
     words += ["--source", scans, "--workers", "1"] if script == "folder" else []
     for out in (scans.parent / "file", scans.parent / "file" / "below", *[Path("/proc/x")] * Path("/proc").is_dir()):
         command = [sys.executable, SCRIPTS / f"{script}.py", "--out", out, *words]
@@ -80,9 +80,9 @@ def test_only_a_plain_name_is_a_name(name):
 
 
 @pytest.mark.parametrize("name", ["", "../thesis"])
-@pytest.mark.parametrize("script", ["folder", "nih", "breast_histology", "retina", "medmnist"])
+@pytest.mark.parametrize("script", ["folder", "nih", "breast_histology", "retina", "medmnist_sets"])
 def test_every_script_asks_for_a_plain_name_before_it_reads(scans, script, name):
-    words = ["pneumoniamnist"] if script == "medmnist" else []
+    words = ["pneumoniamnist"] if script == "medmnist_sets" else []
     said = refuses(script, scans.parent, *words, "--source", scans, "--out", scans.parent / "out", "--name", name)
     assert "no plain name" in said
 

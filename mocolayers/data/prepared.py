@@ -30,7 +30,7 @@ MEDMNIST = ("pneumoniamnist", "retinamnist", "breastmnist", "chestmnist", "pathm
 AUTO_ORDER = ("pneumoniamnist", "nih", "retina", "breast_histology", "chestmnist", "retinamnist")
 REBUILD = (
     {name: f"phantoms.py --name {name}" for name in PHANTOMS}
-    | {name: f"medmnist.py {name}" for name in MEDMNIST}
+    | {name: f"medmnist_sets.py {name}" for name in MEDMNIST}
     | {name: f"{name}.py --source PATH" for name in ("nih", "breast_histology", "retina", "pneumonia")}
 )
 

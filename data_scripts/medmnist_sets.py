@@ -1,27 +1,19 @@
 """MedMNIST v2 sets: the official download, or a local .npz, to the prepared format."""
 
 import hashlib
-import sys
 import tempfile
 import zipfile
 import zlib
 from pathlib import Path
 
-import interrupt  # noqa: F401  first
+import medmnist
+import numpy as np
+from common import arguments, finish, run
+from conversion import Converted, Picture
+from copies import pixel_hashes
+from medmnist import INFO
 
-# This file has the package's name: without its folder on the path, `import medmnist` finds the package.
-HERE = str(Path(__file__).resolve().parent)
-sys.path = [place for place in sys.path if str(Path(place or ".").resolve()) != HERE]
-import medmnist  # noqa: E402
-from medmnist import INFO  # noqa: E402
-
-sys.path.insert(0, HERE)
-
-import numpy as np  # noqa: E402
-from common import arguments, finish, run  # noqa: E402
-from copies import pixel_hashes  # noqa: E402
-
-from mocolayers.runtime import DatasetError  # noqa: E402
+from mocolayers.runtime import DatasetError
 
 MODALITY = {
     "chestmnist": "chest",
@@ -37,9 +29,9 @@ TASK = {
     "multi-class": "multiclass",
 }
 CITATION = "Yang et al., MedMNIST v2, Scientific Data 10, 2023"
-EXAMPLES = """  python data_scripts/medmnist.py pneumoniamnist
-  python data_scripts/medmnist.py retinamnist --side 64 --name retinamnist_64
-  python data_scripts/medmnist.py pneumoniamnist --source pneumoniamnist.npz --allow-unverified"""
+EXAMPLES = """  python data_scripts/medmnist_sets.py pneumoniamnist
+  python data_scripts/medmnist_sets.py retinamnist --side 64 --name retinamnist_64
+  python data_scripts/medmnist_sets.py pneumoniamnist --source pneumoniamnist.npz --allow-unverified"""
 
 
 def official_md5(name: str, side: int) -> str:
@@ -80,7 +72,7 @@ def verified(path: Path, name: str, side: int, allow: bool) -> bool:
     return False
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images (N, H, W, C), labels and split codes of the three splits in a row."""
     try:
         with np.load(path) as file:
@@ -90,7 +82,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
         raise DatasetError(f"{path} is damaged, or no .npz that holds train_images, train_labels, val_...") from None
     images = images[..., None] if images.ndim == 3 else images
-    return {"images": images, "labels": labels, "split": np.repeat(np.arange(3, dtype=np.uint8), sizes)}
+    return images, labels, np.repeat(np.arange(3, dtype=np.uint8), sizes)
 
 
 def main(args) -> None:
@@ -100,13 +92,14 @@ def main(args) -> None:
             raise DatasetError(f"{args.source} does not exist; --source wants the .npz file of {name}")
         path = args.source or fetch(name, args.side, Path(folder))
         sure = verified(path, name, args.side, args.allow_unverified)
-        arrays = read(path)
+        images, labels, split = read(path)
     # No patients are published; equal pixels are the one thing that can be known to belong together.
-    arrays["patients"] = np.unique(pixel_hashes(arrays["images"]), return_inverse=True)[1]
-    if arrays["images"].shape[1] != args.side:
-        raise DatasetError(f"{path} holds images of {arrays['images'].shape[1]} px; pass --side for that size")
+    patients = np.unique(pixel_hashes(images), return_inverse=True)[1].tolist()
+    kept = [Picture(path, patient, None) for patient in patients]
+    if images.shape[1] != args.side:
+        raise DatasetError(f"{path} holds images of {images.shape[1]} px; pass --side for that size")
     task = TASK[info["task"]]
-    arrays["labels"] = arrays["labels"].astype(np.uint8) if task == "multilabel" else arrays["labels"].reshape(-1)
+    labels = labels.astype(np.uint8) if task == "multilabel" else labels.reshape(-1)
     card = {
         "title": info["python_class"],
         "modality": MODALITY[name],
@@ -117,7 +110,7 @@ def main(args) -> None:
         "citation": CITATION,
         "verified": sure,
     }
-    finish(args, arrays, card, {})
+    finish(args, Converted(images, kept, {}), labels, split, card)
 
 
 if __name__ == "__main__":
