@@ -110,8 +110,7 @@ def _tiff(path: Path) -> Deep | None:
             return None
         page, several = file.pages[0], len(file.pages) > 1
         bits, sort, kind = page.bitspersample, page.sampleformat, page.photometric
-        deep = bits > 8 or sort == SAMPLEFORMAT.INT
-        if not deep or sort > SAMPLEFORMAT.IEEEFP or kind > PHOTOMETRIC.RGB:
+        if (bits <= 8 and sort != SAMPLEFORMAT.INT) or sort > SAMPLEFORMAT.IEEEFP or kind > PHOTOMETRIC.RGB:
             return None
         check_size(page.imagewidth, page.imagelength)
         values = page.asarray(squeeze=False)  # (planes, depth, H, W, channels)
@@ -123,9 +122,9 @@ def _tiff(path: Path) -> Deep | None:
     shown, alpha = values[..., :colours], values[..., colours : colours + 1]
     if colours == 1 and alpha.size and extra not in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA):
         raise ValueError(f"it has {values.shape[2]} channels that are no colours; save the one you mean")
-    whole = {SAMPLEFORMAT.INT: 2.0 ** (bits - 1) - 1, SAMPLEFORMAT.IEEEFP: 1.0}.get(sort, 2.0**bits - 1)
+    whole = 1.0 if sort == SAMPLEFORMAT.IEEEFP else 2.0**bits - 1
     if kind == PHOTOMETRIC.MINISWHITE:
-        shown = (whole if sort == SAMPLEFORMAT.UINT else 0) - shown
+        shown = whole - shown
     if alpha.size and extra in (None, EXTRASAMPLE.UNASSALPHA):
         shown = shown * (alpha / whole)
     exif = Image.Exif()
