@@ -64,13 +64,7 @@ def convert_with(path: Path) -> str | None:
 
 
 def read(path: Path, deep_only: bool = False, windowed: bool = True) -> Image.Image | Deep | None:
-    """The image of a file at its own depth.
-
-    Args:
-        path: the file.
-        deep_only: None, quickly, for an image of eight bits or with a window of its own.
-        windowed: use the window of a DICOM file.
-    """
+    """The image of a file at its own depth; with `deep_only` None, quickly, for eight bits or a window of its own."""
     if advice := convert_with(path):
         raise ValueError(f"it is {advice}")
     if is_dicom(path):
