@@ -33,17 +33,12 @@ def arguments(
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--source", type=Path, help="folder or archive as the publisher gives it; else it is downloaded"
-    )
+    whence = "folder or archive as the publisher gives it; else it is downloaded"
+    parser.add_argument("--source", type=Path, help=whence)
     parser.add_argument("--out", type=Path, default=data_folder(), help="folder of prepared data sets (%(default)s)")
     parser.add_argument("--name", default=name, help=f"name of the prepared data set{f' ({name})' * bool(name)}")
-    parser.add_argument(
-        "--side",
-        type=int,
-        default=side,
-        help="side in pixels (%(default)s, as the lesson preset wants it)",
-    )
+    pixels = "side in pixels (%(default)s, as the lesson preset wants it)"
+    parser.add_argument("--side", type=int, default=side, help=pixels)
     if files:
         _add_reading(parser)
     return parser
@@ -112,9 +107,7 @@ def present(pictures: list[Picture], available: bool) -> tuple[list[Picture], di
     there = [picture for picture in pictures if picture.path.is_file()]
     missing = {picture.path: picture.patient for picture in pictures if not picture.path.is_file()}
     if missing and not (available and there):
-        what = (
-            f"{next(iter(missing))} does not exist: {len(missing)} of {len(pictures)} images in the publisher's table"
-        )
+        what = f"{next(iter(missing))} does not exist: {len(missing)} of {len(pictures)} images in the table"
         raise DatasetError(f"{what} are not there. Complete the source, or pass --available to take the part that is")
     lost, left = set(missing.values()), {picture.patient for picture in there}
     counts = {"there": len(there), "of": len(pictures), "patients_lost_some": len(lost & left)}
@@ -161,12 +154,7 @@ def splits(kept: list[Picture], positive: np.ndarray, seed: int, fractions=FRACT
 def finish(args: argparse.Namespace, read: Converted, labels, given: np.ndarray, card: dict, **more) -> None:
     """Leave out copies across splits, write the prepared data set, and print what it holds.
 
-    Args:
-        args: the command line.
-        read: the images and whose they are.
-        labels, given: the label and the split code of each.
-        card: all but the report.
-        more: further arrays with a row for each image.
+    `labels`, the split codes `given` and the arrays in `more` have a row for each image that was read.
     """
     check_splits(labels, given)
     keep = rows_without_copies(read.images, given)
@@ -182,16 +170,13 @@ def finish(args: argparse.Namespace, read: Converted, labels, given: np.ndarray,
     report |= {"near_copies": count_pairs(near, split), "patients": {}, "classes": {}}
     if "intensity" in report:
         card = card | {"intensity": report.pop("intensity")}
-    for name, code in SPLITS.items():
-        inside_split = split == code
-        if not inside_split.any():
+    one_hot = labels if labels.ndim == 2 else labels[:, None] == np.arange(len(card["classes"]))
+    for name in (name for name, code in SPLITS.items() if (split == code).any()):
+        rows = split == SPLITS[name]
+        report["patients"][name] = len(np.unique(arrays["patients"][rows]))
+        if name == "unlabelled":
             continue
-        report["patients"][name] = int(len(np.unique(arrays["patients"][inside_split])))
-        if code == UNLABELLED:
-            continue
-        one_hot = labels if labels.ndim == 2 else labels[:, None] == np.arange(len(card["classes"]))
-        counted = one_hot[inside_split].sum(axis=0)
-        report["classes"][name] = dict(zip(card["classes"], counted.tolist(), strict=True))
+        report["classes"][name] = dict(zip(card["classes"], one_hot[rows].sum(axis=0).tolist(), strict=True))
         if lacking := [kind for kind, count in report["classes"][name].items() if not count]:
             print(f"warning: no {name} image shows {', '.join(map(repr, lacking))}")
     place = save_prepared(args.out / args.name, arrays, card | {"report": report})
@@ -234,10 +219,9 @@ def contact_sheet(data: MedicalImages, near: np.ndarray):
         groups["near-equal pairs\nin two splits"] = data.images[near[: EACH // 2].ravel()]
     for split in SPLITS:
         rows = data.rows(split)
-        shown = class_matrix(data, rows)
-        kinds = (
-            {"": np.ones(len(rows), bool)} if split == "unlabelled" else dict(zip(data.classes, shown.T, strict=True))
-        )
+        kinds = dict(zip(data.classes, class_matrix(data, rows).T, strict=True))
+        if split == "unlabelled":
+            kinds = {"": np.ones(len(rows), bool)}
         for name, inside in kinds.items():
             if inside.any() and len(groups) < KINDS:
                 chosen = np.sort(rng.permutation(rows[inside])[:EACH])

@@ -44,8 +44,7 @@ class Converted(NamedTuple):
     Attributes:
         images: (n, side, side, C) uint8, the readable ones, on disk.
         kept: the pictures they are of, in the same order.
-        report: how often each note was made, the files that were skipped and why, and where there are deep images the
-            "intensity" that is black and white in them.
+        report: how often each note was made, what was skipped and why, and the "intensity" of deep images.
     """
 
     images: Rows
@@ -201,14 +200,10 @@ def _read_one(path: Path, prepare, shape: tuple[int, ...], intensity, windowed) 
     return np.asarray(image, dtype=np.uint8).reshape(shape), notes + [note for note in more if note]
 
 
-def to_gray(image: Image.Image) -> Image.Image:
-    """Eight-bit gray of any eight-bit mode; transparent pixels become black."""
-    return (to_rgb(image) if image.has_transparency_data else image).convert("L")
-
-
 def gray(image: Image.Image) -> tuple[Image.Image, str]:
-    """`to_gray` for `convert`, with a note where the image was not."""
-    return to_gray(image), f"{image.mode} images turned gray" if image.mode != "L" else ""
+    """Eight-bit gray of any eight-bit mode, and a note where it was not gray; transparent pixels become black."""
+    opaque = to_rgb(image) if image.has_transparency_data else image
+    return opaque.convert("L"), f"{image.mode} images turned gray" if image.mode != "L" else ""
 
 
 def colour(image: Image.Image) -> tuple[Image.Image, str]:

@@ -22,35 +22,40 @@ def pixel_hashes(images) -> np.ndarray:
     return np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
 
 
+def tie(pictures: list[Picture], pairs) -> int:
+    """Give the patients of pairs of rows (P, 2), and all that hang together, one name; returns how many lost theirs."""
+    names, member = np.unique([picture.patient for picture in pictures], return_inverse=True)
+    edges = member[np.array(pairs, int).reshape(-1, 2)].T
+    graph = coo_array((np.ones(edges.shape[1]), tuple(edges)), (len(names), len(names)))
+    count, group = connected_components(graph, directed=False)
+    first = names[np.unique(group, return_index=True)[1]]
+    for picture, row in zip(pictures, member, strict=True):
+        picture.patient = str(first[group[row]])
+    return len(names) - count
+
+
 def tie_copies(images, pictures: list[Picture]) -> int:
     """Give the patients of equal pictures one name, unless their split is given; counts pictures with several labels.
 
     A picture of one value, such as an empty patch, ties no one, and so does one that a tenth of all images equal.
     """
-    groups, one_name = {}, {}
-    for picture, image, key in zip(pictures, images, pixel_hashes(images).tolist(), strict=True):
-        if image.min() < image.max():
-            groups.setdefault(key, []).append(picture)
+    groups, pairs, several = {}, [], []
+    for row, key in enumerate(pixel_hashes(images).tolist()):
+        groups.setdefault(key, []).append(row)
     given = {picture.patient for picture in pictures if picture.split is not None}
-    groups, several = [group for group in groups.values() if len(group) > 1], []
-    for group in groups:
-        few = 10 * len(group) <= len(pictures)
-        names = {_name(picture.patient, one_name) for picture in group if few} - given
-        one_name |= dict.fromkeys(names - {min(names, default="")}, min(names, default=""))
-        labelled = [picture for picture in group if picture.split != UNLABELLED]
+    for rows in groups.values():
+        if len(rows) == 1 or images[rows[0]].min() == images[rows[0]].max():
+            continue
+        if 10 * len(rows) <= len(pictures):
+            free = [row for row in rows if pictures[row].patient not in given]
+            pairs += zip(free, free[1:], strict=False)
+        labelled = [pictures[row] for row in rows if pictures[row].split != UNLABELLED]
         if other := [picture for picture in labelled if np.any(picture.label != labelled[0].label)]:
             several.append(f"{labelled[0].path} and {other[0].path}")
-    for picture in pictures:
-        picture.patient = _name(picture.patient, one_name)
+    tie(pictures, pairs)
     if several:
         print(f"warning: {len(several)} equal pictures have different labels, for example {several[0]}")
     return len(several)
-
-
-def _name(patient: str, one_name: dict[str, str]) -> str:
-    while patient in one_name:
-        patient = one_name[patient]
-    return patient
 
 
 def rows_without_copies(images: np.ndarray, split: np.ndarray) -> np.ndarray:
@@ -94,18 +99,6 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
 
 def _image(image: np.ndarray) -> Image.Image:
     return Image.fromarray(image.squeeze(axis=2) if image.shape[2] == 1 else image)
-
-
-def tie_alike(images, pictures: list[Picture]) -> int:
-    """Give the patients of near-equal pictures one name; returns how many patients lost theirs."""
-    names, member = np.unique([picture.patient for picture in pictures], return_inverse=True)
-    edges = member[near_pairs(images)].T
-    graph = coo_array((np.ones(edges.shape[1]), tuple(edges)), (len(names), len(names)))
-    count, group = connected_components(graph, directed=False)
-    first = names[np.unique(group, return_index=True)[1]]
-    for picture, row in zip(pictures, member, strict=True):
-        picture.patient = str(first[group[row]])
-    return len(names) - count
 
 
 def count_pairs(pairs: np.ndarray, split: np.ndarray) -> dict[str, int]:

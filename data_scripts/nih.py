@@ -34,20 +34,17 @@ EXAMPLES = """  python data_scripts/nih.py --source ~/nih
 
 def find(source: Path) -> list[Picture]:
     """Every image of the table that names its findings and its patient."""
-    table = read_table(source / "Data_Entry_2017.csv", ["Image Index", "Finding Labels", "Patient ID"])
+    table, columns = source / "Data_Entry_2017.csv", ["Image Index", "Finding Labels", "Patient ID"]
+    rows = read_table(table, columns)
     files = {path.name: path for path in visible(source, "images*/**/*.png")}
     pictures = []
-    for name, findings, patient in zip(table["Image Index"], table["Finding Labels"], table["Patient ID"], strict=True):
+    for name, findings, patient in zip(*(rows[column] for column in columns), strict=True):
         path = files.get(name) or inside(source / "images", name)
         shown = set(findings.split("|"))
         if unknown := shown - set(FINDINGS) - {"No Finding"}:
-            raise DatasetError(
-                f"{source / 'Data_Entry_2017.csv'}: {name} has an unknown finding {sorted(unknown)[0]!r}"
-            )
+            raise DatasetError(f"{table}: {name} has an unknown finding {sorted(unknown)[0]!r}")
         if not patient.isdecimal():
-            raise DatasetError(
-                f"{source / 'Data_Entry_2017.csv'}: {name} has the patient {patient!r}, which is no number"
-            )
+            raise DatasetError(f"{table}: {name} has the patient {patient!r}, which is no number")
         pictures.append(Picture(path, str(int(patient)), [int(f in shown) for f in FINDINGS]))
     return pictures
 

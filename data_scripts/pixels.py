@@ -64,13 +64,7 @@ def convert_with(path: Path) -> str | None:
 
 
 def read(path: Path, deep_only: bool = False, windowed: bool = True) -> Image.Image | Deep | None:
-    """The image of a file at its own depth.
-
-    Args:
-        path: the file.
-        deep_only: None, quickly, for an image of eight bits or with a window of its own.
-        windowed: use the window of a DICOM file.
-    """
+    """The image of a file at its own depth; with `deep_only` None, quickly, for eight bits or a window of its own."""
     if advice := convert_with(path):
         raise ValueError(f"it is {advice}")
     if is_dicom(path):
@@ -110,8 +104,7 @@ def _tiff(path: Path) -> Deep | None:
             return None
         page, several = file.pages[0], len(file.pages) > 1
         bits, sort, kind = page.bitspersample, page.sampleformat, page.photometric
-        deep = bits > 8 or sort == SAMPLEFORMAT.INT
-        if not deep or sort > SAMPLEFORMAT.IEEEFP or kind > PHOTOMETRIC.RGB:
+        if (bits <= 8 and sort != SAMPLEFORMAT.INT) or sort > SAMPLEFORMAT.IEEEFP or kind > PHOTOMETRIC.RGB:
             return None
         check_size(page.imagewidth, page.imagelength)
         values = page.asarray(squeeze=False)  # (planes, depth, H, W, channels)
@@ -123,9 +116,9 @@ def _tiff(path: Path) -> Deep | None:
     shown, alpha = values[..., :colours], values[..., colours : colours + 1]
     if colours == 1 and alpha.size and extra not in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA):
         raise ValueError(f"it has {values.shape[2]} channels that are no colours; save the one you mean")
-    whole = {SAMPLEFORMAT.INT: 2.0 ** (bits - 1) - 1, SAMPLEFORMAT.IEEEFP: 1.0}.get(sort, 2.0**bits - 1)
+    whole = 1.0 if sort == SAMPLEFORMAT.IEEEFP else 2.0**bits - 1
     if kind == PHOTOMETRIC.MINISWHITE:
-        shown = (whole if sort == SAMPLEFORMAT.UINT else 0) - shown
+        shown = whole - shown
     if alpha.size and extra in (None, EXTRASAMPLE.UNASSALPHA):
         shown = shown * (alpha / whole)
     exif = Image.Exif()

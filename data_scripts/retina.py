@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from common import FRACTIONS, VALIDATION, add_available, arguments, finish, read_images, run, splits
 from conversion import Converted, Picture, to_rgb
-from copies import tie_alike
+from copies import near_pairs, tie
 from PIL import Image
 from scipy import ndimage
 from sources import inside, open_source, read_table, visible
@@ -211,7 +211,7 @@ def main(args) -> None:
     images, kept, report = read_images(layout.find(source) + more, crop_to_disc, 3, args)
     own = np.array([picture.split != UNLABELLED for picture in kept])
     if name == "aptos" and not (source / "groups.csv").is_file():
-        report["tied"] = tie_alike(Rows(images, np.flatnonzero(own)), list(compress(kept, own)))
+        report["tied"] = tie(list(compress(kept, own)), near_pairs(Rows(images, np.flatnonzero(own))))
         print(f"{report['tied']} images are near-equal to another and count as its patient")
     values = np.array([picture.label for picture in kept], np.uint8)
     labels, labelled, positive = labels_of(values, task)
