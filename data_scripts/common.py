@@ -11,10 +11,10 @@ from conversion import Converted, Picture, convert, not_work
 from copies import count_pairs, near_pairs, pixel_hashes, rows_without_copies, tie_copies
 from sources import printable
 
-from mocolayers.data.folders import SHEET, check_name, check_target, clear
+from mocolayers.data.folders import check_name, check_target, clear
 from mocolayers.data.labels import class_matrix
-from mocolayers.data.prepared import SPLITS, UNLABELLED, MedicalImages, Rows, data_folder, load, save_prepared
-from mocolayers.runtime import DatasetError, RunError, atomic_write, writing
+from mocolayers.data.prepared import ARRAYS, SPLITS, UNLABELLED, MedicalImages, Rows, data_folder, save_prepared
+from mocolayers.runtime import DatasetError, RunError, writing
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
 VALIDATION = (0.85, 0.15, 0.0)  # when the publisher gives a test part
@@ -92,7 +92,10 @@ def check_places(args: argparse.Namespace) -> None:
         for path in given if isinstance(given, list) else [given]:
             if isinstance(path, Path) and option != "out":
                 check_apart(path, args.out / args.name)
-    check_target(args.out / args.name)
+    target = args.out / args.name
+    if target.exists():
+        clear(target, "work", not_work)  # what a kill just after the last step has left
+    check_target(target)
 
 
 def check_apart(source: Path, target: Path) -> None:
@@ -156,6 +159,8 @@ def finish(args: argparse.Namespace, read: Converted, labels, given: np.ndarray,
 
     `labels`, the split codes `given` and the arrays in `more` have a row for each image that was read.
     """
+    from mocolayers.notebook.figures import rendered
+
     check_splits(labels, given)
     keep = rows_without_copies(read.images, given)
     patients = np.array([picture.patient for picture in read.kept])
@@ -179,10 +184,13 @@ def finish(args: argparse.Namespace, read: Converted, labels, given: np.ndarray,
         report["classes"][name] = dict(zip(card["classes"], one_hot[rows].sum(axis=0).tolist(), strict=True))
         if lacking := [kind for kind, count in report["classes"][name].items() if not count]:
             print(f"warning: no {name} image shows {', '.join(map(repr, lacking))}")
-    place = save_prepared(args.out / args.name, arrays, card | {"report": report})
+    card = card | {"report": report}
+    sheet = contact_sheet(
+        MedicalImages(args.name, card, **{name: arrays[name] for name in ARRAYS}),
+        near[split[near[:, 0]] != split[near[:, 1]]],
+    )
+    place = save_prepared(args.out / args.name, arrays, card, {"contact_sheet.png": rendered(sheet, quick=True)})
     clear(place, "work", not_work)
-    figure = contact_sheet(load(args.name, args.out), near[split[near[:, 0]] != split[near[:, 1]]])
-    atomic_write(place / SHEET, lambda path: figure.savefig(path, format="png", dpi=110, bbox_inches="tight"))
     print(f"{place}: {len(split)} images of {len(np.unique(arrays['patients']))} patients, {args.side} px")
     for name, patients in report["patients"].items():
         counts = report["classes"].get(name, {"images": int((split == UNLABELLED).sum())})

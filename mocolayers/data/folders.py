@@ -8,8 +8,6 @@ from pathlib import Path
 
 from mocolayers.runtime import DatasetError, abandoned
 
-SHEET = "contact_sheet.png"
-
 
 def check_name(name: str) -> None:
     """Refuse a name that could mean another folder than one directly in the data folder."""

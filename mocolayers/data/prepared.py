@@ -111,7 +111,7 @@ def data_folder() -> Path:
     return Path(os.environ.get("MOCOLAYERS_DATA") or home() / "data")
 
 
-def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Path:
+def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict, files: dict | None = None) -> Path:
     """Write a prepared data set so that a killed script never leaves half of one under its final name.
 
     Args:
@@ -120,6 +120,7 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
             "grades".
         card: title, modality (chest, histology, retina), task, classes, source, licence, citation; image side,
             counts and sha256 are filled in here.
+        files: name and bytes of other files to put beside them.
     Returns:
         The target folder.
     Raises:
@@ -142,7 +143,8 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
                 "sha256": {name: _sha256(work / f"{name}.npy") for name in arrays},
             }
             text = json.dumps(full, indent=1, ensure_ascii=False) + "\n"
-            (work / "card.json").write_text(text, encoding="utf-8")
+            for name, content in {"card.json": text.encode(), **(files or {})}.items():
+                (work / name).write_bytes(content)
             with held(target.parent):  # another process may have made it meanwhile
                 check_target(target)
                 work.rename(target)
@@ -154,7 +156,7 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict) -> Pa
 
 def _not_partial(folder: Path) -> list[str]:
     """Names in a folder that are no part of an unfinished data set."""
-    return [path.name for path in folder.iterdir() if path.name != "card.json" and path.suffix != ".npy"]
+    return [path.name for path in folder.iterdir() if path.suffix not in (".json", ".npy", ".png")]
 
 
 def _save_images(path: Path, images: np.ndarray | Rows) -> None:
