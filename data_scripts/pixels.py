@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 ORIENTATION = 274  # the EXIF tag, which is TIFF's as well
 FEW = 32  # grey levels of 256
@@ -99,16 +99,19 @@ def _tiff(path: Path) -> Deep | None:
     """A TIFF of more than eight bits, or of signed ones; None for one that Pillow reads as it is."""
     from tifffile import EXTRASAMPLE, PHOTOMETRIC, SAMPLEFORMAT, TiffFile
 
-    with TiffFile(path) as file:
-        if not len(file.pages):
-            return None
-        page, several = file.pages[0], len(file.pages) > 1
-        bits, sort, kind = page.bitspersample, page.sampleformat, page.photometric
-        if (bits <= 8 and sort != SAMPLEFORMAT.INT) or sort > SAMPLEFORMAT.IEEEFP or kind > PHOTOMETRIC.RGB:
-            return None
-        check_size(page.imagewidth, page.imagelength)
-        values = page.asarray(squeeze=False)  # (planes, depth, H, W, channels)
-        extra, turned = (*page.extrasamples, None)[0], page.tags.valueof(ORIENTATION, default=1)
+    try:
+        with TiffFile(path) as file:
+            if not len(file.pages):
+                return None
+            page, several = file.pages[0], len(file.pages) > 1
+            bits, sort, kind = page.bitspersample, page.sampleformat, page.photometric
+            if (bits <= 8 and sort != SAMPLEFORMAT.INT) or sort > SAMPLEFORMAT.IEEEFP or kind > PHOTOMETRIC.RGB:
+                return None
+            check_size(page.imagewidth, page.imagelength)
+            values = page.asarray(squeeze=False)  # (planes, depth, H, W, channels)
+            extra, turned = (*page.extrasamples, None)[0], page.tags.valueof(ORIENTATION, default=1)
+    except (LookupError, TypeError, ArithmeticError):  # what tifffile makes of damaged tags
+        raise UnidentifiedImageError(path) from None
     if values.shape[1] > 1:
         raise ValueError(f"it is {SLICES}")
     colours = 3 if kind == PHOTOMETRIC.RGB else 1
