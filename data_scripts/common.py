@@ -1,6 +1,7 @@
 """What the scripts share: the command line, splitting by patient, duplicates, the report and the contact sheet."""
 
 import argparse
+import errno
 import os
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from mocolayers.runtime import DatasetError, RunError, writing
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
 VALIDATION = (0.85, 0.15, 0.0)  # when the publisher gives a test part
 EIGHTH = (0.875, 0.125, 0.0)  # when no validation part is given
-SMALLEST = 8  # pixels
+LEAST = {"side": 8, "seed": 0, "workers": 1}
 EACH = 10  # pictures of each kind on the contact sheet
 KINDS = 60  # lines of the contact sheet at most
 
@@ -74,15 +75,17 @@ def run(main, parser: argparse.ArgumentParser) -> None:
             tempfile.TemporaryFile(dir=next(place for place in (out, *out.parents) if place.exists())).close()
         main(args)
     except (DatasetError, RunError, OSError) as error:
-        sys.exit(printable(f"error: {error}"))
+        full = f"; make room on the disk of {args.out}, and the same command goes on"
+        sys.exit(printable(f"error: {error}{full if getattr(error, 'errno', 0) == errno.ENOSPC else ''}"))
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on where it was")
 
 
 def check_places(args: argparse.Namespace) -> None:
     """Refuse, before anything is read, a data set without a name and a place where the reader could lose something."""
-    if args.side < SMALLEST:
-        raise DatasetError(f"--side {args.side}: give {SMALLEST} or more")
+    for option, least in LEAST.items():
+        if option in args and getattr(args, option) < least:
+            raise DatasetError(f"--{option} {getattr(args, option)}: give {least} or more")
     if args.name is None:
         args.name = getattr(args, "set", None)
     if args.name is None:

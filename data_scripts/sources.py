@@ -23,6 +23,7 @@ from mocolayers.runtime import DatasetError, held
 ENDINGS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *DICOM}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, gzip.BadGzipFile)
+LARGE = 2**26  # bytes; a smaller archive harms no one, however well it is packed
 CREDENTIALS = "make a token on kaggle.com under Settings, API, and put it into ~/.kaggle/kaggle.json"
 
 
@@ -103,21 +104,33 @@ def _unpack_one(archive: Path, target: Path) -> None:
         raise DatasetError(f"{archive} cannot be unpacked: {error}; {advice}") from None
 
 
+def check_size(size: int, packed: int, target: Path) -> None:
+    """Refuse an archive that does not fit on the disk, or that unpacks to far more than images do."""
+    free = shutil.disk_usage(target).free
+    if size > LARGE and size > 200 * packed:
+        raise DatasetError(f"{packed} bytes hold {size}: not an archive of images; unpack it yourself if it is")
+    if size > free:
+        raise DatasetError(
+            f"it unpacks to {size / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free; make room"
+        )
+
+
 def _unzip(archive, target: Path) -> None:
     with zipfile.ZipFile(archive) as file:
-        size, free = sum(member.file_size for member in file.infolist()), shutil.disk_usage(target).free
-        if size > free:
-            raise DatasetError(
-                f"it unpacks to {size / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free; make room"
-            )
+        check_size(sum(member.file_size for member in file.infolist()), os.fstat(file.fp.fileno()).st_size, target)
         for member in tqdm(file.infolist(), desc="unpacking", unit="file"):
             inside(target, member.filename, "the archive")
             file.extract(member, target)
 
 
 def _untar(archive: Path, target: Path) -> None:
+    size, packed = 0, archive.stat().st_size
     with tarfile.open(archive) as file:
-        file.extractall(target, tqdm(file, desc=f"unpacking {archive.name}", unit="file"), filter="data")
+        for member in tqdm(file, desc=f"unpacking {archive.name}", unit="file"):
+            size += member.size
+            check_size(size, packed, target)
+            # Python's "data" filter refuses paths and links that leave the target, and devices.
+            file.extract(member, target, filter="data")
         # tarfile takes a damaged header for the end; the true end is zeros. Reading on compares checksums.
         file.fileobj.seek(file.offset)
         if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

@@ -1,5 +1,6 @@
 """Claims about reading many images: into one array on disk, resumed after a kill, from folders and from archives."""
 
+import errno
 import gzip
 import os
 import shutil
@@ -19,6 +20,7 @@ from test_data_scripts import noise, prepare, run_script, save
 from mocolayers.data.prepared import SCRIPTS
 
 sys.path.insert(0, str(SCRIPTS))
+import common  # noqa: E402
 import conversion  # noqa: E402
 import copies  # noqa: E402
 import sources  # noqa: E402
@@ -114,6 +116,15 @@ def test_a_full_disk_is_one_line(tmp_path):
     done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith("error: [Errno 27] File too large")
+
+
+def test_a_full_disk_is_said_with_the_place_where_room_is_needed(tmp_path, monkeypatch):
+    def main(args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "argv", ["own.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"No space left on device; make room on the disk of {tmp_path}"):
+        common.run(main, common.arguments("", "own", 28, ""))
 
 
 def test_finished_images_are_not_read_again_and_other_images_are(tmp_path):
@@ -304,13 +315,24 @@ def test_an_archive_that_python_cannot_unpack_is_told_to_be_unpacked_otherwise(t
         sources.open_source(archive, "anything", tmp_path / "out", "")
 
 
-def test_an_archive_that_does_not_fit_on_the_disk_is_refused(tmp_path, monkeypatch):
-    archive = tmp_path / "large.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("0.png", bytes(2**20))
+@pytest.mark.parametrize("form", ["zip", "tar.gz"])
+def test_an_archive_that_grows_beyond_measure_or_beyond_the_disk_is_refused(tmp_path, form, monkeypatch):
+    archive, zeros = tmp_path / f"bomb.{form}", bytes(2**20)
+    if form == "zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+            for number in range(70):
+                file.writestr(f"{number}.png", zeros)
+    else:
+        (tmp_path / "zeros").write_bytes(zeros)
+        with tarfile.open(archive, "w:gz") as file:
+            for number in range(70):
+                file.add(tmp_path / "zeros", f"{number}.png")
+    with pytest.raises(DatasetError, match=f"bomb.{form} is not unpacked: .* not an archive of images"):
+        sources.open_source(archive, "anything", tmp_path / "out", "")
+    monkeypatch.setattr(sources, "LARGE", 2**40)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(sources.shutil, "disk_usage", lambda place: usage._replace(free=2**19))
-    with pytest.raises(DatasetError, match="large.zip is not unpacked: it unpacks to 0.0 GB and .* GB free"):
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda place: usage._replace(free=2**26))
+    with pytest.raises(DatasetError, match="GB free; make room"):
         sources.open_source(archive, "anything", tmp_path / "out", "")
 
 

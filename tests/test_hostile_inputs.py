@@ -759,6 +759,7 @@ def plain(root):
 WORDS = {
     ("--side", "-5"): "--side -5: give 8 or more",
     ("--side", "1"): "--side 1: give 8 or more",
+    ("--seed", "-1"): "--seed -1: give 0 or more",
     ("--patient-regex", "("): "unterminated subpattern at position 0; write it like '(P[0-9]+)_'",
     ("--patient-regex", "(0[0-4])?"): "finds no group in",
 }

@@ -479,7 +479,6 @@ def test_watching_pauses_to_a_checkpoint_and_goes_on_to_the_same_weights(small, 
     seen = []
     monkeypatch.setattr(training.DisplayHandle, "update", lambda self, picture: seen.append(picture))
     recipe = recipe_of("mse", steps=30, monitor_every=100)
-    beside = {"moco": pretrain(recipe_of("moco", steps=30), data, tmp_path / "runs", "cpu", progress=False).history()}
     original = training.Trainer.train_step
 
     def stopped_at_7(trainer):
@@ -489,11 +488,12 @@ def test_watching_pauses_to_a_checkpoint_and_goes_on_to_the_same_weights(small, 
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training.Trainer, "train_step", stopped_at_7)
-        training.watch(recipe, data, tmp_path / "runs", "cpu", beside)
-    assert len(seen) == 1 and "mse: step 1 of 30" in seen[0].alt
+        training.watch(recipe, data, tmp_path / "runs", "cpu")
+    assert len(seen) == 1 and "mse: step 3 of 30" in seen[0].alt
     run = Run(recipe, tmp_path / "runs")
     assert run.checkpoint_file.is_file() and not run.finished
-    run = training.watch(recipe, data, tmp_path / "runs", "cpu", beside)
+    moco = pretrain(recipe_of("moco", steps=30), data, tmp_path / "runs", "cpu", progress=False)
+    run = training.watch(recipe, data, tmp_path / "runs", "cpu", {"moco": moco.history()})
     assert "mse: step 30 of 30" in seen[-1].alt and "moco" in seen[-1].alt
     straight = pretrain(recipe, data, tmp_path / "straight", "cpu", progress=False)
     ours, theirs = (done.load_encoder().state_dict() for done in (run, straight))

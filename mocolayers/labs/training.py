@@ -44,7 +44,7 @@ def watch(
 
     def after_step(trainer: Trainer) -> bool:
         nonlocal drawn
-        if trainer.history and time.monotonic() - drawn > REDRAW_SECONDS:
+        if len(trainer.history) > 1 and time.monotonic() - drawn > REDRAW_SECONDS:
             draw(pd.DataFrame(trainer.history))
             drawn = time.monotonic()
         return False
