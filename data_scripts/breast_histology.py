@@ -57,6 +57,8 @@ def to_square(image: Image.Image) -> tuple[Image.Image, str, str]:
 def main(args) -> None:
     pictures = find(open_source(args.source, "one folder per patient", args.out, KAGGLE))
     there = {picture.patient for picture in pictures}
+    if len(pictures) < PUBLISHED and not args.available:
+        print(f"note: of the publisher's {PUBLISHED} patches {len(pictures)} are here; if that is meant: --available")
     read = read_images(pictures, to_square, 3, args)
     read.report["listed"] = {"there": len(pictures), "of": PUBLISHED, "patients_lost_all": PATIENTS - len(there)}
     labels = np.array([picture.label for picture in read.kept])

@@ -14,7 +14,16 @@ from sources import printable
 
 from mocolayers.data.folders import check_name, check_target, clear
 from mocolayers.data.labels import class_matrix
-from mocolayers.data.prepared import ARRAYS, SPLITS, UNLABELLED, MedicalImages, Rows, data_folder, save_prepared
+from mocolayers.data.prepared import (
+    ARRAYS,
+    SPLITS,
+    UNLABELLED,
+    MedicalImages,
+    Rows,
+    data_folder,
+    not_partial,
+    save_prepared,
+)
 from mocolayers.runtime import DatasetError, RunError, writing
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test when the publisher gives no split
@@ -75,8 +84,9 @@ def run(main, parser: argparse.ArgumentParser) -> None:
             tempfile.TemporaryFile(dir=next(place for place in (out, *out.parents) if place.exists())).close()
         main(args)
     except (DatasetError, RunError, OSError) as error:
-        full = f"; make room on the disk of {args.out}, and the same command goes on"
-        sys.exit(printable(f"error: {error}{full if getattr(error, 'errno', 0) == errno.ENOSPC else ''}"))
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        more = f"; make room on the disk of {args.out}, and the same command goes on" if full else ""
+        sys.exit(printable(f"error: {error}{more}"))
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on where it was")
 
@@ -97,7 +107,8 @@ def check_places(args: argparse.Namespace) -> None:
                 check_apart(path, args.out / args.name)
     target = args.out / args.name
     if target.exists():
-        clear(target, "work", not_work)  # what a kill just after the last step has left
+        for kind, strangers in (("work", not_work), ("partial", not_partial)):  # what a kill at the end has left
+            clear(target, kind, strangers)
     check_target(target)
 
 

@@ -105,8 +105,10 @@ def _tiff(path: Path) -> Deep | None:
                 return None
             page, several = file.pages[0], len(file.pages) > 1
             bits, sort, kind = page.bitspersample, page.sampleformat, page.photometric
-            if (bits <= 8 and sort != SAMPLEFORMAT.INT) or sort > SAMPLEFORMAT.IEEEFP or kind > PHOTOMETRIC.RGB:
+            if (bits <= 8 and sort != SAMPLEFORMAT.INT) or kind == PHOTOMETRIC.SEPARATED:
                 return None
+            if sort > SAMPLEFORMAT.IEEEFP or kind > PHOTOMETRIC.RGB:
+                raise ValueError(f"it is a TIFF of {bits} bits in {kind.name}, {sort.name}; save it as RGB or gray")
             check_size(page.imagewidth, page.imagelength)
             values = page.asarray(squeeze=False)  # (planes, depth, H, W, channels)
             extra, turned = (*page.extrasamples, None)[0], page.tags.valueof(ORIENTATION, default=1)

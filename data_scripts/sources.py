@@ -104,21 +104,24 @@ def _unpack_one(archive: Path, target: Path) -> None:
         raise DatasetError(f"{archive} cannot be unpacked: {error}; {advice}") from None
 
 
-def check_size(size: int, packed: int, target: Path) -> None:
-    """Refuse an archive that does not fit on the disk, or that unpacks to far more than images do."""
+def check_size(size: int, left: int, packed: int, target: Path) -> None:
+    """Refuse an archive that unpacks to far more than images do, or of which what is left does not fit on the disk."""
     free = shutil.disk_usage(target).free
     if size > LARGE and size > 200 * packed:
         raise DatasetError(f"{packed} bytes hold {size}: not an archive of images; unpack it yourself if it is")
-    if size > free:
+    if left > free:
         raise DatasetError(
-            f"it unpacks to {size / 1e9:.1f} GB and {target.parent} has {free / 1e9:.1f} GB free; make room"
+            f"{left / 1e9:.1f} GB are still to be unpacked, and {target.parent} has {free / 1e9:.1f} GB free; make room"
         )
 
 
 def _unzip(archive, target: Path) -> None:
     with zipfile.ZipFile(archive) as file:
-        check_size(sum(member.file_size for member in file.infolist()), os.fstat(file.fp.fileno()).st_size, target)
-        for member in tqdm(file.infolist(), desc="unpacking", unit="file"):
+        members = file.infolist()
+        there = [m.file_size for m in members if (target / m.filename).is_file()]  # before an interruption
+        size = sum(member.file_size for member in members)
+        check_size(size, size - sum(there), os.fstat(file.fp.fileno()).st_size, target)
+        for member in tqdm(members, desc="unpacking", unit="file"):
             inside(target, member.filename, "the archive")
             file.extract(member, target)
 
@@ -128,7 +131,7 @@ def _untar(archive: Path, target: Path) -> None:
     with tarfile.open(archive) as file:
         for member in tqdm(file, desc=f"unpacking {archive.name}", unit="file"):
             size += member.size
-            check_size(size, packed, target)
+            check_size(size, member.size, packed, target)
             # Python's "data" filter refuses paths and links that leave the target, and devices.
             file.extract(member, target, filter="data")
         # tarfile takes a damaged header for the end; the true end is zeros. Reading on compares checksums.

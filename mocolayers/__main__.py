@@ -94,7 +94,8 @@ def finetune(
         raise ValueError("--subset is a number from 0 up, and --fraction in (0, 1], such as 0.01 for 1% of the labels")
     with processes(job.device):
         plan = EVALUATIONS[job.preset]
-        own_part(plan.batch)  # can the processes share it? asked before a long pretraining
+        if protocol == "finetune":
+            own_part(plan.batch)  # can the processes share it? asked before a long pretraining
         run, data = _pretrained(job)
         for share in fraction or plan.fractions:
             row = judge(run, data, plan, share, subset, protocol, device=job.device)

@@ -90,7 +90,8 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(tmp_path
         time.sleep(rng.uniform(0.2, 1) * seconds)
         running.kill()
         killed += running.wait() == -signal.SIGKILL
-        subprocess.run([*command, "--out", str(out)], capture_output=True)  # refused, if it was done when it was killed
+        again = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
+        assert again.returncode == 0 or "is there already" in again.stderr, again.stderr  # it was killed at the end
         assert [(out / f"breast_histology/{name}.npy").read_bytes() for name in files] == wanted
         assert not list(out.glob(".*")), "nothing that the killed process left"
     assert killed
@@ -331,9 +332,26 @@ def test_an_archive_that_grows_beyond_measure_or_beyond_the_disk_is_refused(tmp_
         sources.open_source(archive, "anything", tmp_path / "out", "")
     monkeypatch.setattr(sources, "LARGE", 2**40)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(sources.shutil, "disk_usage", lambda place: usage._replace(free=2**26))
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda place: usage._replace(free=2**19))
     with pytest.raises(DatasetError, match="GB free; make room"):
         sources.open_source(archive, "anything", tmp_path / "out", "")
+
+
+@pytest.mark.parametrize("form", ["zip", "tar"])
+def test_what_is_unpacked_already_needs_no_room_again(tmp_path, form, monkeypatch):
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(bytes(2**20))
+    archive, partial = tmp_path / f"half.{form}", tmp_path / "partial"
+    with zipfile.ZipFile(archive, "w") if form == "zip" else tarfile.open(archive, "w") as file:
+        for number in range(4):
+            (file.write if form == "zip" else file.add)(tmp_path / f"{number}.png", f"{number}.png")
+    partial.mkdir()
+    for number in range(2):  # before an interruption
+        (partial / f"{number}.png").write_bytes(bytes(2**20))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(sources.shutil, "disk_usage", lambda place: usage._replace(free=2**21 + 1))
+    sources._unpack_one(archive, partial)
+    assert len(list(partial.iterdir())) == 4
 
 
 def test_a_damaged_archive_and_a_file_that_is_none_are_clear_errors(tmp_path):

@@ -1,4 +1,4 @@
-"""Claims about what a data script may replace or remove: only what it made itself, whoever else is at work."""
+"""Claims about what a data script may write or remove: nothing that is there already, whoever else is at work."""
 
 import contextlib
 import multiprocessing

@@ -259,7 +259,6 @@ def test_auto_never_takes_emulated_bf16(monkeypatch):
 
 
 def test_two_threads_may_write_one_file_at_a_time(tmp_path):
-    """As a training panel and the cell below it do."""
     path, both = tmp_path / "history.csv", threading.Barrier(2, timeout=10)
 
     def write(temporary):

@@ -4,6 +4,7 @@ A prepared data set is a folder `NAME/` with `images.npy` (N, H, W, C) uint8, `l
 `patients.npy` (N,), `split.npy` (N,) and `card.json`. Other arrays may stand beside them.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -82,7 +83,7 @@ class MedicalImages:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve characters that change whenever a pixel, a label, a patient or the split changes."""
+        """Twelve characters that change with a label, a patient or the split, and with the images as they were made."""
         joined = "".join(self.card["sha256"][name] for name in ARRAYS)
         return hashlib.sha256(joined.encode()).hexdigest()[:12]
 
@@ -131,9 +132,12 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict, files
     check_target(target)
     _check_arrays(target.name, arrays, card)
     work = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
-    work.mkdir(parents=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with held(work):
+        with contextlib.ExitStack() as lock:
+            with held(target.parent):  # or another process could clear it before it is locked
+                work.mkdir()
+                lock.enter_context(held(work))
             for name, array in arrays.items():
                 (_save_images if name == "images" else np.save)(work / f"{name}.npy", array)
             full = card | {
@@ -148,13 +152,13 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict, files
             with held(target.parent):  # another process may have made it meanwhile
                 check_target(target)
                 work.rename(target)
-                clear(target, "partial", _not_partial)
+                clear(target, "partial", not_partial)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
 
 
-def _not_partial(folder: Path) -> list[str]:
+def not_partial(folder: Path) -> list[str]:
     """Names in a folder that are no part of an unfinished data set."""
     return [path.name for path in folder.iterdir() if path.suffix not in (".json", ".npy", ".png")]
 
@@ -236,7 +240,7 @@ def _read(place: Path, verify: bool) -> MedicalImages:
             path = place / f"{name}.npy"
             array = np.lib.format.open_memmap(path, mode="r")
             arrays[name] = array if name == "images" else np.array(array)
-            if verify or name != "images":  # the sha256 of all images takes long
+            if verify or name != "images" or name not in prepared:  # the sha256 of all images takes long
                 found[name] = _sha256(path)
     except (OSError, ValueError, EOFError, KeyError, TypeError) as error:
         raise DatasetError(f"{path}: {error}. {rebuild}") from None

@@ -50,5 +50,6 @@ def watch(
         return False
 
     run = pretrain(recipe, data, runs_dir, device, after_step=after_step)
-    draw(run.history())
+    if len(run.history()) > 1:
+        draw(run.history())
     return run

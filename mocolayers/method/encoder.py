@@ -34,6 +34,9 @@ class StagedResNet(ResNet):
         in_channels: 1 for X-rays, 3 for colour images.
         zero_init_residual: start every residual branch at zero.
 
+    On processors with AVX512-BF16 and without AMX, bf16 with a width under 16 damages memory (a fault of oneDNN in the
+    gradient of strided 1x1 convolutions, with fewer images than threads): train so narrow ones in fp32.
+
     Source: He et al. 2016 (1512.03385); the small stem is the one used for CIFAR by SimCLR (2002.05709, appendix B.9).
     """
 

@@ -205,8 +205,8 @@ class Trainer:
             trained, lr=recipe.lr, momentum=recipe.sgd_momentum, weight_decay=recipe.weight_decay, fused=True
         )
         self.dtype = autocast_type(recipe.precision, device)
-        # On some processors the gradient of a strided bf16 convolution is wrong: of a single pixel it is not set, and
-        # with under 16 channels and fewer images than threads it is written outside its memory.
+        # On a processor, torch leaves the gradient of a strided bf16 convolution of a single pixel unset; for a narrow
+        # encoder see `StagedResNet`.
         if device.type == "cpu" and (recipe.width < 16 or recipe.side <= (16 if recipe.stem == "imagenet" else 4)):
             self.dtype = None
         # fp16 has so few small numbers that gradients are scaled up, or they become zero.

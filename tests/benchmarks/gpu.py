@@ -36,6 +36,7 @@ SIZES = {
     "64 px colour: ResNet-18, batch 256": (64, 3, "lesson", {"layout": "resnet18", "width": 64, "batch": 256}),
 }
 TINY = {"batch": 4, "queue": 8, "width": 2, "layout": "resnet10", "stem": "small", "bn_splits": 1}
+TINY["precision"] = "fp32"  # bf16 with so few channels damages memory on some processors
 SOLO = "solo-learn: the package that can be installed, 1.0.2, asks for torch 1.9.1 and PyTorch Lightning 1.4.7"
 BEST = ("ours, moco, compiled", "ours, moco")
 

@@ -9,11 +9,15 @@ import pandas as pd
 from pretraining import made_up_images
 from tqdm import tqdm
 
-from mocolayers import labs
 from mocolayers.data.labels import class_matrix
 from mocolayers.evaluation.features import stage_features
+from mocolayers.labs.distributions import distribution_lab
+from mocolayers.labs.labels import label_draws, label_lab
+from mocolayers.labs.losses import loss_lab, stages_of
 from mocolayers.labs.panel import Lab, as_html
-from mocolayers.labs.views import Finding, learn_finding
+from mocolayers.labs.queue import key_history, queue_lab
+from mocolayers.labs.similarity import similarity_lab
+from mocolayers.labs.views import Finding, learn_finding, view_lab
 from mocolayers.recipe import EVALUATIONS, preset
 from mocolayers.training.runs import build_encoder
 
@@ -26,21 +30,21 @@ def all_labs() -> dict[str, Lab]:
     recipe = preset("lesson", "moco", data)
     encoder = build_encoder(recipe).eval()
     features = {split: stage_features(encoder, data, data.rows(split))[3] for split in ("train", "val", "test")}
-    draws = labs.label_draws(features, data, EVALUATIONS["lesson"])
-    stages = labs.stages_of(encoder, data, recipe)
+    draws = label_draws(features, data, EVALUATIONS["lesson"])
+    stages = stages_of(encoder, data, recipe)
     rng = np.random.default_rng(0)
     test = data.rows("test")
     models = tuple(rng.dirichlet((1, 1), len(test)) for _ in range(2))
     features = tuple(rng.normal(size=(2, len(test), encoder.dim)))
     classes = dict.fromkeys(data.classes[1:], 1)
     return {
-        "view": starting_at(labs.view_lab(three_findings()), blur=4, rotation=30),
-        "queue": labs.queue_lab(labs.key_history(recipe, data, steps=8)),
-        "loss, MSE": labs.loss_lab(stages),
-        "loss, Barlow": starting_at(labs.loss_lab(stages), loss="Barlow", width=256),
-        "label": labs.label_lab(draws, data),
-        "CKA": starting_at(labs.similarity_lab({"random": features}), rows=400, relative=True),
-        "KS": labs.distribution_lab({"random": models}, class_matrix(data, test), data.task, classes),
+        "view": starting_at(view_lab(three_findings()), blur=4, rotation=30),
+        "queue": queue_lab(key_history(recipe, data, steps=8)),
+        "loss, MSE": loss_lab(stages),
+        "loss, Barlow": starting_at(loss_lab(stages), loss="Barlow", width=256),
+        "label": label_lab(draws, data),
+        "CKA": starting_at(similarity_lab({"random": features}), rows=400, relative=True),
+        "KS": distribution_lab({"random": models}, class_matrix(data, test), data.task, classes),
     }
 
 
