@@ -100,9 +100,8 @@ class Views:
     def __post_init__(self) -> None:
         _check_fields(self)
         pair = isinstance(self.sigma, (tuple, list)) and len(self.sigma) == 2 and all(map(_number, self.sigma))
-        _demand(
-            "sigma", self.sigma, pair and 0 < self.sigma[0] <= self.sigma[1], "two numbers above 0, the lower first"
-        )
+        ordered = pair and 0 <= self.sigma[0] <= self.sigma[1] > 0
+        _demand("sigma", self.sigma, ordered, "two numbers from 0 up, the lower first")
 
 
 RELEASED_VIEWS = {
