@@ -258,8 +258,8 @@ def preset(name: str, arm: str, data, seed: int | None = None, /, **changes) -> 
     names = {about.name for about in dataclasses.fields(Recipe)}
     if wrong := sorted(set(ARMS[arm]) - names):
         raise ValueError(f"the arm {arm} sets {wrong[0]!r}, which is no field of a recipe; mend its entry in ARMS")
-    if wrong := sorted(names & set(ARMS[arm].get("stage_options", {}))):
-        raise ValueError(f"the loss of {arm} has the option {wrong[0]!r}, which every recipe has; rename the option")
+    if twice := sorted(names & set(ARMS[arm].get("stage_options", {})) & set(changes)):
+        raise ValueError(f"{twice[0]!r} is a field of every recipe and an option of {arm}: change it in ARMS")
     about = {"arm": arm, "dataset": data.name, "fingerprint": data.fingerprint}
     about |= {"channels": data.channels, "side": data.side} | ({} if seed is None else {"seed": seed})
     released = name not in SMALL

@@ -32,7 +32,7 @@ class RunError(Exception):
 
 
 @contextlib.contextmanager
-def held(place: Path, wait: bool = True, create: bool = False):
+def held(place: Path, wait: bool = True):
     """Lock a folder or file against other processes and threads; yields False if one has it and we do not wait.
 
     Also False if it was removed while we waited. The lock of a killed process ends with it. Windows locks neither and
@@ -44,8 +44,8 @@ def held(place: Path, wait: bool = True, create: bool = False):
         yield None
         return
     # Network disks lock only what is open for writing.
-    writable = create or (place.is_file() and os.access(place, os.W_OK))
-    handle = os.open(place, (os.O_RDWR if writable else os.O_RDONLY) | create * os.O_CREAT, 0o666)
+    writable = place.is_file() and os.access(place, os.W_OK)
+    handle = os.open(place, os.O_RDWR if writable else os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         mine = os.fstat(handle).st_nlink > 0
@@ -72,16 +72,15 @@ def is_temporary(name: str, of: str) -> bool:
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a temporary name beside `path`, then rename it to `path`; remove those of killed processes."""
+    """Call `write` on a temporary name beside `path`, then rename it to `path`; remove those that are a day old."""
     for left in [beside for beside in path.parent.iterdir() if is_temporary(beside.name, path.name)]:
-        with contextlib.suppress(OSError), abandoned(left) as free:
-            if free:
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > DAY:  # of a killed process; no lock here can be sure of that
                 left.unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        with held(temporary, create=True):
-            write(temporary)
-            os.replace(temporary, path)
+        write(temporary)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -391,7 +391,7 @@ def _gate_said(passed: pd.DataFrame) -> str:
     head = "**Does pretraining help?** Test AUC that MoCo gains, mean of {:.0%} and {:.0%} of the labels:"
     if others := passed["seeds"].min() - 1:
         said = f"these numbers are means of {others} other seeds, on the same patients."
-        lines += ["", f"One seed chose MoCo's views and length of training; {said}"]
+        lines += ["", f"MoCo's views and length of training were chosen with one seed; {said}"]
     return "\n".join([head.format(*protocol.FEW), "", *lines])
 
 

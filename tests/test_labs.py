@@ -134,7 +134,7 @@ def test_a_page_without_a_kernel_can_leaf_through_prepared_answers(monkeypatch):
     page = shown.pop()["text/html"]
     pages = json.loads(re.search(r"pages = (\[.*\]), slider", page)[1])
     assert [(p["text"], p["alt"]) for p in pages] == [
-        ("as the lab starts", "picture of 1"),
+        ("as the lab starts:  1.0", "picture of 1"),
         ("two", "picture of 2"),
         ("three", "picture of 3"),
     ]
@@ -479,7 +479,7 @@ def test_watching_pauses_to_a_checkpoint_and_goes_on_to_the_same_weights(small, 
     seen = []
     monkeypatch.setattr(training.DisplayHandle, "update", lambda self, picture: seen.append(picture))
     recipe = recipe_of("mse", steps=30, monitor_every=100)
-    original = training.Trainer.train_step
+    original, before = training.Trainer.train_step, signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def stopped_at_7(trainer):
         if trainer.step == 7:
@@ -489,6 +489,7 @@ def test_watching_pauses_to_a_checkpoint_and_goes_on_to_the_same_weights(small, 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training.Trainer, "train_step", stopped_at_7)
         training.watch(recipe, data, tmp_path / "runs", "cpu")
+    signal.signal(signal.SIGINT, before)  # a shell in the background has it ignored
     assert len(seen) == 1 and "mse: step 3 of 30" in seen[0].alt
     run = Run(recipe, tmp_path / "runs")
     assert run.checkpoint_file.is_file() and not run.finished

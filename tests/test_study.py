@@ -186,7 +186,7 @@ def test_a_row_comes_back_from_nothing(tiny, tmp_path):
     one = cell(tiny, "comparison")
     scores = judge_cell(one)["scores"]
     other = dataclasses.replace(one, runs_dir=tmp_path / "elsewhere")
-    twice = run_again([other], 24, scores, processes=1)
+    twice = run_again([other], 24, scores, 1)
     assert len(twice) == len(scores) and twice["again"].tolist() == twice["auc"].tolist()
     assert len(list((tmp_path / "elsewhere").glob("*/encoder.safetensors"))) == 1, "it was trained again"
     with pytest.raises(ValueError, match="none of these rows"):
@@ -217,7 +217,7 @@ def test_from_an_empty_folder_to_sentences(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(protocol, "CANDIDATES", {"preset": {}, "weak": {"views": protocol.WEAK}})
     monkeypatch.setattr(protocol, "WEIGHTS", {"mse": (5,), "contrast": (1,)})
     monkeypatch.setattr(protocol, "LEADING", ("mse",))
-    monkeypatch.setattr(protocol, "AS_THEY_ARE", ("mse",))
+    monkeypatch.setattr(protocol, "EVERYWHERE", (*protocol.UNTRAINED, "moco", "mse"))
     out, words = tmp_path / "out", "--dataset tiny --scale smoke --jobs 1"
     words += f" --runs-dir {tmp_path / 'runs'} --out {tmp_path / 'out'}"
     assert typed("status --series gate " + words) == 0 and "gate: 0 of 4" in capsys.readouterr().out

@@ -191,7 +191,7 @@ def loss_lab(stages: dict[str, list]) -> Lab:
         }
         if "Barlow" in loss:
             least = SCALE * off_diagonal * rank_floor(width, batch) * sum(weights)
-            numbers["floor by rank, λ s w (D²/(B-1) - D)"] = f"{least:.3g}"
+            numbers["floor by rank, four λ s w (D²/(B-1) - D), s = 1/32"] = f"{least:.3g}"
         alt = f"Bars of the loss ({loss}) per stage, {SHOWN} by {SHOWN} correlations, and gradient shares per stage."
         return draw_losses(found, stage), alt, numbers
 

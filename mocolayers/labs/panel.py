@@ -95,7 +95,9 @@ class Lab:
             bundle[WIDGET_TYPE] = self.box._repr_mimebundle_()[WIDGET_TYPE]
         elif self.frames:
             answers = {text: self.answer(**self.values() | changes) for text, changes in self.frames.items()}
-            bundle["text/html"] = flipbook({"as the lab starts": (figure, alt, numbers)} | answers)
+            seen = list(self.controls.values())[:IN_VIEW]
+            start = "as the lab starts: " + ", ".join(f"{control.description} {control.value}" for control in seen)
+            bundle["text/html"] = flipbook({start: (figure, alt, numbers)} | answers)
         display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
         if not someone_is_there() and not self.frames:
             print("\n".join(f"{name}: {value}" for name, value in numbers.items()))

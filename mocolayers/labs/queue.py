@@ -125,7 +125,8 @@ def queue_lab(history: dict) -> Lab:
         numbers = {
             "loss, mean over queries": f"{game['loss']:.3f}   (guessing costs {game['guess']:.3f})",
             "own key found": f"{game['found']:.0%}",
-            "false negatives": f"{game['same'].mean():.0%} of the keys, {game['false_mass']:.0%} of their probability",
+            "false negatives, mean over queries": f"{game['same'].mean():.0%} of the keys, "
+            + ("left out" if drop_same else f"with {game['false_mass']:.0%} of the probability of all negatives"),
             "this query: probability of its own key": f"{softmax(game['logits'][query])[0]:.3f}",
         }
         alt = f"Cosines of one query to {length} keys, and softmax bars at temperature {temperature:.2g}."
