@@ -176,7 +176,8 @@ def finish(args: argparse.Namespace, read: Converted, labels, given: np.ndarray,
     from mocolayers.notebook.figures import rendered
 
     check_splits(labels, given)
-    keep = rows_without_copies(read.images, given)
+    hashes = pixel_hashes(read.images)
+    keep = rows_without_copies(hashes, given)
     patients = np.array([picture.patient for picture in read.kept])
     arrays = {"labels": labels, "patients": patients, "split": given} | more
     arrays = {name: array[keep] for name, array in arrays.items()} | {"images": Rows(read.images, keep)}
@@ -185,7 +186,7 @@ def finish(args: argparse.Namespace, read: Converted, labels, given: np.ndarray,
     for name in (name for name, code in SPLITS.items() if code in set(given) - set(split)):
         print(f"warning: no {name} image is left: all were copies of pictures in another split")
     near = near_pairs(arrays["images"])
-    report |= {"duplicate_images": len(keep) - len(np.unique(pixel_hashes(arrays["images"])))}
+    report |= {"duplicate_images": len(keep) - len(np.unique(hashes[keep]))}
     report |= {"near_copies": count_pairs(near, split), "patients": {}, "classes": {}}
     if "intensity" in report:
         card = card | {"intensity": report.pop("intensity")}
@@ -199,10 +200,8 @@ def finish(args: argparse.Namespace, read: Converted, labels, given: np.ndarray,
         if lacking := [kind for kind, count in report["classes"][name].items() if not count]:
             print(f"warning: no {name} image shows {', '.join(map(repr, lacking))}")
     card = card | {"report": report}
-    sheet = contact_sheet(
-        MedicalImages(args.name, card, **{name: arrays[name] for name in ARRAYS}),
-        near[split[near[:, 0]] != split[near[:, 1]]],
-    )
+    data = MedicalImages(args.name, card, **{name: arrays[name] for name in ARRAYS})
+    sheet = contact_sheet(data, near[split[near[:, 0]] != split[near[:, 1]]])
     place = save_prepared(args.out / args.name, arrays, card, {"contact_sheet.png": rendered(sheet, quick=True)})
     clear(place, "work", not_work)
     print(f"{place}: {len(split)} images of {len(np.unique(arrays['patients']))} patients, {args.side} px")

@@ -58,9 +58,9 @@ def tie_copies(images, pictures: list[Picture]) -> int:
     return len(several)
 
 
-def rows_without_copies(images: np.ndarray, split: np.ndarray) -> np.ndarray:
-    """Rows to keep, so that no picture is in two splits: the copy in test stays, else in val, else in train."""
-    names, member = np.unique(pixel_hashes(images), return_inverse=True)
+def rows_without_copies(hashes: np.ndarray, split: np.ndarray) -> np.ndarray:
+    """Rows to keep, so that no hash is in two splits: the copy in test stays, else in val, else in train."""
+    names, member = np.unique(hashes, return_inverse=True)
     rank, highest = KEPT_FIRST[split], np.zeros(len(names), int)
     np.maximum.at(highest, member, rank)
     return np.flatnonzero(rank == highest[member])

@@ -30,8 +30,8 @@ UNTRAINED = ("random", "supervised")  # what MoCo is compared with in linear eva
 OWN = ("mse-standardized", "contrast")  # after the paper's idea; not what its claims are about
 STAGE_ARMS = ("mse", "barlow", "mse-normalized", "barlow-conditioned", *OWN)
 LEADING = ("mse", "barlow-conditioned")  # the primary family
-AS_THEY_ARE = ("mse", "barlow", "barlow-conditioned")  # compared at their own weights, and at their best ones
-EVERYWHERE = (*UNTRAINED, "moco", *AS_THEY_ARE)  # a repetition is complete when it has these
+# A repetition is complete when it has these at their own weights.
+EVERYWHERE = (*UNTRAINED, "moco", "mse", "barlow", "barlow-conditioned")
 
 # What all arms of a data set share. The gate chooses among the candidates; "longer" is in units of a scale's steps.
 WEAK = {"hue": 0.02, "saturation": 0.1, "brightness": 0.2, "contrast": 0.2, "gray": 0.0, "blur": 0.2}

@@ -148,7 +148,7 @@ def test_what_a_killed_process_left_is_removed_and_what_looks_like_it_is_not(tmp
     (left,) = tmp_path.iterdir()
     for name in (".tiny.partial-0123", ".tiny.work-89ab", ".tiny.partial-mine", ".tiny2.partial-01"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "thesis.txt").write_text("mine")
+        (tmp_path / name / ("raw.npy" if name.endswith("0123") else "thesis.txt")).write_text("mine")
     kept = contents(tmp_path).keys() - contents(left).keys()
     save_prepared(target, make_arrays(), make_card())
     assert not left.exists() and kept <= contents(tmp_path).keys()

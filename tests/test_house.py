@@ -103,7 +103,7 @@ def test_a_room_does_not_grow(name):
 def test_the_data_scripts_do_not_grow():
     counts = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in HOME.glob("data_scripts/*.py")}
     print(f"data_scripts: {sum(counts.values())} lines, meant 1900 {counts}")
-    assert sum(counts.values()) <= 2603, counts
+    assert sum(counts.values()) <= 2602, counts
 
 
 def test_nothing_needs_what_only_some_systems_have():

@@ -160,7 +160,8 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict, files
 
 def not_partial(folder: Path) -> list[str]:
     """Names in a folder that are no part of an unfinished data set."""
-    return [path.name for path in folder.iterdir() if path.suffix not in (".json", ".npy", ".png")]
+    ours = {"card.json", "contact_sheet.png", *(f"{name}.npy" for name in (*ARRAYS, "grades"))}
+    return [path.name for path in folder.iterdir() if path.name not in ours]
 
 
 def _save_images(path: Path, images: np.ndarray | Rows) -> None:

@@ -50,6 +50,6 @@ def watch(
         return False
 
     run = pretrain(recipe, data, runs_dir, device, after_step=after_step)
-    if len(run.history()) > 1:
-        draw(run.history())
+    if len(history := run.history()) > 1:
+        draw(history)
     return run

@@ -59,9 +59,8 @@ class Run:
     def alone(self):
         """Hold an opened run for the length of a `with`, so that no two processes write into it; waits for another."""
         with held(self.recipe_file, wait=False) as mine:
-            busy = mine is False
-        if busy:
-            print(f"{self.folder}: already training in another process; waiting for it", flush=True)
+            if mine is False:
+                print(f"{self.folder}: already training in another process; waiting for it", flush=True)
         with held(self.recipe_file) as mine:
             if mine is False:
                 raise RunError(f"{self.folder}: removed meanwhile; try again")
