@@ -43,7 +43,7 @@ RANGES = {"seed": (0, MOST), "steps": (0, MOST), "batch": (2, MOST), "temperatur
 RANGES |= dict.fromkeys(("channels", "side", "width", "dim", "queue", "bn_splits"), (1, MOST))
 RANGES |= dict.fromkeys(("monitor_every", "log_every"), (1, MOST))
 RANGES |= dict.fromkeys(("momentum", "sgd_momentum"), (0, NEARLY_1))
-RANGES |= dict.fromkeys(("stage_warmup", "hflip", "vflip", "jitter", "gray", "blur"), (0, 1))
+RANGES |= dict.fromkeys(("hflip", "vflip", "jitter", "gray", "blur"), (0, 1))
 RANGES |= dict.fromkeys(("weight_decay", "rotation", "brightness", "contrast", "saturation", "hue"), (0, MOST))
 RANGES |= {"crop": (LEAST, 1), "ratio": (LEAST, MOST)}
 
@@ -144,7 +144,6 @@ class Recipe:
     stage_loss: str = "none"  # "mse", "barlow", or the `loss_name` of a class
     stage_weights: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # lambda of each of the four stages
     stage_options: dict = field(default_factory=dict, hash=False)  # of the stage loss, e.g. `pool` of `StageMSE`
-    stage_warmup: float = 0.0  # share of the steps over which the stage losses grow linearly from 0 to their weights
     views: Views = field(default_factory=Views)
     batch: int = 128
     steps: int = 200

@@ -104,15 +104,14 @@ def test_standardized_distance_is_two_minus_two_correlations_and_blind_to_gain_o
     assert stage_distance(mixed_u, mixed_v, standardized=True).item() == pytest.approx(expected / 2, abs=1e-3)
 
 
-def perceptron(project: nn.Sequential) -> nn.Sequential:
-    """A projector with torch's own batch-norm."""
-    layers = []
-    for layer in project:
-        if isinstance(layer, ViewNorm):
-            norm = nn.BatchNorm1d(layer.num_features)
-            norm.load_state_dict(layer.state_dict(), strict=False)
-            layer = norm
-        layers.append(layer)
+def perceptron(loss: StageBarlow, stage: int) -> nn.Sequential:
+    """The projector of a stage from torch's own parts; the first layer is shared."""
+    layers, width = [loss.first[stage]], loss.later[0].shape[1]
+    for norm, weight in zip(loss.norms, loss.later, strict=True):
+        one, linear = nn.BatchNorm1d(width), nn.Linear(width, width, bias=False)
+        one.weight.data, one.bias.data = (p.data.view(-1, width)[stage] for p in (norm.weight, norm.bias))
+        linear.weight.data = weight.data[stage].T
+        layers += [one, nn.ReLU(), linear]
     return nn.Sequential(*layers)
 
 
@@ -124,8 +123,8 @@ def test_stage_barlow_equals_a_computation_from_scratch(off_diagonal):
         nn.init.uniform_(norm.weight, 0.5, 2)
         nn.init.normal_(norm.bias)
     u, v = ([s.mean(dim=(2, 3), keepdim=True) for s in stages(seed)] for seed in (0, 10))
-    for projector, a, b, term in zip(loss.projectors, u, v, loss(u, v), strict=True):
-        project = perceptron(projector)
+    for stage, (a, b, term) in enumerate(zip(u, v, loss(u, v), strict=True)):
+        project = perceptron(loss, stage)
         z_u, z_v = (project(x.flatten(1)).detach().double().numpy() for x in (a, b))
         z_u, z_v = ((z - z.mean(axis=0)) / np.sqrt(z.var(axis=0) + 1e-5) for z in (z_u, z_v))
         total = 0.0
@@ -139,10 +138,10 @@ def test_stage_barlow_equals_a_computation_from_scratch(off_diagonal):
 def test_the_projector_learns_from_both_views():
     loss = StageBarlow([8], projector=4)
     u, v = ([normal(6, 8, 1, 1, seed=seed)] for seed in (0, 1))
-    project = perceptron(loss.projectors[0])  # shares the linear layers
+    project = perceptron(loss, 0)
     (term,) = loss(u, v)
     term.backward()
-    found = loss.projectors[0][0].weight.grad.clone()
+    found = loss.first[0].weight.grad.clone()
     gradients = []
     for target in (lambda z: z, lambda z: z.detach()):
         project.zero_grad()
@@ -153,12 +152,10 @@ def test_the_projector_learns_from_both_views():
     assert not torch.allclose(found, gradients[1], rtol=1e-3, atol=1e-6)
 
 
-def test_a_projector_gives_one_view_what_it_gives_it_beside_another():
-    project = StageBarlow([8], projector=4).projectors[0]
-    u, v = normal(6, 8), normal(6, 8, seed=1)
-    together = project(torch.stack([u, v], dim=1))
-    assert torch.allclose(together[:, 0], project(u), atol=1e-5)
-    assert torch.allclose(together[:, 1], project(v), atol=1e-5)
+def test_a_projector_gives_a_view_what_it_gives_it_beside_another():
+    loss, u, v, w = StageBarlow([8], projector=4), *([normal(6, 8, 1, 1, seed=seed)] for seed in range(3))
+    assert torch.allclose(loss.project(u, v)[0], loss.project(u, w)[0], atol=1e-5)
+    assert torch.allclose(loss.project(u, v)[1], loss.project(v, u)[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("name, options", [("mse", {"pool": (4, 4, 1, 1)}), ("barlow", {"projector": 10})])

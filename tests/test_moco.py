@@ -130,15 +130,15 @@ def test_the_shuffle_regroups_the_keys():
 
 
 @pytest.mark.parametrize("loss", [*LOSSES])
-def test_terms_are_the_losses_of_the_pooled_stages_times_weight_and_share(loss):
+def test_terms_are_the_losses_of_the_pooled_stages_times_their_weight(loss):
     model, (x_q, x_k) = make(loss, bn_splits=1, momentum=1.0), pair()
-    output = model(x_q, x_k, stage_share=0.5)
+    output = model(x_q, x_k)
     pooled = []
     for encoder, x in ((model.encoder_q, x_q), (model.encoder_k, x_k)):
         stages = zip(encoder(x).stages, model.stage_loss.pool, strict=True)
         pooled.append([F.adaptive_avg_pool2d(stage, side) for stage, side in stages])
     for number, term in enumerate(model.stage_loss(*pooled), start=1):
-        expected = 0.5 * model.stage_weights[number - 1] * term
+        expected = model.stage_weights[number - 1] * term
         assert torch.allclose(output.terms[f"stage{number}"], expected, rtol=1e-4)
 
 

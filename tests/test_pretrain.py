@@ -24,7 +24,7 @@ from mocolayers.runtime import RunError, step_generator
 from mocolayers.training import pretrain as module
 from mocolayers.training.dry_run import try_steps
 from mocolayers.training.monitors import knn_monitor
-from mocolayers.training.pretrain import Trainer, learning_rate, pretrain, stage_share
+from mocolayers.training.pretrain import Trainer, learning_rate, pretrain
 from mocolayers.training.runs import Run, about_weights, initial_weights, save_weights, transform, write_file
 
 CPU = torch.device("cpu")
@@ -370,18 +370,6 @@ def test_a_queue_that_is_long_for_the_images_is_said_once(make_data, tmp_path, c
         for _ in range(2):
             pretrain(preset("smoke", "moco", data, **SMALL | {"queue": queue}), data, tmp_path)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["note"]
-
-
-def test_the_stage_losses_warm_up_to_their_weights(make_data):
-    data = make_data()
-    cold = preset("smoke", "mse", data, **SMALL, stage_warmup=0.5)
-    warm = preset("smoke", "mse", data, **SMALL)
-    assert [stage_share(cold, step) for step in (0, 3, 6, 11)] == [0, 0.5, 1, 1]
-    assert stage_share(warm, 0) == 1
-    cold, warm = (Trainer(recipe, data, CPU) for recipe in (cold, warm))
-    first = [trainer.train_step().terms for trainer in (cold, warm)]
-    assert first[0]["stage1"].item() == 0 < first[1]["stage1"].item()
-    assert first[0]["info_nce"].item() == first[1]["info_nce"].item()
 
 
 def test_the_cosine_goes_from_the_rate_to_zero(make_data):

@@ -42,7 +42,6 @@ NONSENSE = {
     "precision": ("fp8",),
     "stage_loss": ("vicreg", "StageMSE"),
     "stage_weights": ((1, 2), 0.1, (1, 1, 1, -1), (1, 1, 1, "1")),
-    "stage_warmup": (2, -0.5),
     "log_every": (0,),
     "monitor_every": (0,),
     "zero_init_residual": ("yes",),

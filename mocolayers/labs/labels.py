@@ -8,9 +8,8 @@ from tqdm import tqdm
 
 from mocolayers.data.labels import class_matrix, label_subset
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.evaluation.distributions import columns_of
 from mocolayers.evaluation.probes import linear_evaluation
-from mocolayers.evaluation.scores import macro_auc, patient_bootstrap
+from mocolayers.evaluation.scores import columns_of, macro_auc, patient_bootstrap
 from mocolayers.labs.panel import Answer, Lab, quick_figure
 from mocolayers.recipe import Evaluation
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from ipywidgets import Dropdown, FloatLogSlider, FloatSlider, SelectionSlider
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mocolayers.data.prepared import MedicalImages
@@ -76,7 +76,7 @@ def _barlow(channels: tuple[int, ...], width: int, ideal: bool) -> StageBarlow:
         torch.manual_seed(0)
         module = StageBarlow(channels, width, scale=SCALE).requires_grad_(False)
     if ideal:
-        module.projectors = nn.ModuleList([nn.Identity() for _ in channels])
+        module.project = lambda *views: [torch.stack([s.flatten(1) for s in view], dim=1) for view in views]
     return module
 
 
@@ -121,27 +121,28 @@ def compute(
     u = [(gain * s[:batch]).requires_grad_(True) for s in stages["query"]]
     seconds = {"terms": second_view(stages, similarity, batch), "floor": stages["query"]}
     seconds |= {"unrelated": stages["stranger"]}
-    own, found, terms = _pooled(u, module), {}, {}
+    own, found, terms = _pooled(u, module.pool), {}, {}
     for name, maps in seconds.items():
-        other = _pooled([gain * s[:batch] for s in maps], module)
+        other = _pooled([gain * s[:batch] for s in maps], module.pool)
         terms[name] = [weight * term for weight, term in zip(weights, module(own, other), strict=True)]
         found[name] = np.array([term.item() for term in terms[name]])
     gradients = torch.autograd.grad(sum(terms["terms"]), u)
     # From the scaled, pooled map back to the network's own: times the gain, spread over the places of each cell.
     pulls = [gain * g.norm().item() / cell**0.5 for g, cell in zip(gradients, stages["cell"], strict=True)]
     nce = [pull[:batch].sum().item() ** 0.5 / batch for pull in stages["pull"]]
-    project = module.projectors[stage - 1] if "Barlow" in loss else nn.Identity()
-    pair = [(gain * maps[stage - 1][:batch]).mean(dim=(2, 3)) for maps in (stages["query"], seconds["terms"])]
-    correlation = cross_correlation(*map(project, pair))
+    pair = [_pooled([gain * s[:batch] for s in maps]) for maps in (stages["query"], seconds["terms"])]
+    if "Barlow" in loss:
+        pair = [z.unbind(dim=1) for z in module.project(*pair)]
+    correlation = cross_correlation(*(view[stage - 1].flatten(1) for view in pair))
     found["correlation"], found["agreement"] = correlation.numpy(), correlation.diagonal().mean().item()
     found["shares"] = np.array([one / max(one + other, 1e-12) for one, other in zip(pulls, nce, strict=True)])
     found["norm"] = u[3].detach().mean(dim=(2, 3)).norm(dim=1).mean().item()
     return found
 
 
-def _pooled(maps: list[Tensor], module: nn.Module) -> list[Tensor]:
+def _pooled(maps: list[Tensor], sides: Sequence[int] = (1,) * 4) -> list[Tensor]:
     """As `MoCo` pools the stages for a loss."""
-    return [F.adaptive_avg_pool2d(s, side) for s, side in zip(maps, module.pool, strict=True)]
+    return [F.adaptive_avg_pool2d(s, side) for s, side in zip(maps, sides, strict=True)]
 
 
 def rank_floor(width: int, batch: int) -> float:

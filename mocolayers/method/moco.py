@@ -81,7 +81,6 @@ class MoCo(nn.Module):
         x_q: Tensor,
         x_k: Tensor,
         order: Tensor | None = None,
-        stage_share: float = 1.0,
         return_stages: bool = True,
         filled: int | None = None,
     ) -> MoCoOutput:
@@ -92,7 +91,6 @@ class MoCo(nn.Module):
                 the batch. The output is of the same rows.
             order: permutation of the whole batch in which keys are cut into groups if bn_splits > 1, or in distributed
                 training; None is a random one.
-            stage_share: part of the stage losses' weights, below 1 while they warm up.
             return_stages: return the stages even when no loss uses them.
             filled: how many keys the queue holds; None asks the device, which has to finish its work to answer.
         Raises:
@@ -112,7 +110,7 @@ class MoCo(nn.Module):
         if self.stage_loss is not None:
             losses = self.stage_loss(query.stages, key.stages)
             for number, (weight, term) in enumerate(zip(self.stage_weights, losses, strict=True), start=1):
-                terms[f"stage{number}"] = stage_share * weight * term
+                terms[f"stage{number}"] = weight * term
         return MoCoOutput(sum(terms.values()), terms, logits, q, k, keys, query.stages, key.stages)
 
     @torch.no_grad()

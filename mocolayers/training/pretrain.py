@@ -224,15 +224,14 @@ class Trainer:
 
         On a GPU, the output of a compiled step is overwritten by the next one.
         """
-        inputs, share = self._feed(self.step), stage_share(self.recipe, self.step)
+        inputs = self._feed(self.step)
         monitor = (self.step + 1) % self.recipe.monitor_every == 0 or self.step + 1 == self.recipe.steps
         logged = monitor or self.step % self.recipe.log_every == 0
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step)
-        # Only steps that are not logged, with a full queue and whole weights: another kind would be compiled again.
-        steady = not logged and share == 1 and self.held == self.recipe.queue
-        forward = self._compiled if steady else self._forward
-        output = forward(*inputs, share, logged, self.held)
+        # Only steps that are not logged, with a full queue: another kind would be compiled again.
+        forward = self._compiled if not logged and self.held == self.recipe.queue else self._forward
+        output = forward(*inputs, logged, self.held)
         self._finite.logical_and_(output.loss.detach().isfinite())
         row = self._observe(output, monitor) if logged else None
         self._learn(output)
@@ -247,10 +246,10 @@ class Trainer:
             self.history.append(row)
         return output
 
-    def _forward(self, images: Tensor, numbers: Tensor, order: Tensor, share: float, stages: bool, held: int):
+    def _forward(self, images: Tensor, numbers: Tensor, order: Tensor, stages: bool, held: int):
         x_q, x_k = self.views.of_numbers(images, numbers)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            return self.in_parallel(x_q, x_k, order, share, stages, held)
+            return self.in_parallel(x_q, x_k, order, stages, held)
 
     def _learn(self, output: MoCoOutput) -> None:
         self.optimiser.zero_grad(set_to_none=True)
@@ -339,9 +338,3 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     if recipe.schedule == "constant":
         return recipe.lr
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-
-
-def stage_share(recipe: Recipe, step: int) -> float:
-    """What part of their weights the stage losses have at a step, counted from 0."""
-    warm = recipe.stage_warmup * recipe.steps
-    return 1.0 if step >= warm else step / warm
