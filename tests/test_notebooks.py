@@ -145,6 +145,10 @@ def test_every_exercise_of_a_lesson_has_a_hint_an_open_answer_a_solution_and_a_c
         assert f"Hint for {number}" in text and " = None  # " in inside[1]
         assert any(f'"Exercise {number}"' in source and "check(" in source for source in inside)
         assert len(solutions) >= 2 and "what_happened(" in solutions[-1].source
+        graded = [cell for cell in cells[start:stop] if "nbgrader" in cell.metadata]
+        ids = [cell.metadata.nbgrader.grade_id for cell in graded]
+        assert ids == [f"answer-{number}", f"check-{number}"] and " = None  # " in graded[0].source
+        assert graded[1].metadata.nbgrader.points == 1 and "check(" in graded[1].source
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
