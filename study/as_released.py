@@ -20,6 +20,7 @@ from mocolayers.evaluation.probes import linear_evaluation
 from mocolayers.evaluation.scores import macro_auc, patient_weights
 from mocolayers.recipe import Evaluation
 from mocolayers.training.runs import Run
+from study import protocol
 from study.report import over_seeds
 from study.run import Cell, draw
 
@@ -183,4 +184,4 @@ def moved(table: pd.DataFrame) -> pd.DataFrame:
     table = table.fillna({"arm": ""}).assign(difference=lambda t: t["as_released"] - t["sound"])
     keys = [name for name in ABOUT if name != "seed"]
     means = table.groupby(keys, as_index=False)[["as_released", "sound"]].mean()
-    return means.merge(over_seeds(table, "difference").drop(columns=["p", "p_equal"]), on=keys)
+    return means.merge(over_seeds(table, "difference", protocol.RATIO).drop(columns=["p", "p_equal"]), on=keys)

@@ -14,6 +14,7 @@ BEGIN, END = "<!-- results: written by `python -m study report` -->", "<!-- end 
 # Data sets
 LIKE = {"chest": "pneumonia", "histology": "breast_histology", "retina": "aptos"}
 PRIMARY = tuple(LIKE.values())  # one per modality of the paper
+GRADED, SMALLEST = ("aptos",), 48  # of these the graded ones are ordinal, the others binary; pixels
 OUTSIDE = {"aptos": "idrid"}  # a data set of the same kind that judges the encoders of another
 CONTROLLED = ("breast_histology", "aptos")  # where the properties of the released code are tried
 
@@ -27,7 +28,7 @@ FEW = (0.01, 0.1)  # fractions of the labels that the claims are about; the pape
 
 # Arms
 UNTRAINED = ("random", "supervised")  # what MoCo is compared with in linear evaluation, and in fine-tuning
-OWN = ("mse-standardized", "contrast")  # after the paper's idea; not what its claims are about
+OWN = ("mse-standardized",)  # after the paper's idea; not what its claims are about
 STAGE_ARMS = ("mse", "barlow", "mse-normalized", "barlow-conditioned", *OWN)
 LEADING = ("mse", "barlow-conditioned")  # the primary family
 # A repetition is complete when it has these at their own weights.
@@ -51,7 +52,6 @@ WEIGHTS = {
     "mse-standardized": (0.05, 0.25, 1, 3),
     "barlow": (1, 5, 15, 50),
     "barlow-conditioned": (1, 6, 20, 70),
-    "contrast": (0.005, 0.03, 0.1, 0.3),
 }
 
 

@@ -11,6 +11,17 @@ from mocolayers.runtime import atomic_write
 from study import protocol
 
 EQUAL = f"equal within {protocol.MARGIN:g}"
+KEY = """
+| column | meaning |
+|---|---|
+| `low`, `high` | a 95% interval over repetitions; in the gate the lowest and the highest seed |
+| `difference`, `mean` | in the gate: mean of the seeds that did not choose the setting, and of all seeds |
+| `p`, `p_equal` | of no difference, and of one of 0.01 or more; both are corrected (Holm) for the rows of a family |
+| `pull`, `gain` | the stage losses' share of the summed gradient norms on the encoder; AUC minus MoCo's |
+| `size`, `seeds` of runs trained again | how far two runs of a recipe, and two repetitions of an arm, are apart |
+
+A family is: the primary comparisons, the secondary ones, each claim; else the rows of one table.
+"""
 
 
 def table_in(file: Path) -> pd.DataFrame:
@@ -86,7 +97,7 @@ def gate(scores: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Rows of dataset, protocol, setting, difference (of the seeds that did not choose the setting, if there are
-        any), lowest (of all seeds), seeds, passes.
+        any), mean, low and high (lowest and highest) of all seeds, seeds, passes.
     """
     rows, found = low_label(scores, "gate"), []
     for dataset in rows.loc[rows["arm"] == "moco", "dataset"].unique():
@@ -98,9 +109,21 @@ def gate(scores: pd.DataFrame) -> pd.DataFrame:
                 gain = (arms["moco"] - arms[base]).dropna()
                 others = gain.iloc[1:] if len(gain) > 1 else gain  # the first seed chose the setting
                 about = {"dataset": dataset, "protocol": kind, "setting": setting, "difference": others.mean()}
-                about |= {"lowest": gain.min(), "seeds": len(gain)}
+                about |= {"mean": gain.mean(), "low": gain.min(), "high": gain.max(), "seeds": len(gain)}
                 found.append(about | {"passes": bool((gain.min() if kind == "linear" else gain.mean()) > 0)})
     return pd.DataFrame(found)
+
+
+def worth(rows: pd.DataFrame) -> pd.DataFrame:
+    """MoCo's AUC minus that of no pretraining, mean over few labels, per protocol and data set, as `compared`.
+
+    Args:
+        rows: of `usual`, of the comparison, whose repetitions have chosen nothing.
+    """
+    rows, gains = main_sets(rows[rows["fraction"].isin(protocol.FEW)]), []
+    for kind, base in zip(protocol.NAMES, protocol.UNTRAINED, strict=True):
+        gains.append(averaged(paired(rows[rows["protocol"] == kind], base)[["moco"]], ["fraction"]))
+    return compared(pd.concat(gains), ratio=protocol.RATIO)
 
 
 def pulls(scores: pd.DataFrame) -> pd.DataFrame:
@@ -243,7 +266,7 @@ def averaged(differences: pd.DataFrame, over: Sequence[str] = ("judged_on",)) ->
 
 
 def compared(differences: pd.DataFrame, sign: int = 1, ratio: float = 0.0) -> pd.DataFrame:
-    """The differences of each cell and arm over seeds, with p corrected for all rows, and a verdict.
+    """The differences of each cell and arm over seeds, with both p values corrected for all rows, and a verdict.
 
     Args:
         differences: of `paired` or `averaged`.
@@ -251,7 +274,7 @@ def compared(differences: pd.DataFrame, sign: int = 1, ratio: float = 0.0) -> pd
         ratio: see `repeated`.
     """
     table = over_seeds(differences.stack().dropna().rename("difference").reset_index(), "difference", ratio)
-    table["p"] = holm(table["p"])
+    table[["p", "p_equal"]] = table[["p", "p_equal"]].apply(holm)
     judged = zip(sign * table["difference"], table["p"], table["p_equal"], strict=True)
     return table.assign(verdict=[verdict(*row) for row in judged])
 
@@ -296,7 +319,7 @@ def power(scores: pd.DataFrame, repetitions: int = len(protocol.REPETITIONS)) ->
     Args:
         scores: with the series of weights; every arm and weight with at least two seeds counts.
     """
-    differences = paired(primary(low_label(scores, "weights")))
+    differences = paired(primary(low_label(scores, "weights"), gate(scores)))
     spread = differences.groupby(["protocol", "fraction", "judged_on"]).var().mean(axis=1)  # of one data set
     kinds = spread.groupby(["protocol", "fraction"])
     error = np.sqrt(kinds.sum() / kinds.size() ** 2 * (1 / repetitions + protocol.RATIO))  # of the mean over data sets
@@ -357,42 +380,41 @@ def retest(twice: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(scores: pd.DataFrame) -> str:
-    """What a table of scores says, in sentences made from its numbers; what has not been run is said as well."""
+    """What a table of scores says, in a few sentences made from its numbers, with what has not been run."""
     done = set(scores["series"]) if len(scores) else set()
     passed = gate(scores) if "gate" in done else pd.DataFrame()
-    lines = [_gate_said(passed)] if len(passed) else ["The gate has not been run."]
     tried = pulls(scores) if "weights" in done else pd.DataFrame()
+    lines = [_gate_said(passed)] if len(passed) else ["The gate has not been run."]
     lines.append(_pulls_said(tried) if len(tried) else "How hard the stage losses should pull has not been tried yet.")
-    count = repetitions(scores)
-    if count < 2:
+    if repetitions(scores) > 1:
+        lines.append(_comparison_said(scores, passed))
+    else:
         state = "is running: two seeds are needed for a result" if "comparison" in done else "has not been run"
-        return "\n\n".join([*lines, f"The comparison of the arms {state}."])
-    claim = main_claim(complete(usual(scores)), passed)
-    if claim.empty:
-        return "\n\n".join([*lines, "No data set passed the gate, so no average can be made."])
-    lines.append(_comparison_said(claim, count, len(scale_of(scores).repetitions)))
+        lines.append(f"The comparison of the arms {state}.")
     found = conditions(scores, passed) if "conditions" in done else pd.DataFrame()
     if len(found):
-        lines.append(f"Under the released conditions the gain over MoCo is larger by:\n\n{_gains_said(found)}")
+        head = "Gains over MoCo under the released conditions against those here"
+        lines.append(f"{head}, {found['seeds'].max()} repetitions: {_counted(found)}.")
+    losses = [f"the weights of `{arm}`" for arm in protocol.WEIGHTS if arm not in set(tried.get("arm", ()))]
+    if lacking := [f"the series *{name}*" for name in protocol.SERIES if name not in done] + losses:
+        lines.append(f"Not run yet, or not whole: {', '.join(lacking)}.")
     return "\n\n".join(lines)
 
 
 def _gate_said(passed: pd.DataFrame) -> str:
     """Where MoCo helps."""
-    lines = []
-    against = ("an untrained network", "training from scratch")
-    for kind, base, words in zip(protocol.NAMES, protocol.UNTRAINED, against, strict=True):
+    kinds = []
+    against = ("an untrained network (linear evaluation)", "training from scratch (fine-tuning)")
+    for kind, words in zip(protocol.NAMES, against, strict=True):
         part = passed[passed["protocol"] == kind].sort_values("difference", ascending=False)
-        said = ", ".join(f"{row.dataset} {row.difference:+.3f}" for row in part.itertuples())
-        failed = ", ".join(part.loc[~part["passes"], "dataset"])
-        closed = f" ({failed}: cannot tell by design)" if failed else ""
-        said = f"passes on {part['passes'].sum()} of {len(part)} data sets. {said}{closed}"
-        lines.append(f"- {protocol.NAMES[kind].lower()}, against {words} (`{base}`): {said}")
-    head = "**Does pretraining help?** Test AUC that MoCo gains, mean of {:.0%} and {:.0%} of the labels:"
-    if others := passed["seeds"].min() - 1:
-        said = f"these numbers are means of {others} other seeds, on the same patients."
-        lines += ["", f"MoCo's views and length of training were chosen with one seed; {said}"]
-    return "\n".join([head.format(*protocol.FEW), "", *lines])
+        each = [f"{row.dataset} {row.difference:+.3f}" for row in part[part["passes"]].itertuples()]
+        failed = [f"not on {row.dataset} {row.difference:+.3f}" for row in part[~part["passes"]].itertuples()]
+        kinds.append(f"{words} on {', '.join([*each, *failed])}")
+    few = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
+    head = (
+        f"**Does pretraining help?** With {few} of the labels MoCo has a higher test AUC than {'; than '.join(kinds)}."
+    )
+    return f"{head} Where it has not, a data set cannot tell by design, and enters no average."
 
 
 def _pulls_said(table: pd.DataFrame) -> str:
@@ -405,33 +427,28 @@ def _pulls_said(table: pd.DataFrame) -> str:
         for (arm, weight), row in best.iterrows()
     ]
     head = "**How hard should the stage losses pull?** AUC minus MoCo's at the best of the weights that were tried"
-    where = f"{table['dataset'].nunique()} data sets, on patients that no later number is tested on"
-    return f"{head}: {', '.join(each)}. These are means over {where}."
+    where = f"{table['dataset'].nunique()} data sets and {protocol.SWEEPS} seeds"
+    return f"{head}: {', '.join(each)}. These are means over {where}, and the choice of the best flatters them."
 
 
-def _comparison_said(found: pd.DataFrame, count: int, planned: int) -> str:
-    """Each arm's gains over MoCo, and the verdicts."""
-    counts = []
-    for family, part in found.groupby("family", sort=False):
-        words = ", ".join(f"{number} {word}" for word, number in part["verdict"].value_counts().items())
-        counts.append(f"of {len(part)} {family} comparisons {words}")
-    later = "" if count == planned else " Until all repetitions are there, this can change."
-    head = "**Do intermediate layers help?** AUC minus MoCo's, mean over the data sets on which pretraining helps"
-    told = f"{head}; {count} of {planned} repetitions. The figure has the intervals."
-    return f"{told}\n\n{_gains_said(found)}\n\nBy the protocol, {'; '.join(counts)}.{later}"
+def _comparison_said(scores: pd.DataFrame, passed: pd.DataFrame) -> str:
+    """The verdicts of the primary family, and its largest difference."""
+    rows, planned = complete(usual(scores)), len(scale_of(scores).repetitions)
+    claim, count = main_claim(rows, passed), repetitions(scores)
+    if claim.empty:
+        return "No data set passed the gate, so no average can be made."
+    found = claim[claim["family"] == "primary"]
+    most, pull = found.loc[found["difference"].abs().idxmax()], rows[rows["pull"] > 0].groupby("arm")["pull"].mean()
+    name = f"`{most['arm']}`, {protocol.NAMES[most['protocol']].lower()} at {most['fraction']:.0%}"
+    said = f"""**Do intermediate layers help?** In {count} of {planned} repetitions, of {len(found)} primary comparisons
+with MoCo {_counted(found)}. The largest difference is that of {name}: {most["difference"]:+.3f}
+({most["low"]:+.3f} to {most["high"]:+.3f}); the paper's claim is about 5%. The losses hold {pull.min():.1%} to
+{pull.max():.1%} of the gradient.{"" if count == planned else " Until all repetitions are there, this can change."}"""
+    return said.replace("\n", " ")
 
 
-def _gains_said(found: pd.DataFrame) -> str:
-    """The differences of `compared` as a list, a line per arm."""
-    found, lines = found.sort_values(["protocol", "fraction"], ascending=[False, True], kind="stable"), []
-    for arm, part in found.groupby("arm", sort=False):
-        kinds = []
-        for kind, rows in part.groupby("protocol", sort=False):
-            sure = [f" ({row})" if row in ("better", "worse") else "" for row in rows["verdict"]]
-            at = [f"{row.difference:+.3f} at {row.fraction:.0%}" for row in rows.itertuples()]
-            kinds.append(f"{protocol.NAMES[kind].lower()} {', '.join(map(''.join, zip(at, sure, strict=True)))}")
-        lines.append(f"- `{arm}`: {'; '.join(kinds)}")
-    return "\n".join(lines)
+def _counted(found: pd.DataFrame) -> str:
+    return ", ".join(f"{number} {word}" for word, number in found["verdict"].value_counts().items())
 
 
 def page(folder: Path = protocol.TABLES) -> str:
@@ -442,7 +459,9 @@ def page(folder: Path = protocol.TABLES) -> str:
     told = {
         "The gate: MoCo minus no pretraining, few labels": passed,
         "The weights: AUC minus MoCo's over the share of the gradient": pulls(scores),
+        "MoCo minus no pretraining in the comparison, few labels, on other patients": worth(rows),
         "The main claim: AUC minus MoCo's, mean over the data sets that passed": main_claim(rows, passed),
+        "The same over all main data sets, whatever the gate says": main_claim(rows),
         "The same for each data set": compared(paired(primary(few, passed)), ratio=protocol.RATIO),
         "Claim by claim": claims(folder),
         "The gain under the released conditions minus the gain here": conditions(scores, passed),
@@ -450,7 +469,7 @@ def page(folder: Path = protocol.TABLES) -> str:
         "Mean AUC over repetitions": summarise(main_sets(rows), ratio=protocol.RATIO),
     }
     head = "# The study in tables\n\nWritten by `python -m study report`. [PROTOCOL.md](PROTOCOL.md) has the rules. "
-    head += "[Notebook 08](../notebooks/08_results_and_scaling_up.ipynb) tells it with figures.\n"
+    head += f"[Notebook 08](../notebooks/08_results_and_scaling_up.ipynb) tells it with figures.\n{KEY}"
     form = {"index": False, "border": 0, "float_format": "{:.3f}".format, "na_rep": ""}
     parts = [f"## {title}\n\n{table.to_html(**form)}\n" for title, table in told.items() if len(table)]
     return "\n".join([head, *parts])

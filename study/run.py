@@ -23,10 +23,9 @@ from mocolayers.recipe import ARMS, Evaluation, Recipe, preset
 from mocolayers.runtime import held, load_plugin, writing
 from mocolayers.training.pretrain import pretrain
 from mocolayers.training.runs import Run, write_file
-from study import contrast, protocol
+from study import protocol
 from study.report import best_weights, setting_of, table_in
 
-ARMS["contrast"] = contrast.ARM
 NAMED = ("scale", "series", "dataset", "setting", "arm", "weight", "seed")  # one cell
 
 
@@ -295,9 +294,16 @@ def prepared_sets(scale: str) -> list[str]:
     """The primary data sets that are prepared; a rehearsal without any takes synthetic ones, made on first use.
 
     Raises:
-        ValueError: none is prepared.
+        ValueError: none is prepared, or one for another task or smaller than the protocol wants it.
     """
     found = [name for name in protocol.PRIMARY if (data_folder() / name).is_dir()]
+    for data in map(load, found):
+        wanted = "ordinal" if data.name in protocol.GRADED else "binary"
+        if scale != "smoke" and (data.task != wanted or data.side < protocol.SMALLEST):
+            raise ValueError(
+                f"{data.name} is prepared with {data.side} px for a {data.task} task; study/PROTOCOL.md has the "
+                f"command for the study's own ({wanted}). To take this one as it is: --dataset {data.name}"
+            )
     if found or scale == "smoke":
         return found or list(PHANTOMS)
     raise ValueError(

@@ -28,9 +28,8 @@ def texts_of_legend(figure) -> list[str]:
 
 
 def test_every_arm_has_a_colour_and_a_marker_of_its_own():
-    ours = set(ARMS) - {"contrast"}  # which the study adds
-    assert set(figures.ARM_COLOURS) == set(figures.ARM_MARKERS) == ours
-    assert len(set(figures.ARM_COLOURS.values())) == len(set(figures.ARM_MARKERS.values())) == len(ours)
+    assert set(figures.ARM_COLOURS) == set(figures.ARM_MARKERS) == set(ARMS)
+    assert len(set(figures.ARM_COLOURS.values())) == len(set(figures.ARM_MARKERS.values())) == len(ARMS)
 
 
 def test_an_arm_looks_the_same_in_any_company():
@@ -113,7 +112,7 @@ def test_log_axes_work_with_whiskers_that_are_moved_apart():
 def test_a_forest_has_lines_at_zero_and_at_the_claim_in_every_panel():
     table = STAGES.rename(columns={"auc": "difference"}).assign(name="a set", panel=STAGES["stage"].astype(str))
     table = table.assign(low=table["difference"] - 0.1, high=table["difference"] + 0.1)
-    figure = figures.forest(table, "title", "AUC", claimed=0.05)
+    figure = figures.forest(table, "title", "AUC", claimed=dict.fromkeys(table["panel"], 0.05))
     assert len(figure.axes) == 3 and "claimed +0.05" in texts_of_legend(figure)
     for axis in figure.axes:
         assert {0.0, 0.05} <= {line.get_xdata()[0] for line in axis.lines if len(line.get_xdata()) == 2}

@@ -10,7 +10,7 @@ import pytest
 from mocolayers.data.prepared import PHANTOMS
 from study import protocol, report, run
 from study.__main__ import main
-from study.run import Cell, draw, in_parallel, judge_cell, keep, missing, planned, run_again, scores_in
+from study.run import Cell, draw, in_parallel, judge_cell, keep, missing, planned, prepared_sets, run_again, scores_in
 
 
 @pytest.fixture
@@ -67,6 +67,13 @@ def test_unlabelled_images_stay_unlabelled_and_their_patients_are_never_judged(m
         assert ((drawn.split == 3) == (data.split == 3)).all()
         judged = data.patients[drawn.rows("val", "test")]
         assert len(judged) and not set(judged) & set(data.patients[data.split == 3])
+
+
+def test_a_set_that_is_prepared_for_another_task_or_too_small_is_no_set_of_the_study(tiny):
+    tiny(name="aptos")
+    with pytest.raises(ValueError, match="aptos is prepared with .* for a binary task.*--dataset aptos"):
+        prepared_sets("cpu")
+    assert prepared_sets("smoke") == ["aptos"]
 
 
 def test_all_arms_of_a_seed_differ_in_the_arm_alone(make_data):
@@ -127,12 +134,15 @@ def test_the_gate_tries_every_candidate_and_repeats_the_best():
 
 def test_the_comparison_takes_the_best_weights_and_leaves_a_losing_arm_of_our_own_out():
     best = {"mse": 12, "mse-standardized": 3}
-    scores = whole("weights", lambda c: 0.6 if c.arm == "contrast" else 0.7 + 0.01 * (c.weight == best.get(c.arm)))
+    own = "mse-standardized"
+    worse = whole("weights", lambda c: 0.6 if c.arm == own else 0.7 + 0.01 * (c.weight == best.get(c.arm)))
+    assert own not in {cell.arm for cell in planned("comparison", worse, seeds=[0], **TINY)}
+    scores = whole("weights", lambda c: 0.7 + 0.01 * (c.weight == best.get(c.arm)))
     cells = planned("comparison", scores, seeds=[0, 1], **TINY)
     assert len({c.setting for c in cells}) == 1 and [c.seed for c in cells] == sorted(c.seed for c in cells)
     pairs = {(c.arm, c.weight) for c in cells}
     assert {("mse", 1.0), ("mse", 12.0), ("mse-standardized", 3.0), ("random", 1.0), ("barlow", 1.0)} <= pairs
-    assert "contrast" not in {arm for arm, _ in pairs} and ("mse-standardized", 1.0) not in pairs
+    assert (own, 1.0) not in pairs
 
 
 def test_no_choice_is_made_from_half_a_series():
@@ -215,7 +225,7 @@ def test_from_an_empty_folder_to_sentences(tiny, tmp_path, capsys, monkeypatch):
     tiny(n=240)
     before = protocol.README.read_text(encoding="utf-8")
     monkeypatch.setattr(protocol, "CANDIDATES", {"preset": {}, "weak": {"views": protocol.WEAK}})
-    monkeypatch.setattr(protocol, "WEIGHTS", {"mse": (5,), "contrast": (1,)})
+    monkeypatch.setattr(protocol, "WEIGHTS", {"mse": (5,), "barlow": (1,)})
     monkeypatch.setattr(protocol, "LEADING", ("mse",))
     monkeypatch.setattr(protocol, "EVERYWHERE", (*protocol.UNTRAINED, "moco", "mse"))
     out, words = tmp_path / "out", "--dataset tiny --scale smoke --jobs 1"

@@ -233,10 +233,10 @@ def grouped_bars(table: pd.DataFrame, title: str, label: str, chance: float) -> 
     return titled(figure, title)
 
 
-def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: float | None = None) -> Figure:
-    """Differences (columns name, panel, arm, difference, low, high), a line at 0, and a dashed one at the claimed."""
-    if claimed is not None:
-        line = {"panel": table["panel"].unique(), "arm": f"claimed {claimed:+.2f}", "difference": claimed}
+def forest(table: pd.DataFrame, title: str, xlabel: str, claimed: dict[str, float] | None = None) -> Figure:
+    """Differences (columns name, panel, arm, difference, low, high), lines at 0, and in some panels what is claimed."""
+    for panel, value in (claimed or {}).items():
+        line = {"panel": [panel], "arm": f"claimed {value:+.2f}", "difference": value}
         table = pd.concat([table, pd.DataFrame(line)], ignore_index=True)
     figure = panels(table, "difference", "name", title=title, xlabel=xlabel, join=False)
     for axis in figure.axes:
