@@ -135,8 +135,8 @@ def test_the_figure_has_a_line_for_every_property_and_arm(whole):
 
 @pytest.mark.parametrize(
     ("moves", "half"),
-    # Student-t with two degrees of freedom: 4.303 * 0.002 / sqrt(3)
-    [([0.010, 0.012, 0.014], 0.005), ([-0.01, 0, 0.01], 0.025), ([0.01], float("nan"))],
+    # Student-t with two degrees of freedom, corrected: 4.303 * 0.002 * sqrt(1/3 + 2/7)
+    [([0.010, 0.012, 0.014], 0.0068), ([-0.01, 0, 0.01], 0.0339), ([0.01], float("nan"))],
 )
 def test_it_is_said_how_far_a_quantity_moved(moves, half):
     about = {"code": "E1", "property": "made up", "judged_on": "a", "quantity": LINEAR, "arm": "mse", "sound": 0.002}
