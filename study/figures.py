@@ -33,8 +33,7 @@ def gate_by_seeds(passed: pd.DataFrame) -> Figure:
     """MoCo's AUC minus that of no pretraining, per data set: the mean of all seeds, the lowest and the highest."""
     table = passed.drop(columns="difference").rename(columns={"dataset": "name", "mean": "difference"})
     table = table.assign(arm="moco", panel=table["protocol"].map(protocol.NAMES))
-    few = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
-    title = f"Does pretraining help with {few} of the labels? Mean, lowest and highest of {table['seeds'].max()} seeds"
+    title = f"Does pretraining help? Mean, lowest and highest of {table['seeds'].max()} seeds"
     return forest(table, title, "AUC minus that of no pretraining")
 
 
