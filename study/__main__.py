@@ -99,7 +99,7 @@ def again(part: Options, cells: int = 3, tables: Path = protocol.TABLES) -> None
     from study.report import labelled, retest, usual
     from study.run import keep, planned, run_again, scores_in
 
-    part.runs_dir = part.folder / "runs-again"
+    part.runs_dir = part.runs_dir / "again"
     scores = scores_in(tables)
     chosen = [cell for series in part.series for cell in planned(series, scores, **part.about)]
     table = run_again(chosen, cells, scores, part.jobs, part.scheduler)

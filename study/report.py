@@ -440,11 +440,12 @@ def _comparison_said(scores: pd.DataFrame, passed: pd.DataFrame) -> str:
     found = claim[claim["family"] == "primary"]
     most, pull = found.loc[found["difference"].abs().idxmax()], rows[rows["pull"] > 0].groupby("arm")["pull"].mean()
     name = f"`{most['arm']}`, {protocol.NAMES[most['protocol']].lower()} at {most['fraction']:.0%}"
-    said = f"""**Do intermediate layers help?** In {count} of {planned} repetitions, of {len(found)} primary comparisons
-with MoCo {_counted(found)}. The largest difference is that of {name}: {most["difference"]:+.3f}
-({most["low"]:+.3f} to {most["high"]:+.3f}); the paper's claim is about 5%. The losses hold {pull.min():.1%} to
-{pull.max():.1%} of the gradient.{"" if count == planned else " Until all repetitions are there, this can change."}"""
-    return said.replace("\n", " ")
+    reach = f"{most['difference']:+.3f} ({most['low']:+.3f} to {most['high']:+.3f})"
+    head = f"**Do intermediate layers help?** In {count} of {planned} repetitions, of {len(found)} primary comparisons"
+    told = f"The largest difference is that of {name}: {reach}; the paper's claim is about 5%."
+    held = f" The losses hold {pull.min():.1%} to {pull.max():.1%} of the gradient." if len(pull) else ""
+    later = "" if count == planned else " Until all repetitions are there, this can change."
+    return f"{head} with MoCo {_counted(found)}. {told}{held}{later}"
 
 
 def _counted(found: pd.DataFrame) -> str:

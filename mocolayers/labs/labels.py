@@ -81,6 +81,7 @@ def label_lab(draws: Draws, data: MedicalImages) -> Lab:
 
     def answer(fraction: float, seed: int) -> Answer:
         shown = compute(draws, data, fraction, seed)
+        # A 95% interval is 2 x 1.96 standard deviations wide.
         over_subsets, over_patients = np.std(shown["spread"], ddof=1), (shown["high"] - shown["low"]) / 3.92
         numbers = {
             "labelled": f"{len(shown['rows']):,} images of {len(np.unique(data.patients[shown['rows']])):,} patients",
@@ -95,10 +96,8 @@ def label_lab(draws: Draws, data: MedicalImages) -> Lab:
         "fraction": SelectionSlider(options=options, value=FRACTIONS[0], description="labels"),
         "seed": IntSlider(0, min=0, max=most, description="seed of the subset"),
     }
-    pages = [(f, seed) for f in FRACTIONS[:3:2] for seed in (0, 1, most)]
-    frames = {
-        f"{f:.0%}, seed {seed}": {"fraction": f, "seed": seed} for f, seed in pages[1:]
-    }  # it starts with the first
+    pages = [(f, seed) for f in FRACTIONS[:3:2] for seed in (0, 1, most)][1:]  # the lab starts with the first
+    frames = {f"{f:.0%}, seed {seed}": {"fraction": f, "seed": seed} for f, seed in pages}
     frames["100%"] = {"fraction": 1.0}
     idle = lambda fraction, **_: {"seed"} if fraction == 1 else set()  # noqa: E731
     return Lab(controls, answer, "How much of the score is the luck of the subset?", idle, frames)

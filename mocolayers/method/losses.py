@@ -164,7 +164,7 @@ class StageBarlow(nn.Module):
 
 
 class ViewNorm(nn.BatchNorm1d):
-    """Batch-norm of (B, D), or of each of V views in (B, V, D), over all processes and without running statistics."""
+    """Batch-norm of each of V views, (B, V, ...), over all processes and without running statistics."""
 
     def __init__(self, features: int) -> None:
         super().__init__(features, track_running_stats=False)
