@@ -65,6 +65,7 @@ def stage_distance(u: Tensor, v: Tensor, scale_free: bool = False, standardized:
     Returns:
         The mean of (u - v)^2 over all elements, or the scale-free or standardized distance, in [0, 4].
     """
+    u, v = u.movedim(1, -1), v.movedim(1, -1)  # the order in memory: gradients come back in it
     if standardized:
         return F.mse_loss(standardise(u.flatten(1)), standardise(v.flatten(1)))
     if not scale_free:
@@ -110,7 +111,8 @@ def cross_correlation(z_u: Tensor, z_v: Tensor, eps: float = 1e-5) -> Tensor:
 
     Source: Zbontar et al. 2021, equation 2 (2103.03230), with batch-norm's biased variance and epsilon.
     """
-    z_u, z_v = (standardise(z.float().flatten(1), eps).view(z.shape) for z in (z_u, z_v))
+    z = torch.stack([z_u, z_v], dim=1).float()  # together: their gradients come back in one piece, in order
+    z_u, z_v = standardise(z.flatten(1), eps).view(z.shape).unbind(dim=1)
     with torch.autocast(z_u.device.type, enabled=False):
         return mean_over_processes(torch.einsum("b...i,b...j->...ij", z_u, z_v / len(z_v)))
 
