@@ -19,7 +19,6 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-DEVICES = ("cpu", "cuda", "mps")
 DAY = 24 * 3600  # seconds
 
 
@@ -131,8 +130,8 @@ def resolve_device(name: str) -> "torch.device":
     if name == "auto":
         return torch.device(next(kind for kind in there if there[kind]))
     kind, _, number = name.partition(":")
-    if kind not in DEVICES or not (number.isdecimal() or name == kind):
-        raise RunError(f"device {name!r} is unknown; choose auto, {', '.join(DEVICES)}, or one of several: cuda:1")
+    if kind not in there or not (number.isdecimal() or name == kind):
+        raise RunError(f"device {name!r} is unknown; choose auto, {', '.join(there)}, or one of several: cuda:1")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if not there[kind] or int(number or 0) >= count:
         raise RunError(f"device {name!r} was asked for, but torch does not find it here; use --device cpu or auto")
