@@ -4,6 +4,7 @@ import ast
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -49,3 +50,17 @@ def test_metadata_names_every_package_that_is_imported(wheel):
                 if not distributions & (named | {"mocolayers", "study"}):
                     missing.add(f"{file}: {module}")
     assert not missing
+
+
+def test_binder_installs_all_that_the_package_needs_in_the_versions_that_were_tested():
+    tested, binder = (pins(HOME / folder / "requirements.txt") for folder in ("", "binder"))
+    different = {name: version for name, version in binder.items() if tested[name] != version.removesuffix("+cpu")}
+    assert not different
+    project = tomllib.loads((HOME / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {line.split(">")[0] for line in project["dependencies"]} - {"ipython", "traitlets"}  # jupyterlab's own
+    assert needed <= set(binder)
+
+
+def pins(path: Path) -> dict[str, str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)
