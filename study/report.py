@@ -396,7 +396,7 @@ def findings(scores: pd.DataFrame) -> str:
         head = "Gains over MoCo under the released conditions against those here"
         lines.append(f"{head}, {found['seeds'].max()} repetitions: {_counted(found)}.")
     losses = [f"the weights of `{arm}`" for arm in protocol.WEIGHTS if arm not in set(tried.get("arm", ()))]
-    if lacking := [f"the series *{name}*" for name in protocol.SERIES if name not in done] + losses:
+    if lacking := [f"*{name}* ({asked})" for name, asked in protocol.SERIES.items() if name not in done] + losses:
         lines.append(f"Not run yet, or not whole: {', '.join(lacking)}.")
     return "\n\n".join(lines)
 
@@ -411,10 +411,9 @@ def _gate_said(passed: pd.DataFrame) -> str:
         failed = [f"not on {row.dataset} {row.difference:+.3f}" for row in part[~part["passes"]].itertuples()]
         kinds.append(f"{words} on {', '.join([*each, *failed])}")
     few = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
-    head = (
-        f"**Does pretraining help?** With {few} of the labels MoCo has a higher test AUC than {'; than '.join(kinds)}."
-    )
-    return f"{head} Where it has not, a data set cannot tell by design, and enters no average."
+    head = f"**Does pretraining help?** With {few} of the labels MoCo has a higher test AUC than"
+    note = "(means of the seeds that did not choose MoCo's settings). Where it has not"
+    return f"{head} {'; than '.join(kinds)} {note}, a data set cannot tell by design, and enters no average."
 
 
 def _pulls_said(table: pd.DataFrame) -> str:
@@ -442,10 +441,11 @@ def _comparison_said(scores: pd.DataFrame, passed: pd.DataFrame) -> str:
     name = f"`{most['arm']}`, {protocol.NAMES[most['protocol']].lower()} at {most['fraction']:.0%}"
     reach = f"{most['difference']:+.3f} ({most['low']:+.3f} to {most['high']:+.3f})"
     head = f"**Do intermediate layers help?** In {count} of {planned} repetitions, of {len(found)} primary comparisons"
-    told = f"The largest difference is that of {name}: {reach}; the paper's claim is about 5%."
+    head += " with MoCo (two losses, two ways to judge, 1% and 10% of the labels; means over the data sets that passed)"
+    told = f"The largest of these differences is that of {name}: {reach}; the paper's claim is about 5%."
     held = f" The losses hold {pull.min():.1%} to {pull.max():.1%} of the gradient." if len(pull) else ""
     later = "" if count == planned else " Until all repetitions are there, this can change."
-    return f"{head} with MoCo {_counted(found)}. {told}{held}{later}"
+    return f"{head} {_counted(found)}. {told}{held}{later}"
 
 
 def _counted(found: pd.DataFrame) -> str:

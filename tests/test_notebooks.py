@@ -11,6 +11,8 @@ import pytest
 from mocolayers.notebook.series import HOME, numbered_notebooks
 
 NOTEBOOKS = numbered_notebooks()
+SAID = {"ten seconds": 10, "a quarter of a minute": 15, "half a minute": 30, "a minute": 60}
+SAID |= {"a minute and a half": 90, "two minutes": 120, "three minutes": 180}
 NAMES = [path.stem for path in NOTEBOOKS]
 
 
@@ -42,6 +44,18 @@ def test_the_bench_reads_the_times_that_a_series_leaves(smoke_series):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert set(NAMES) < set(found) and all(float(found[name][0]) > 1 for name in NAMES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_head_names_about_the_time_and_the_memory_that_make_bench_measured(path):
+    measured = (HOME / "study" / "notebooks.md").read_text(encoding="utf-8")
+    row = re.search(rf"\| {path.stem} \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|", measured)
+    numbers, text = [int(number) for number in row.groups()], path.read_text(encoding="utf-8")
+    for preset, seconds, megabytes in (("smoke", *numbers[:2]), ("lesson", *numbers[2:])):
+        head = rf"\| `{preset}` \| (?:about )?([a-z ]+?)(?: after notebook \d\d)? \| under ([\d.]+) GB \|"
+        said, gigabytes = re.search(head, text).groups()
+        assert 0.5 < seconds / SAID[said] < 1.5, (preset, said, seconds)
+        assert megabytes < 1000 * float(gigabytes), (preset, gigabytes, megabytes)
 
 
 def test_the_bench_times_the_import_of_modules_that_there_are():

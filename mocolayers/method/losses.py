@@ -61,7 +61,7 @@ def stage_distance(u: Tensor, v: Tensor, scale_free: bool = False, standardized:
         scale_free: the mean over the batch of the squared distance of rows of unit length, 2 - 2 cos; any gain on u
             and v changes nothing.
         standardized: the same mean of (u - v)^2 of features of mean 0 and variance 1 over the batch, 2 - 2 times their
-            mean correlation; a feature that is alike in all images gains nothing.
+            mean correlation; what all images share is taken off. (A feature that is equal in all images costs 0.)
     Returns:
         The mean of (u - v)^2 over all elements, or the scale-free or standardized distance, in [0, 4].
     """
