@@ -7,7 +7,6 @@ from mocolayers.recipe import RELEASED, RELEASED_BATCH, RELEASED_VIEWS, Evaluati
 
 HOME = Path(__file__).resolve().parents[1]
 TABLES, README, PAGE = HOME / "study" / "tables", HOME / "README.md", HOME / "study" / "README.md"
-FIRST = HOME / "study" / "first"  # what is left of the first study
 FIGURE = "low_label.png"
 BEGIN, END = "<!-- results: written by `python -m study report` -->", "<!-- end of results -->"
 

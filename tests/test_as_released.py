@@ -8,7 +8,7 @@ from conftest import make_arrays, make_card
 from mocolayers.data.prepared import save_prepared
 from mocolayers.notebook.figures import rendered
 from mocolayers.recipe import EVALUATIONS
-from study import as_released, figures, protocol, report
+from study import as_released, figures, report
 from study.as_released import BASE, LINEAR, MINUS, Setting, aliased_shuffle, moved, released_subset
 from study.run import Cell
 
@@ -147,6 +147,6 @@ def test_it_is_said_how_far_a_quantity_moved(moves, half):
 
 
 def test_the_committed_table_holds_every_control_over_seeds():
-    table = report.read("as_released", folder=protocol.FIRST)
+    table = report.read("as_released")
     assert set(table["code"]) == set(as_released.CONTROLS)
     assert table.groupby(["code", "judged_on"])["seed"].nunique().min() >= 3
