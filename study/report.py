@@ -454,7 +454,7 @@ def _counted(found: pd.DataFrame) -> str:
 
 def page(folder: Path = protocol.TABLES) -> str:
     """All that the tables of a folder say, as a page of tables."""
-    scores, again = read("scores", folder=folder), read("again", folder=folder)
+    scores, again, elsewhere = (read(name, folder=folder) for name in ("scores", "again", "again_elsewhere"))
     passed, rows = gate(scores), complete(usual(scores))
     few = rows[rows["fraction"].isin(protocol.FEW)]
     told = {
@@ -467,6 +467,7 @@ def page(folder: Path = protocol.TABLES) -> str:
         "Claim by claim": claims(folder),
         "The gain under the released conditions minus the gain here": conditions(scores, passed),
         "Runs trained again from nothing": retest(usual(again), rows) if len(again) else again,
+        "The same on another kind of processor": retest(usual(elsewhere), rows) if len(elsewhere) else elsewhere,
         "Mean AUC over repetitions": summarise(main_sets(rows), ratio=protocol.RATIO),
     }
     head = "# The study in tables\n\nWritten by `python -m study report`. [PROTOCOL.md](PROTOCOL.md) has the rules. "

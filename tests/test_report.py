@@ -332,3 +332,10 @@ def test_the_committed_tables_hold_no_row_twice_and_every_arm_had_the_same_label
     assert len(table) and not table.duplicated([key for key in protocol.KEYS if key in table]).any()
     same = ["series", "dataset", "judged_on", "seed", "protocol", "fraction"]
     assert (table.groupby(same)["labels"].nunique() == 1).all()
+
+
+def test_the_readme_says_how_far_rounding_moves_a_run():
+    assert "about half as far as with another seed" in protocol.README.read_text(encoding="utf-8")
+    rows, again = report.complete(report.usual(report.read("scores"))), report.read("again_elsewhere")
+    moved = report.retest(report.usual(again), rows)
+    assert 0.4 < (moved["size"] / moved["seeds"]).mean() < 0.6
