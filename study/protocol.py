@@ -96,7 +96,7 @@ SERIES = {
     "gate": "does MoCo beat no pretraining?",
     "weights": "how hard should the stage losses pull?",
     "comparison": "do they beat MoCo?",
-    "conditions": "do they beat MoCo under the released conditions?",
+    "conditions": "do they beat MoCo with the settings of the paper's released code?",
 }
 
 # Judging

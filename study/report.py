@@ -404,16 +404,15 @@ def findings(scores: pd.DataFrame) -> str:
 def _gate_said(passed: pd.DataFrame) -> str:
     """Where MoCo helps."""
     kinds = []
-    against = ("an untrained network (linear evaluation)", "training from scratch (fine-tuning)")
-    for kind, words in zip(protocol.NAMES, against, strict=True):
+    for kind, base in zip(protocol.NAMES, ("an untrained network", "training from scratch"), strict=True):
         part = passed[passed["protocol"] == kind].sort_values("difference", ascending=False)
         each = [f"{row.dataset} {row.difference:+.3f}" for row in part[part["passes"]].itertuples()]
-        failed = [f"not on {row.dataset} {row.difference:+.3f}" for row in part[~part["passes"]].itertuples()]
-        kinds.append(f"{words} on {', '.join([*each, *failed])}")
+        failed = [f"not {row.dataset} {row.difference:+.3f}" for row in part[~part["passes"]].itertuples()]
+        kinds.append(f"{protocol.NAMES[kind].lower()}, against {base}: {', '.join([*each, *failed])}")
     few = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
-    head = f"**Does pretraining help?** With {few} of the labels MoCo has a higher test AUC than"
-    note = "(means of the seeds that did not choose MoCo's settings). Where it has not"
-    return f"{head} {'; than '.join(kinds)} {note}, a data set cannot tell by design, and enters no average."
+    head = f"**Does pretraining help?** MoCo's test AUC minus that without pretraining, at {few} of the labels"
+    head += " (means of the seeds that did not choose MoCo's settings)"
+    return f"{head}: {'; '.join(kinds)}. Where it says *not*, a data set cannot tell by design."
 
 
 def _pulls_said(table: pd.DataFrame) -> str:
@@ -440,12 +439,12 @@ def _comparison_said(scores: pd.DataFrame, passed: pd.DataFrame) -> str:
     most, pull = found.loc[found["difference"].abs().idxmax()], rows[rows["pull"] > 0].groupby("arm")["pull"].mean()
     name = f"`{most['arm']}`, {protocol.NAMES[most['protocol']].lower()} at {most['fraction']:.0%}"
     reach = f"{most['difference']:+.3f} ({most['low']:+.3f} to {most['high']:+.3f})"
-    head = f"**Do intermediate layers help?** In {count} of {planned} repetitions, of {len(found)} primary comparisons"
-    head += " with MoCo (two losses, two ways to judge, 1% and 10% of the labels; means over the data sets that passed)"
+    head = f"**Do intermediate layers help?** {count} of {planned} repetitions are done. Of {len(found)} comparisons"
+    head += " with MoCo that are primary (two losses, two ways to judge, two fractions; means over passed data sets)"
     told = f"The largest of these differences is that of {name}: {reach}; the paper's claim is about 5%."
     held = f" The losses hold {pull.min():.1%} to {pull.max():.1%} of the gradient." if len(pull) else ""
     later = "" if count == planned else " Until all repetitions are there, this can change."
-    return f"{head} {_counted(found)}. {told}{held}{later}"
+    return f"{head}: {_counted(found)}. {told}{held}{later}"
 
 
 def _counted(found: pd.DataFrame) -> str:
