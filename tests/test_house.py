@@ -30,7 +30,7 @@ LINES = {
     "the small module": (2300, 3577, 2316, SMALL),
     "labs": (900, 1097, 753, ("labs",)),
     "notebook": (450, 781, 557, ("notebook",)),
-    "study": (850, 1335, 835, ("study",)),
+    "study": (850, 1336, 836, ("study",)),
     "data_scripts": (1900, 2602, 1939, ("data_scripts",)),
 }
 PICTURES = ("matplotlib", "IPython", "ipywidgets")

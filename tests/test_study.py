@@ -252,7 +252,7 @@ def test_from_an_empty_folder_to_sentences(tiny, tmp_path, capsys, monkeypatch):
         "Does pretraining help?",
         "How hard should the stage losses pull?",
         "2 repetitions",
-        "released conditions",
+        "paper's released code",
     ):
         assert words in said
     assert (out / protocol.FIGURE).is_file()
