@@ -393,9 +393,9 @@ def findings(scores: pd.DataFrame) -> str:
         lines.append(f"The comparison of the arms {state}.")
     found = conditions(scores, passed) if "conditions" in done else pd.DataFrame()
     if len(found):
-        head = "Gains over MoCo with the settings of the paper's released code, minus those here"
-        done_of = f"{found['seeds'].max()} of {len(scale_of(scores).repetitions)} repetitions"
-        lines.append(f"{head} ({done_of}): {_counted(found)}.")
+        done_of = f"{found['seeds'].max()} of {len(scale_of(scores).repetitions)} repetitions are done"
+        head = f"**And with the settings of the paper's released code?** {done_of}. The gain over MoCo there minus"
+        lines.append(f"{head} the gain here: {_counted(found)}.")
     losses = [f"the weights of `{arm}`" for arm in protocol.WEIGHTS if arm not in set(tried.get("arm", ()))]
     if lacking := [f"*{name}* ({asked})" for name, asked in protocol.SERIES.items() if name not in done] + losses:
         lines.append(f"Not run yet, or not whole: {', '.join(lacking)}.")
