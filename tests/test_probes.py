@@ -34,7 +34,7 @@ def exact(x, target, penalty, new):
     return model.fit(scaler.transform(x.astype(float)), target).predict_proba(scaler.transform(new.astype(float)))
 
 
-@pytest.mark.parametrize("penalty", [0.1, 1000.0])
+@pytest.mark.parametrize("penalty", [0.1, 3000.0])
 @pytest.mark.parametrize("kinds", [2, 3])
 def test_the_auc_is_that_of_the_optimum_which_the_default_tolerance_misses(kinds, penalty, recwarn):
     (x, classes), (new, truth) = correlated(200, kinds), correlated(3000, kinds, seed=1)
@@ -45,7 +45,7 @@ def test_the_auc_is_that_of_the_optimum_which_the_default_tolerance_misses(kinds
     loose = StandardScaler().fit(x)
     model = LogisticRegression(C=penalty, max_iter=2000).fit(loose.transform(x), classes.argmax(axis=1))
     missed = abs(macro_auc(truth, model.predict_proba(loose.transform(new)))[0] - wanted)
-    assert missed > 1.5e-4 or penalty < 1, "the case is too easy to tell the tolerances apart"
+    assert missed > 3e-4 or penalty < 1, "the case is too easy to tell the tolerances apart"
 
 
 def test_the_gradient_of_the_penalised_loss_is_zero_where_a_probe_ends():
