@@ -1,9 +1,7 @@
 """Where the images come from: an unpacked folder, an archive that is unpacked once, or the publisher by kagglehub."""
 
-import csv
 import gzip
 import hashlib
-import io
 import os
 import re
 import shutil
@@ -197,29 +195,25 @@ def inside(root: Path, name: str, source: object = "the table") -> Path:
 def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
     """A CSV with at least the given columns, as text without blanks around it; empty rows are left out."""
     try:
-        text = io.StringIO(path.read_text(encoding="utf-8-sig"))
-        rows = csv.reader(text, skipinitialspace=True)
-        header, cells = [name.strip() for name in next(rows, [])], []
-        for row in rows:
-            row = [cell.strip() for cell in row]
-            if any(row[len(header) :]):
-                what = f"{len(row)} cells where the header has {len(header)}"
-                raise DatasetError(f"{path}, line {rows.line_num}: {what}; put cells that hold a comma in quotes")
-            if any(row):
-                cells.append((row + [""] * len(header))[: len(header)])
+        cells = pd.read_csv(path, header=None, dtype=str, na_filter=False, skipinitialspace=True, encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise DatasetError(f"{path} is not in UTF-8; export it as UTF-8 with commas") from None
     except FileNotFoundError:
         raise DatasetError(f"{path} does not exist; pass the folder or file that holds it") from None
-    except (OSError, csv.Error) as error:
+    except pd.errors.ParserError as error:
+        first = str(error).split(": ")[-1].strip()
+        raise DatasetError(f"{path}: {first}; put cells that hold a comma in quotes, and remove empty ones") from None
+    except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: {error}") from None
+    cells = cells.fillna("").apply(lambda column: column.str.strip())
+    header, cells = cells.iloc[0].tolist(), cells[1:][(cells[1:] != "").any(axis=1)]
     if missing := [name for name in columns if name not in header]:
         if len(header) == 1 and re.search(r"[;\t]", header[0]):
             raise DatasetError(f"{path}: its columns are not separated by commas; export it as UTF-8 with commas")
         raise DatasetError(f"{path} has no column {missing[0]!r}; it has {', '.join(header)}")
     if twice := [name for name in columns if header.count(name) > 1]:
         raise DatasetError(f"{path} has {header.count(twice[0])} columns {twice[0]!r}; rename those that are not meant")
-    if not cells:
+    if cells.empty:
         raise DatasetError(f"{path} has a header and no rows; add a row for each image")
-    table = pd.DataFrame(cells, columns=header, dtype=str)
+    table = cells.set_axis(header, axis=1).reset_index(drop=True)
     return table.loc[:, ~table.columns.duplicated()]

@@ -42,28 +42,23 @@ class Job:
     """torch.compile what a step computes, of several processes the encoders: for long runs on a GPU."""
 
 
-def pretrain(job: tyro.conf.OmitArgPrefixes[Job], dry_run: bool = False) -> None:
-    """Pretrain one arm on one data set; a killed run goes on where it was.
+def pretrain(job: tyro.conf.OmitArgPrefixes[Job]) -> None:
+    """Pretrain one arm on one data set; a killed run goes on where it was. The bar says what the rest will take.
 
     examples:
       python -m mocolayers pretrain --dataset pneumoniamnist --arm mse
-      python -m mocolayers pretrain --dataset nih --arm mse --preset paper --dry-run
+      python -m mocolayers pretrain --dataset nih --arm mse --preset paper
       python -m mocolayers pretrain --dataset nih --arm barlow --seed 3 --set lr=0.03 steps=1000
       torchrun --nproc-per-node 2 -m mocolayers pretrain --dataset nih --arm mse
 
     Args:
         job: which run.
-        dry_run: Train two steps in memory: speed, and time of the whole run.
     """
     from mocolayers.training.distributed import from_first, processes
-    from mocolayers.training.dry_run import try_steps
 
     with processes(job.device):
-        if dry_run:
-            said = try_steps(*_chosen(job), job.device, job.init)
-        else:
-            run, _ = _pretrained(job)
-            said = f"{run.folder}: {run.recipe.arm} on {run.recipe.dataset}, seed {run.recipe.seed}"
+        run, _ = _pretrained(job)
+        said = f"{run.folder}: {run.recipe.arm} on {run.recipe.dataset}, seed {run.recipe.seed}"
         from_first(functools.partial(print, said, flush=True))
 
 
@@ -147,9 +142,10 @@ def parse_changes(words: tuple[str, ...]) -> dict:
     return changes
 
 
-def _chosen(job: Job):
-    """The recipe that the options describe, and its data."""
+def _pretrained(job: Job):
+    """The run that the options describe, trained if it is not there yet, and its data."""
     from mocolayers.data.prepared import load
+    from mocolayers.training import pretrain as training
     from mocolayers.training.distributed import from_first
     from mocolayers.training.runs import initial_weights
 
@@ -159,15 +155,8 @@ def _chosen(job: Job):
     data, changes = load(name), parse_changes(job.set)
     if job.init:
         changes["init"] = initial_weights(job.init)[1]
-    return preset(job.preset, job.arm, data, job.seed, **changes), data
-
-
-def _pretrained(job: Job):
-    from mocolayers.training import pretrain as training
-
-    recipe, data = _chosen(job)
-    run = training.pretrain(recipe, data, job.runs_dir, job.device, init=job.init, compiled=job.compile)
-    return run, data
+    recipe = preset(job.preset, job.arm, data, job.seed, **changes)
+    return training.pretrain(recipe, data, job.runs_dir, job.device, init=job.init, compiled=job.compile), data
 
 
 if __name__ == "__main__":

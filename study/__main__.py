@@ -109,16 +109,6 @@ def again(part: Options, cells: int = 3, tables: Path = protocol.TABLES) -> None
         print(f"{series}\n{retest(*both).round(4).to_string(index=False)}")
 
 
-def status(part: Options) -> None:
-    """Count the cells that the tables have, series by series, as far as the tables tell what is to be done."""
-    from study.run import missing, planned, scores_in
-
-    scores = scores_in(part.folder)
-    for series in part.series:
-        cells = planned(series, scores, **part.about)
-        print(f"{series}: {len(cells) - len(missing(cells, scores))} of {len(cells)} in {part.folder}")
-
-
 def as_released(part: Options) -> None:
     """Do what the released code does beside the sound way, with the preset's views; adds to as_released.csv."""
     import pandas as pd
@@ -140,7 +130,7 @@ def as_released(part: Options) -> None:
 
 def main(words: list[str] | None = None) -> int:
     """Run one command of `python -m study`; returns its exit code."""
-    commands = {"run": run, "report": report, "again": again, "status": status, "as-released": as_released}
+    commands = {"run": run, "report": report, "again": again, "as-released": as_released}
     return run_command(commands, "python -m study", __doc__, words)
 
 

@@ -70,13 +70,6 @@ def test_a_bad_setting_says_how_to_write_it(make_data, tmp_path, monkeypatch, ca
     assert "temperature" in capsys.readouterr().err
 
 
-def test_an_arm_without_pretraining_is_not_tried(make_data, tmp_path, monkeypatch, capsys):
-    make_data()
-    monkeypatch.setenv("MOCOLAYERS_DATA", str(tmp_path / "data"))
-    assert main(["pretrain", "--dataset", "tiny", "--arm", "random", "--preset", "smoke", "--dry-run"]) == 1
-    assert "not pretrained" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("word", ["seed=3", "dataset=x", "side=64"])
 def test_what_has_an_option_of_its_own_or_follows_from_the_data_is_not_set(make_data, tmp_path, monkeypatch, word):
     """`--set dataset=x` would put the rows of one data set under the name of another."""
@@ -219,7 +212,7 @@ JUNK = {"text": b"hello,world\n1,2\n", "bytes": bytes(range(128, 256)), "nothing
 
 
 @pytest.mark.parametrize("kind", JUNK)
-@pytest.mark.parametrize("words", ["report", "status", "run"])
+@pytest.mark.parametrize("words", ["report", "run"])
 def test_a_damaged_table_of_the_study_is_one_line_with_its_remedy(tmp_path, capsys, kind, words):
     file = tmp_path / "scores.csv"
     file.write_bytes(JUNK[kind])

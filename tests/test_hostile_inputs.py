@@ -505,7 +505,6 @@ HARMLESS = {
     "a mark of byte order": {"encoding": "utf-8-sig"},
     "paths of Windows": {"change": lambda n, f, c, p, s: (f.replace("/", "\\"), c, p, s)},
     "empty rows as Excel leaves them": {"more": [("", "", "", ""), ("", "", "", "")]},
-    "empty cells behind": {"change": lambda n, *row: (*row, "", "") if n % 2 else row},
 }
 
 
@@ -566,7 +565,11 @@ SLIPS = {
     "tabs": ({"separator": "\t"}, "export it as UTF-8 with commas"),
     "a comma in a cell": (
         {"change": lambda n, f, c, p, s: (f, "mild, old" if n == 12 else c, p, s)},
-        "line 14: 5 cells where the header has 4",
+        "Expected 4 fields in line 14, saw 5; put cells that hold a comma in quotes",
+    ),
+    "empty cells behind": (
+        {"change": lambda n, *row: (*row, "", "") if n % 2 else row},
+        "Expected 4 fields in line 3, saw 6; put cells that hold a comma in quotes, and remove empty ones",
     ),
     "two columns of one name": (
         {"change": lambda n, *row: (*row, "P1"), "columns": ["patient"]},

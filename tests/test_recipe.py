@@ -294,7 +294,7 @@ import mocolayers.recipe, mocolayers.runtime
 assert "torch" not in sys.modules
 import pandas, psutil, torch  # which have their own ways on each system
 sys.modules |= dict.fromkeys(("resource", "fcntl", "pwd", "grp"))
-import mocolayers.training.dry_run, mocolayers.training.distributed
+import mocolayers.training.pretrain, mocolayers.training.distributed
 """
     done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

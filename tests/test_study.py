@@ -317,7 +317,7 @@ def test_help_shows_what_to_type(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     said = capsys.readouterr().out
-    for command in ("make study", "run", "report", "again", "status", "as-released"):
+    for command in ("make study", "run", "report", "again", "as-released"):
         assert command in said
 
 

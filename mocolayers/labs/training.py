@@ -28,8 +28,8 @@ def watch(
 ) -> Run:
     """`pretrain` under a picture of its curves, and of those of finished runs beside it.
 
-    The stop button of the notebook writes a checkpoint; the cell, run again, goes on from there to the same bits. What
-    the queue decides begins after the first row, when the queue was empty.
+    After the stop button, the cell, run again, goes on from the last checkpoint to the same bits. What the queue
+    decides begins after the first row, when the queue was empty.
 
     Args:
         recipe, data, runs_dir, device: see `pretrain`.

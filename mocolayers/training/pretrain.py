@@ -3,8 +3,6 @@
 import contextlib
 import functools
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +51,7 @@ def pretrain(
 
     Every random choice of a step follows from the seed and the step's number, so a run that was killed goes on from its
     checkpoint to bit-identical weights (on a CPU with the same number of threads), and all arms of a seed see the same
-    initial weights, batches and views. Ctrl-C and SIGTERM write a checkpoint first.
+    initial weights, batches and views. What came after the last checkpoint, about half a minute, is done again.
 
     Started by torchrun, the processes share every batch: the recipe's is that of all together. The result is that of
     one process if bn_splits is a multiple of their number. Another number of them may resume a run. If another process
@@ -104,50 +102,24 @@ def pretrain(
 
 
 def _train(trainer: "Trainer", run: Run, progress: bool, after_step) -> bool:
-    """Train to the last step; False if `after_step` or a signal ended it before."""
+    """Train to the last step; False if `after_step` ended it before."""
     recipe, saved, stop = run.recipe, time.monotonic(), False
     title = f"{recipe.arm} on {recipe.dataset}, seed {recipe.seed}"
-    bar = tqdm(total=recipe.steps, initial=trainer.step, desc=title, disable=not progress, mininterval=1)
-    with signals_that_wait() as signals, bar:
+    with tqdm(total=recipe.steps, initial=trainer.step, desc=title, disable=not progress, mininterval=1) as bar:
         while trainer.step < recipe.steps and not stop:
             trainer.train_step()
             bar.update()
             stop = after_step is not None and from_first(lambda: after_step(trainer))
             late = trainer.step % max(1, recipe.steps // CHECKPOINTS) == 0 or trainer.step == recipe.steps
-            # Several processes agree on time and signals only now and then: asking costs a message.
+            # Several processes agree on the time only now and then: asking costs a message.
             if world_size() == 1 or trainer.step % recipe.log_every == 0:
-                now = time.monotonic() - saved > CHECKPOINT_SECONDS, bool(signals)
-                overdue, ended = from_first(lambda: now)  # noqa: B023
-                late, stop = late or overdue, stop or ended
+                late = from_first(lambda: time.monotonic() - saved > CHECKPOINT_SECONDS) or late  # noqa: B023
             if stop or late:
                 trainer.check_finite()
                 from_first(lambda: run.save_history(trainer.history))
                 from_first(lambda: write_file(run.checkpoint_file, lambda path: torch.save(trainer.state(), path)))
                 saved = time.monotonic()
-    if signals:
-        signal.raise_signal(signals[0])  # what it would have done without us
     return trainer.step == recipe.steps
-
-
-@contextlib.contextmanager
-def signals_that_wait():
-    """The list of the Ctrl-C and SIGTERM that came during a `with`, to be heard when a step is whole."""
-    came, before = [], {}
-
-    def note(number, frame):
-        came.append(number)
-        signal.signal(number, before[number])  # a second one acts at once
-
-    if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other one
-        known = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        before = {number: handler for number, handler in known.items() if handler not in (None, signal.SIG_IGN)}
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
