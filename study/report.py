@@ -411,8 +411,8 @@ def _gate_said(passed: pd.DataFrame) -> str:
         failed = [f"not {row.dataset} {row.difference:+.3f}" for row in part[~part["passes"]].itertuples()]
         kinds.append(f"{protocol.NAMES[kind].lower()}, against {base}: {', '.join([*each, *failed])}")
     few = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
-    head = f"**Does pretraining help?** MoCo's test AUC minus that without pretraining, at {few} of the labels"
-    head += " (means of the seeds that did not choose MoCo's settings)"
+    head = f"**Does pretraining help?** MoCo's AUC minus that without pretraining, at {few} of the labels, on patients"
+    head += " who are kept for choices (means of the seeds that did not choose MoCo's settings)"
     return f"{head}: {'; '.join(kinds)}. Where it says *not*, a data set cannot tell by design."
 
 
