@@ -28,8 +28,9 @@ student: $(READY) ## copy the notebooks without solutions and outputs into stude
 	@echo "the student edition is in $(STUDENT)/"
 
 slides: $(READY) ## one deck for each notebook in slides/; they need a network when they are shown
-	$(PY) -m jupyter nbconvert --log-level WARN --to slides --output-dir slides \
-	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide-input notebooks/0*.ipynb
+	$(PY) -m jupyter nbconvert --log-level WARN --to slides --output-dir slides --SlidesExporter.reveal_scroll=True \
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide-input \
+	  --TagRemovePreprocessor.remove_input_tags=hide-code-on-slide notebooks/0*.ipynb
 
 test: $(READY) browser ## style, unit tests, and every notebook at the smoke preset
 	$(PY) -m ruff check .

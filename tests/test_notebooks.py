@@ -112,6 +112,7 @@ def test_a_section_begins_a_slide_and_exercises_are_on_none(path):
     kinds, exercises = {}, False
     for cell in nbformat.read(path, as_version=4).cells:
         exercises = exercises or cell.source.startswith("## Exercises")
+        assert cell.cell_type == "code" or "\n## " not in cell.source, "a section in the middle of a cell"
         kind = cell.metadata["slideshow"]["slide_type"]
         assert (kind == "slide") == (
             cell.source.startswith(("# ", "## ")) and cell.cell_type == "markdown" and not exercises
