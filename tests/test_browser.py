@@ -1,4 +1,4 @@
-"""Every lab in real JupyterLab, in headless Chromium: run the notebook, move a slider by mouse and by key, and look."""
+"""Every lab in headless Chromium: in real JupyterLab, moved by mouse and by key, and on a page without a kernel."""
 
 import json
 import os
@@ -181,3 +181,18 @@ def test_sliders_move_picture_and_numbers(browser, server, name, by_mouse, by_ke
             page.keyboard.press("ArrowRight")
         _wait(lambda: all(a != b for a, b in zip(before, _answer(lab), strict=True)), 60, "the keys moved nothing")
         assert lab.locator("[role=alert]").count() == 0
+
+
+@pytest.mark.parametrize("name", ["02_moco", "03_intermediate_layer_losses"])
+def test_a_page_answers_a_slider_without_a_kernel_or_a_network(browser, smoke_series, name):
+    page = browser.new_page()
+    page.route("**/*", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
+    page.goto((smoke_series[1] / f"executed/chest_phantom/smoke/seed0/{name}.html").as_uri())
+    lab, seen = page.locator("div[id^='flipbook-']"), []
+    slider, pages = lab.locator("input[type=range]"), int(lab.locator("input").get_attribute("max")) + 1
+    for key in ["Home", *["ArrowRight"] * (pages - 1)]:
+        slider.press(key)
+        assert lab.locator("img").evaluate("picture => picture.complete && picture.naturalWidth > 300")
+        seen.append((lab.locator("img").get_attribute("src"), lab.locator("p").inner_text()))
+    assert pages > 5 and len({text for _, text in seen}) == pages and len({picture for picture, _ in seen}) > pages / 2
+    page.close()
