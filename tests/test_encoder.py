@@ -46,12 +46,12 @@ def test_an_unknown_stem_lists_the_known_ones():
         StagedResNet("resnet10", 8, "tiny")
 
 
-def test_a_saved_encoder_loads_into_torchvision_as_the_readme_says(tmp_path):
+def test_a_saved_encoder_loads_into_torchvision_as_the_guide_says(tmp_path):
     torch.manual_seed(0)
     ours = StagedResNet("resnet18", 64, "imagenet").eval()
     save_weights(ours, tmp_path / "encoder.safetensors")
-    readme = (HOME / "README.md").read_text(encoding="utf-8")
-    lines = re.search(r"```python\n(.*?)```", readme[readme.index("### Your encoder elsewhere") :], re.S)[1]
+    guide = (HOME / "SCALING.md").read_text(encoding="utf-8")
+    lines = re.search(r"```python\n(.*?)```", guide[guide.index("## Your encoder elsewhere") :], re.S)[1]
     assert len(list(filter(None, lines.splitlines()))) == 5, "two imports and three lines"
     names = {}
     exec(lines.replace("resnet50", "resnet18").replace("runs/KEY", str(tmp_path)), names)
