@@ -30,7 +30,7 @@ LINES = {
     "the small module": (2300, 3502, 2260, SMALL),
     "labs": (900, 1096, 753, ("labs",)),
     "notebook": (450, 781, 557, ("notebook",)),
-    "study": (850, 1326, 830, ("study",)),
+    "study": (850, 1329, 833, ("study",)),
     "data_scripts": (1900, 2596, 1933, ("data_scripts",)),
 }
 PICTURES = ("matplotlib", "IPython", "ipywidgets")
