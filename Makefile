@@ -4,6 +4,7 @@ DATASET ?= chest_phantom
 SEED    ?= 0
 SCALE   ?= cpu
 TABLES  ?= runs/study/$(SCALE)
+SLIDES ?= slides
 STUDENT ?= student
 PY      := .venv/bin/python
 READY   := .venv/.ready
@@ -28,7 +29,7 @@ student: $(READY) ## copy the notebooks without solutions and outputs into stude
 	@echo "the student edition is in $(STUDENT)/"
 
 slides: $(READY) ## one deck for each notebook in slides/; they need a network when they are shown
-	$(PY) -m jupyter nbconvert --log-level WARN --to slides --output-dir slides --SlidesExporter.reveal_scroll=True \
+	$(PY) -m jupyter nbconvert --log-level WARN --to slides --output-dir $(SLIDES) --SlidesExporter.reveal_scroll=True \
 	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide-input \
 	  --TagRemovePreprocessor.remove_input_tags=hide-code-on-slide notebooks/0*.ipynb
 

@@ -183,6 +183,38 @@ def test_sliders_move_picture_and_numbers(browser, server, name, by_mouse, by_ke
         assert lab.locator("[role=alert]").count() == 0
 
 
+# Sizes that the theme of the slides gives, as measured: it comes from a network. Heights then differ by 40 at most.
+THEME = """
+.reveal .slides { width: 960px } .reveal .slides section section { padding: 20px 0; line-height: 1.2 }
+.reveal h1 { font-size: 75px !important; line-height: 90px !important; margin: 45px 0 20px !important }
+.reveal h2 { font-size: 42px !important; line-height: 51px !important; margin: 25px 0 20px !important }
+.reveal p { line-height: 26px !important; margin-top: 20px } .reveal img { margin: 20px 0 }
+.reveal td, .reveal th { padding: 4px 10px !important; line-height: 24px }
+"""
+HEIGHTS = "slides => slides.map(slide => slide.scrollHeight)"
+
+
+@pytest.fixture(scope="module")
+def decks(tmp_path_factory):
+    """The folder of `make slides`."""
+    place = tmp_path_factory.mktemp("slides")
+    command = ["make", "slides", f"SLIDES={place}", f"PY={sys.executable}", "READY="]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.mark.parametrize("name", ["03_intermediate_layer_losses", "08_results_and_scaling_up"])
+def test_the_slides_of_a_deck_fit_a_screen_of_960_x_700(browser, decks, name):
+    page = browser.new_page(viewport={"width": 1366, "height": 768})
+    page.route("**/*", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
+    page.goto((decks / f"{name}.slides.html").as_uri())
+    page.add_style_tag(content=THEME)
+    heights = page.locator(".slides section section").evaluate_all(HEIGHTS)
+    assert len(heights) > 30 and min(heights) > 50 and max(heights) <= 700 + 40, heights
+    page.close()
+
+
 @pytest.mark.parametrize("name", ["02_moco", "03_intermediate_layer_losses"])
 def test_a_page_answers_a_slider_without_a_kernel_or_a_network(browser, smoke_series, name):
     page = browser.new_page()
