@@ -397,9 +397,9 @@ def findings(scores: pd.DataFrame) -> str:
         head = f"**And with the settings of the paper's released code?** {done_of}. The gain over MoCo there minus"
         lines.append(f"{head} the gain here: {_counted(found)}.")
     losses = [f"the weights of `{arm}`" for arm in protocol.WEIGHTS if arm not in set(tried.get("arm", ()))]
-    for arm, weight in (best_weights(scores) if len(tried) else {}).items():
-        if weight != 1 and f"{arm} x{weight:g}" not in set(usual(scores)["arm"]):
-            losses.append(f"the comparison of `{arm}` at its best weight ({weight:g} times the usual one)")
+    best, made = best_weights(scores) if len(tried) else {}, set(usual(scores)["arm"])
+    late = [(arm, weight) for arm, weight in best.items() if weight != 1 and f"{arm} x{weight:g}" not in made]
+    losses += [f"the comparison of `{arm}` at its best weight ({weight:g} times the usual one)" for arm, weight in late]
     if lacking := [f"*{name}* ({asked})" for name, asked in protocol.SERIES.items() if name not in done] + losses:
         lines.append(f"Not run yet, or not whole: {', '.join(lacking)}.")
     return "\n\n".join(lines)

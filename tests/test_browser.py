@@ -141,6 +141,14 @@ def _running(browser, server: str, name: str):
     page.close()
 
 
+def _offline(browser, file: Path):
+    """A page of a file that gets nothing from a network."""
+    page = browser.new_page(viewport={"width": 1366, "height": 768})
+    page.route("**/*", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
+    page.goto(file.as_uri())
+    return page
+
+
 def _errors(page) -> list[str]:
     return page.locator("[data-mime-type='application/vnd.jupyter.error']").all_inner_texts()
 
@@ -206,9 +214,7 @@ def decks(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["03_intermediate_layer_losses", "08_results_and_scaling_up"])
 def test_the_slides_of_a_deck_fit_a_screen_of_960_x_700(browser, decks, name):
-    page = browser.new_page(viewport={"width": 1366, "height": 768})
-    page.route("**/*", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
-    page.goto((decks / f"{name}.slides.html").as_uri())
+    page = _offline(browser, decks / f"{name}.slides.html")
     page.add_style_tag(content=THEME)
     heights = page.locator(".slides section section").evaluate_all(HEIGHTS)
     assert len(heights) > 30 and min(heights) > 50 and max(heights) <= 700 + 40, heights
@@ -217,9 +223,7 @@ def test_the_slides_of_a_deck_fit_a_screen_of_960_x_700(browser, decks, name):
 
 @pytest.mark.parametrize("name", ["02_moco", "03_intermediate_layer_losses"])
 def test_a_page_answers_a_slider_without_a_kernel_or_a_network(browser, smoke_series, name):
-    page = browser.new_page()
-    page.route("**/*", lambda route: route.continue_() if route.request.url.startswith("file:") else route.abort())
-    page.goto((smoke_series[1] / f"executed/chest_phantom/smoke/seed0/{name}.html").as_uri())
+    page = _offline(browser, smoke_series[1] / f"executed/chest_phantom/smoke/seed0/{name}.html")
     lab, seen = page.locator("div[id^='flipbook-']"), []
     slider, pages = lab.locator("input[type=range]"), int(lab.locator("input").get_attribute("max")) + 1
     for key in ["Home", *["ArrowRight"] * (pages - 1)]:
