@@ -34,7 +34,7 @@ CHOICES = {
     "released_order": (False, True),
     "head": ("linear", "mlp"),
     "schedule": ("cosine", "constant"),
-    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "precision": ("auto", "fp32", "bf16"),
 }
 MOST = 2**32 - 1  # of every number: the largest that all libraries take as a seed
 LEAST, NEARLY_1 = 1e-12, 0.999999
@@ -151,7 +151,7 @@ class Recipe:
     sgd_momentum: float = 0.9
     weight_decay: float = 5e-4
     schedule: str = "cosine"  # to zero; or "constant"
-    precision: str = "auto"  # "fp32", "bf16" or "fp16", see `autocast_type`
+    precision: str = "auto"  # "fp32" or "bf16", see `autocast_type`
     monitor_every: int = 50  # steps between two monitors with kNN and gradient shares
     log_every: int = 10  # steps between two rows of history
     init: str = ""  # fingerprint of the weights that the encoder starts from; "" is random

@@ -1,4 +1,4 @@
-"""Every lab in headless Chromium: in real JupyterLab, moved by mouse and by key, and on a page without a kernel."""
+"""Headless Chromium: labs and a student's edition in real JupyterLab, pages without a kernel, and slides."""
 
 import json
 import os
@@ -31,7 +31,11 @@ LABS = [
     ("06_feature_similarity", "rows n", "sigma"),
     ("07_output_distributions", "threshold", "flatten the first"),
 ]
+STUDENTS = "02_student"  # the student edition of 02
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+
+
+HALF_TEMPERATURE = "max(t for t in np.geomspace(0.005, 1, 400) if torch.softmax(one_query[1:] / t, dim=0).max() >= 0.5)"
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +45,12 @@ def workplace(smoke_series, tmp_path_factory):
     (place / "notebooks").mkdir()
     shutil.copytree(HOME / "study", place / "study")
     wanted = {"DATASET": "chest_phantom", "PRESET": "smoke", "RUNS_DIR": str(smoke_series[1] / "runs")}
+    _make("student", f"STUDENT={place / 'student'}")
+    shutil.copy(place / "student" / "02_moco.ipynb", place / "notebooks" / f"{STUDENTS}.ipynb")
     for name, _, _ in LABS:
-        notebook = json.loads((HOME / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+        shutil.copy(HOME / "notebooks" / f"{name}.ipynb", place / "notebooks")
+    for path in (place / "notebooks").iterdir():
+        notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
             if "parameters" in cell["metadata"].get("tags", []):
                 source = "".join(cell["source"])
@@ -51,7 +59,7 @@ def workplace(smoke_series, tmp_path_factory):
                 cell["source"] = source
             if cell["cell_type"] == "code":
                 cell |= {"outputs": [], "execution_count": None}
-        (place / "notebooks" / f"{name}.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+        path.write_text(json.dumps(notebook), encoding="utf-8")
     return place
 
 
@@ -98,6 +106,12 @@ def browser():
         chromium = p.chromium.launch(executable_path=program, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+def _make(target: str, variable: str) -> None:
+    command = ["make", target, variable, f"PY={sys.executable}", "READY="]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def _wait(true, seconds: float, message: str) -> None:
@@ -191,6 +205,23 @@ def test_sliders_move_picture_and_numbers(browser, server, name, by_mouse, by_ke
         assert lab.locator("[role=alert]").count() == 0
 
 
+def test_a_student_is_stopped_by_an_open_exercise_answers_it_and_is_told_that_it_is_solved(browser, server):
+    with _running(browser, server, STUDENTS) as page:
+        assert "Exercise 1 is still open" in "".join(_errors(page))
+        answer = page.locator(".jp-CodeCell", has_text="half_temperature = None").first
+        for text, told in (
+            ("0.5", "not yet"),
+            ("'warm'", "Expected a number"),
+            (HALF_TEMPERATURE, "Exercise 1: solved"),
+        ):
+            answer.locator(".cm-content").click()
+            page.keyboard.press("Control+A")
+            page.keyboard.insert_text(f"half_temperature = {text}")
+            page.keyboard.press("Shift+Enter")
+            page.keyboard.press("Shift+Enter")  # the cell below checks the answer
+            _wait(lambda told=told: page.get_by_text(told).count() > 0, 60, f"{text} is not answered with {told!r}")
+
+
 # Sizes that the theme of the slides gives, as measured: it comes from a network. Heights then differ by 40 at most.
 THEME = """
 .reveal .slides { width: 960px } .reveal .slides section section { padding: 20px 0; line-height: 1.2 }
@@ -206,9 +237,7 @@ HEIGHTS = "slides => slides.map(slide => slide.scrollHeight)"
 def decks(tmp_path_factory):
     """The folder of `make slides`."""
     place = tmp_path_factory.mktemp("slides")
-    command = ["make", "slides", f"SLIDES={place}", f"PY={sys.executable}", "READY="]
-    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    _make("slides", f"SLIDES={place}")
     return place
 
 

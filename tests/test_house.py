@@ -27,7 +27,7 @@ MAY_IMPORT = {
 SMALL = ("recipe", "runtime", "__main__", "data", "method", "training", "evaluation")
 # The lines a room was meant to have; those that it has, and those without blank ones, comments and docstrings.
 LINES = {
-    "the small module": (2300, 3502, 2260, SMALL),
+    "the small module": (2300, 3502, 2259, SMALL),
     "labs": (900, 1096, 753, ("labs",)),
     "notebook": (450, 781, 557, ("notebook",)),
     "study": (850, 1329, 833, ("study",)),

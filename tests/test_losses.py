@@ -13,6 +13,7 @@ from mocolayers.method.losses import (
     StageMSE,
     ViewNorm,
     barlow_terms,
+    barlow_terms_of_few,
     cross_correlation,
     info_nce,
     pool_stage,
@@ -215,6 +216,27 @@ def test_o2_the_released_barlow_term_can_hardly_tell_identical_from_unrelated_vi
     assert same == pytest.approx(identical, abs=2e-3)
     assert other == pytest.approx(unrelated, abs=2e-3)
     assert other - same == pytest.approx(unrelated - identical, abs=1e-3)
+
+
+@pytest.mark.parametrize("batch, width", [(16, 64), (64, 16)])
+def test_barlow_terms_without_the_matrix_are_those_of_the_matrix(batch, width):
+    """Value and gradient, also where several stages are asked for together and views are nearly alike."""
+    found = []
+    for terms in (barlow_terms_of_few, lambda u, v: barlow_terms(cross_correlation(u, v))):
+        u = normal(batch, 3, width).requires_grad_()
+        v = (u.detach() + 0.1 * normal(batch, 3, width, seed=1)).requires_grad_()
+        on, off = terms(u, v)
+        (on.sum() + 0.5 * off.sum()).backward()
+        found.append((on, off, u.grad, v.grad))
+    for few, whole in zip(*found, strict=True):
+        assert torch.allclose(few, whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
+
+
+def test_a_wide_projector_costs_the_same_in_a_small_batch_as_its_matrix_says():
+    loss = StageBarlow([8], projector=64)
+    u, v = ([normal(16, 8, 1, 1, seed=seed)] for seed in (0, 1))
+    on, off = barlow_terms(cross_correlation(*loss.project(u, v)))
+    assert torch.allclose(loss(u, v)[0], (on + off)[0] / 32, rtol=1e-4)
 
 
 def test_o2_no_correlation_at_all_would_be_cheapest_at_small_batches():

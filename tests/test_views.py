@@ -13,12 +13,12 @@ from torchvision.transforms import functional as theirs
 from mocolayers.data import views as module
 from mocolayers.data.views import (
     Feeder,
-    TwoViews,
     blur,
     gaussian_kernel,
     random_numbers,
     random_view,
     to_float,
+    two_views,
     view_of_numbers,
 )
 from mocolayers.recipe import LESSON_VIEWS, RELEASED_VIEWS, Views
@@ -49,7 +49,7 @@ def coordinates(n, side):
 @pytest.mark.parametrize("views", EVERY_KIND)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_views_keep_shape_and_range(views, channels):
-    x_q, x_k = TwoViews(views)(images(channels=channels), generator())
+    x_q, x_k = two_views(images(channels=channels), views, generator())
     for x in (x_q, x_k):
         assert x.shape == (6, channels, 20, 20)
         assert x.min() >= 0 and x.max() <= 1 + 1e-6
@@ -61,10 +61,10 @@ def test_views_keep_shape_and_range(views, channels):
 @pytest.mark.parametrize("processes", [2, 3, 12])
 def test_a_view_is_the_same_to_the_bit_however_many_processes_share_the_batch(views, channels, processes):
     batch, each = images(12, channels=channels), 12 // processes
-    whole = TwoViews(views)(batch, generator())
+    whole = two_views(batch, views, generator())
     parts = [slice(each * rank, each * (rank + 1)) for rank in range(processes)]
-    numbers = random_numbers(generator(), 2, 12)
-    shared = [TwoViews(views).of_numbers(batch[part], numbers[:, part]) for part in parts]
+    numbers = random_numbers(generator(), 2, 12)  # as a training step draws them, for both views at once
+    shared = [[view_of_numbers(to_float(batch[part]), views, each[part]) for each in numbers] for part in parts]
     for view, pieces in zip(whole, zip(*shared, strict=True), strict=True):
         assert torch.equal(view, torch.cat(pieces))
 
@@ -72,9 +72,9 @@ def test_a_view_is_the_same_to_the_bit_however_many_processes_share_the_batch(vi
 @pytest.mark.parametrize("views", EVERY_KIND)
 def test_views_made_a_few_images_at_a_time_are_the_same(views, monkeypatch):
     pictures = images()
-    whole = TwoViews(views)(pictures, generator())
+    whole = two_views(pictures, views, generator())
     monkeypatch.setattr(module, "CACHED", 4 * pictures[0].numel())
-    parts = TwoViews(views)(pictures, generator())
+    parts = two_views(pictures, views, generator())
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""`TwoViews`: two random views of a whole batch of images at once, on the batch's device."""
+"""Random views of a whole batch of images at once, on the batch's device."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -20,22 +20,6 @@ SAMPLE = {"area": TRIES, "aspect": TRIES, "place": 2, "angle": 1, "mirror": 2, "
 MOST_IMAGES, MOST_PIXELS = 250, 2**22  # four maps of 2**22 pixels take about half a gigabyte
 MOST_ON_GPU = 4096  # images at a time on anything but a processor: few small ones leave it idle
 CACHED = 2**19  # numbers, two megabytes: a dozen passes over more than that wait for memory, several times as long
-
-
-class TwoViews:
-    """Make two independent random views of every image of a batch."""
-
-    def __init__(self, views: Views) -> None:
-        self.views = views
-
-    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Two views of a batch (B, H, W, C) of uint8: x_q and x_k, (B, C, H, W) float32 in [0, 1] each."""
-        return self.of_numbers(images, random_numbers(generator, 2, len(images)).to(images.device))
-
-    def of_numbers(self, images: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """The two views that `random_numbers` (2, B, 33) on the images' device decide; nothing waits for the device."""
-        x = to_float(images)
-        return tuple(view_of_numbers(x, self.views, each) for each in numbers)
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -85,6 +69,12 @@ def batches(data: MedicalImages, rows: np.ndarray, device: torch.device, size: i
 def random_numbers(generator: torch.Generator, *shape: int) -> Tensor:
     """(*shape, 33) numbers in [0, 1), which decide a view each; from a CPU generator."""
     return torch.rand(*shape, sum(SAMPLE.values()), generator=generator)
+
+
+def two_views(images: Tensor, views: Views, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two random views (B, C, H, W) in [0, 1] of each image (B, H, W, C) of uint8, one after the other."""
+    x = to_float(images)
+    return random_view(x, views, generator), random_view(x, views, generator)
 
 
 def random_view(x: Tensor, views: Views, generator: torch.Generator) -> Tensor:

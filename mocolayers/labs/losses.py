@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.data.views import TwoViews
+from mocolayers.data.views import two_views
 from mocolayers.labs.panel import Answer, Lab, quick_figure
 from mocolayers.method.encoder import StagedResNet
 from mocolayers.method.losses import StageBarlow, StageMSE, cross_correlation
@@ -36,7 +36,7 @@ def stages_of(encoder: StagedResNet, data: MedicalImages, recipe: Recipe) -> dic
         map; `cell`: how many places of the map are averaged into one of the pooled map.
     """
     rows = np.sort(np.random.default_rng(recipe.seed).permutation(data.rows("train"))[:MOST])
-    x_q, x_k = TwoViews(recipe.views)(torch.from_numpy(data.images[rows]), step_generator(recipe.seed, 0))
+    x_q, x_k = two_views(torch.from_numpy(data.images[rows]), recipe.views, step_generator(recipe.seed, 0))
     with torch.no_grad():
         key = encoder(x_k)
     query = encoder(x_q)

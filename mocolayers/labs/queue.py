@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mocolayers.data.labels import class_matrix
 from mocolayers.data.prepared import MedicalImages
+from mocolayers.data.views import two_views
 from mocolayers.labs.panel import Answer, Lab, quick_figure
 from mocolayers.recipe import Recipe
 from mocolayers.runtime import resolve_device, step_generator
@@ -41,7 +42,8 @@ def key_history(recipe: Recipe, data: MedicalImages, device: str = "auto", steps
     leader = nn.ModuleList([trainer.model.encoder_q, trainer.model.head_q])
     followers = {momentum: copy.deepcopy(leader) for momentum in MOMENTA}
     rows = np.sort(np.random.default_rng(recipe.seed).permutation(data.rows("train"))[:images])
-    x_q, x_k = trainer.views(torch.from_numpy(data.images[rows]).to(trainer.device), step_generator(recipe.seed, 10**6))
+    images, generator = torch.from_numpy(data.images[rows]).to(trainer.device), step_generator(recipe.seed, 10**6)
+    x_q, x_k = two_views(images, recipe.views, generator)
     moments = {momentum: [] for momentum in MOMENTA}
     for step in tqdm(range(1, steps + 1), desc="following the query encoder"):
         trainer.train_step()
@@ -132,10 +134,9 @@ def queue_lab(history: dict) -> Lab:
         alt = f"Cosines of one query to {length} keys, and softmax bars at temperature {temperature:.2g}."
         return draw_game(game, query, temperature), alt, numbers
 
-    lengths = {"min": KEYS_PER_STEP, "max": longest, "step": KEYS_PER_STEP}
     controls = {
         "temperature": FloatLogSlider(0.1, min=-2, max=0.5, step=0.25, readout_format=".2g", description="temperature"),
-        "length": IntSlider(min(256, longest), **lengths, description="queue length"),
+        "length": IntSlider(min(256, longest), KEYS_PER_STEP, longest, KEYS_PER_STEP, description="queue length"),
         "momentum": SelectionSlider(options=MOMENTA, value=0.99, description="momentum"),
         "drop_same": Checkbox(False, indent=False, description="leave out keys of the query's class"),
         "query": IntSlider(0, min=0, max=len(history["q"]) - 1, description="query"),

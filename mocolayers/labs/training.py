@@ -42,12 +42,11 @@ def watch(
         title = f"{recipe.arm}: step {history['step'].max():.0f} of {recipe.steps}"
         shown.update(picture(histories((beside or {}) | {recipe.arm: history}, CURVES, title, after=1)))
 
-    def after_step(trainer: Trainer) -> bool:
+    def after_step(trainer: Trainer) -> None:
         nonlocal drawn
         if len(trainer.history) > 1 and time.monotonic() - drawn > REDRAW_SECONDS:
             draw(pd.DataFrame(trainer.history))
             drawn = time.monotonic()
-        return False
 
     run = pretrain(recipe, data, runs_dir, device, after_step=after_step)
     if len(history := run.history()) > 1:

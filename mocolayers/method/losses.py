@@ -106,13 +106,18 @@ def standardise(z: Tensor, eps: float = 1e-5, gain: Tensor | None = None, bias: 
     return z if gain is None else z * gain + bias
 
 
+def both_standardised(z_u: Tensor, z_v: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """`standardise` each of two views (B, ..., D), in fp32."""
+    z = torch.stack([z_u, z_v], dim=1).float()  # together: their gradients come back in one piece, in order
+    return standardise(z.flatten(1), eps).view(z.shape).unbind(dim=1)
+
+
 def cross_correlation(z_u: Tensor, z_v: Tensor, eps: float = 1e-5) -> Tensor:
     """(..., D, D) correlations over the batch between the features of two views, (B, ..., D) each, in fp32.
 
     Source: Zbontar et al. 2021, equation 2 (2103.03230), with batch-norm's biased variance and epsilon.
     """
-    z = torch.stack([z_u, z_v], dim=1).float()  # together: their gradients come back in one piece, in order
-    z_u, z_v = standardise(z.flatten(1), eps).view(z.shape).unbind(dim=1)
+    z_u, z_v = both_standardised(z_u, z_v, eps)
     with torch.autocast(z_u.device.type, enabled=False):
         return mean_over_processes(torch.einsum("b...i,b...j->...ij", z_u, z_v / len(z_v)))
 
@@ -121,6 +126,19 @@ def barlow_terms(correlation: Tensor) -> tuple[Tensor, Tensor]:
     """The diagonal part, sum_i (C_ii - 1)^2, and the off-diagonal one, sum_{i != j} C_ij^2, of (..., D, D) matrices."""
     diagonal = correlation.diagonal(dim1=-2, dim2=-1)
     return (diagonal - 1).square().sum(-1), correlation.square().sum((-2, -1)) - diagonal.square().sum(-1)
+
+
+def barlow_terms_of_few(z_u: Tensor, z_v: Tensor) -> tuple[Tensor, Tensor]:
+    """`barlow_terms` of the `cross_correlation` of (B, ..., D), faster where B is far below D: C is never made.
+
+    C = Z_u^T Z_v / B: its C_ij^2 sum to what the products of the elements of Z_u Z_u^T / B and Z_v Z_v^T / B sum to.
+    """
+    z_u, z_v = both_standardised(z_u, z_v)
+    diagonal = (z_u * z_v).mean(dim=0)
+    with torch.autocast(z_u.device.type, enabled=False):
+        rows_u, rows_v = (torch.einsum("a...i,b...i->...ab", z, z / len(z)) for z in (z_u, z_v))
+    every = (rows_u * rows_v).sum((-2, -1))
+    return (diagonal - 1).square().sum(-1), every - diagonal.square().sum(-1)
 
 
 class StageBarlow(nn.Module):
@@ -152,7 +170,9 @@ class StageBarlow(nn.Module):
 
     def forward(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Sequence[Tensor]:
         """The unweighted loss of each stage."""
-        on, off = barlow_terms(cross_correlation(*self.project(query, key)))
+        z_u, z_v = self.project(query, key)
+        few = 2 * len(z_u) < z_u.shape[-1] and world_size() == 1  # several processes share C, not their rows
+        on, off = barlow_terms_of_few(z_u, z_v) if few else barlow_terms(cross_correlation(z_u, z_v))
         return (self.scale * (on + self.off_diagonal * off)).unbind()
 
     def project(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Sequence[Tensor]:

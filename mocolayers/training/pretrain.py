@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.data.views import Feeder, TwoViews, batches, random_numbers
+from mocolayers.data.views import Feeder, batches, random_numbers, to_float, view_of_numbers
 from mocolayers.method.collectives import own_part, rank, world_size
 from mocolayers.method.moco import MoCo, MoCoOutput
 from mocolayers.recipe import Recipe
@@ -43,7 +43,7 @@ def pretrain(
     runs_dir: str | Path = "runs",
     device: str = "auto",
     progress: bool = True,
-    after_step: Callable[["Trainer"], bool] | None = None,
+    after_step: Callable[["Trainer"], bool | None] | None = None,
     init: str | Path | None = None,
     compiled: bool = False,
 ) -> Run:
@@ -171,7 +171,6 @@ class Trainer:
             self.model.encoder_q.compile()
             self.model.encoder_k.compile()
         self.in_parallel = parallel(self.model)
-        self.views = TwoViews(recipe.views)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.SGD(
             trained, lr=recipe.lr, momentum=recipe.sgd_momentum, weight_decay=recipe.weight_decay, fused=True
@@ -181,8 +180,6 @@ class Trainer:
         # encoder see `StagedResNet`.
         if device.type == "cpu" and (recipe.width < 16 or recipe.side <= (16 if recipe.stem == "imagenet" else 4)):
             self.dtype = None
-        # fp16 has so few small numbers that gradients are scaled up, or they become zero.
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.step, self.held, self.history = 0, 0, []  # held: keys in the queue, known without asking the device
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._order = functools.lru_cache(2)(
@@ -206,7 +203,10 @@ class Trainer:
         output = forward(*inputs, logged, self.held)
         self._finite.logical_and_(output.loss.detach().isfinite())
         row = self._observe(output, monitor) if logged else None
-        self._learn(output)
+        self.optimiser.zero_grad(set_to_none=True)
+        output.loss.backward()
+        self.optimiser.step()
+        self.model.enqueue(output.keys)
         self.step += 1
         self.held = min(self.held + self.batch, self.recipe.queue)
         if logged:
@@ -219,16 +219,10 @@ class Trainer:
         return output
 
     def _forward(self, images: Tensor, numbers: Tensor, order: Tensor, stages: bool, held: int):
-        x_q, x_k = self.views.of_numbers(images, numbers)
+        x = to_float(images)
+        x_q, x_k = (view_of_numbers(x, self.recipe.views, each) for each in numbers)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             return self.in_parallel(x_q, x_k, order, stages, held)
-
-    def _learn(self, output: MoCoOutput) -> None:
-        self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(output.loss).backward()
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        self.model.enqueue(output.keys)
 
     def _compile(self) -> Callable[..., MoCoOutput]:
         mode = "reduce-overhead" if self.device.type == "cuda" else None  # CUDA graphs: hundreds of launches are one
@@ -256,7 +250,6 @@ class Trainer:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "scaler": self.scaler.state_dict(),
             "history": self.history,
         }
 
@@ -265,8 +258,6 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
-            if state["scaler"]:
-                self.scaler.load_state_dict(state["scaler"])
             self.step, self.history = int(state["step"]), list(state["history"])
             self.held = int(self.model.filled)
         except Exception as error:

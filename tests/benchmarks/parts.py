@@ -1,5 +1,6 @@
 """What the parts of a training step cost: queue, batch, stages with a loss, and what is done besides the encoder."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pretraining import made_up_images, measure, trainer_step
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mocolayers.data.views import TwoViews
+from mocolayers.data.views import two_views
 from mocolayers.method.losses import STAGE_LOSSES, info_nce
 from mocolayers.recipe import preset
 from mocolayers.training.pretrain import build_moco
@@ -57,9 +58,9 @@ def part_table(repeats: int) -> pd.DataFrame:
     parts = {}
     for side, channels in ((28, 1), (28, 3), (64, 3)):
         data = made_up_images(side, channels, (128, 0, 0))
-        images, views = torch.from_numpy(data.images), TwoViews(preset("lesson", "moco", data).views)
+        images, views = torch.from_numpy(data.images), preset("lesson", "moco", data).views
         name = f"two views of 128 images, {side} px {'gray' if channels == 1 else 'colour'}"
-        parts[name] = lambda views=views, images=images: views(images, torch.Generator().manual_seed(0))
+        parts[name] = functools.partial(two_views, images, views, torch.Generator())
     data = made_up_images(28, 1, (128, 0, 0))
     parts["momentum update, lesson's ResNet-10 width 16"] = build_moco(preset("lesson", "moco", data)).momentum_update
     released = build_moco(preset("paper", "moco", data, queue=128))
