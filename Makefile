@@ -15,7 +15,7 @@ help: ## this list
 	@echo "  variables        PRESET=smoke|lesson|paper  DATASET='name ...'  SEED='0 1 ...'  SCALE=smoke|cpu|gpu  TABLES=runs/study/cpu  OPTIONS='--jobs 1 ...'  PYTHON=python3.11"
 
 run: $(READY) ## execute the notebook series; pages in executed/index.html
-	$(PY) -m mocolayers series --preset $(PRESET) --dataset $(DATASET) --seed $(SEED)
+	$(PY) -m mocolayers series --preset $(PRESET) --dataset $(DATASET) --seed $(SEED) $(OPTIONS)
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks
@@ -24,14 +24,14 @@ student: $(READY) ## copy the notebooks without solutions and outputs into stude
 	@test ! -e $(STUDENT) || { echo "$(STUDENT)/ is there already, perhaps with a student's work, and is left as it is;" \
 	  "move it away, or name a new folder: make student STUDENT=autumn"; exit 1; }
 	$(PY) -m jupyter nbconvert --log-level WARN --to notebook --output-dir $(STUDENT).partial --ClearOutputPreprocessor.enabled=True \
-	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution notebooks/0*.ipynb
+	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_cell_tags=solution notebooks/[0-9][0-9]_*.ipynb
 	@mv $(STUDENT).partial $(STUDENT)
 	@echo "the student edition is in $(STUDENT)/"
 
 slides: $(READY) ## one deck for each notebook in slides/; they need a network when they are shown
 	$(PY) -m jupyter nbconvert --log-level WARN --to slides --output-dir $(SLIDES) --SlidesExporter.reveal_scroll=True \
 	  --TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide-input \
-	  --TagRemovePreprocessor.remove_input_tags=hide-code-on-slide notebooks/0*.ipynb
+	  --TagRemovePreprocessor.remove_input_tags=hide-code-on-slide notebooks/[0-9][0-9]_*.ipynb
 
 test: $(READY) browser ## style, unit tests, and every notebook at the smoke preset
 	$(PY) -m ruff check .
@@ -48,7 +48,7 @@ bench: $(READY) ## speed side by side, and the notebooks' time and memory, into 
 	$(PY) tests/benchmarks/bench.py
 	$(PY) tests/benchmarks/whole_series.py
 
-bench-gpu: $(READY) ## speed and memory on an NVIDIA GPU into study/bench_gpu.md, under eight minutes on an H100
+bench-gpu: $(READY) ## speed and memory on an NVIDIA GPU into study/bench_gpu.md, meant for less than eight minutes on an H100
 	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/requirements.txt
 	$(PY) tests/benchmarks/gpu.py
 

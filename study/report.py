@@ -15,7 +15,7 @@ KEY = """
 | column | meaning |
 |---|---|
 | `low`, `high` | a 95% interval over repetitions; in the gate the lowest and the highest seed |
-| `difference`, `mean` | in the gate: mean of the seeds that did not choose the setting, and of all seeds |
+| `difference` | in the gate, the mean of the seeds that did not choose the setting; `mean` is that of all seeds |
 | `p`, `p_equal` | of no difference, and of one of 0.01 or more; both are corrected (Holm) for the rows of a family |
 | `pull`, `gain` | the stage losses' share of the summed gradient norms on the encoder; AUC minus MoCo's |
 | `size`, `seeds` of runs trained again | how far two runs of a recipe, and two repetitions of an arm, are apart |
@@ -394,8 +394,8 @@ def findings(scores: pd.DataFrame) -> str:
     found = conditions(scores, passed) if "conditions" in done else pd.DataFrame()
     if len(found):
         done_of = f"{found['seeds'].max()} of {len(scale_of(scores).repetitions)} repetitions are done"
-        head = f"**And with the settings of the paper's released code?** {done_of}. The gain over MoCo there minus"
-        lines.append(f"{head} the gain here: {_counted(found)}.")
+        head = f"**And with the settings of the paper's released code?** {done_of}. Is the gain over MoCo larger there?"
+        lines.append(f"{head} Of {len(found)} comparisons: {_counted(found)}.")
     losses = [f"the weights of `{arm}`" for arm in protocol.WEIGHTS if arm not in set(tried.get("arm", ()))]
     best, made = best_weights(scores) if len(tried) else {}, set(usual(scores)["arm"])
     late = [(arm, weight) for arm, weight in best.items() if weight != 1 and f"{arm} x{weight:g}" not in made]
@@ -416,7 +416,7 @@ def _gate_said(passed: pd.DataFrame) -> str:
     few = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
     head = f"**Does pretraining help?** MoCo's AUC minus that without pretraining, at {few} of the labels, on patients"
     head += " who are kept for choices (means of the seeds that did not choose MoCo's settings)"
-    return f"{head}: {'; '.join(kinds)}. Where it says *not*, a data set cannot tell by design."
+    return f"{head}: {'; '.join(kinds)}. *Not* means that the data set is left out of the averages below."
 
 
 def _pulls_said(table: pd.DataFrame) -> str:
