@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from conversion import Converted, Picture, convert, not_work
+from conversion import Converted, Picture, convert, discard
 from copies import count_pairs, near_pairs, pixel_hashes, rows_without_copies, tie_copies
 from sources import printable
 
-from mocolayers.data.folders import check_name, check_target, clear
+from mocolayers.data.folders import check_name, check_target
 from mocolayers.data.labels import class_matrix
 from mocolayers.data.prepared import (
     ARRAYS,
@@ -21,7 +21,6 @@ from mocolayers.data.prepared import (
     MedicalImages,
     Rows,
     data_folder,
-    not_partial,
     save_prepared,
 )
 from mocolayers.runtime import DatasetError, RunError, writing
@@ -105,11 +104,7 @@ def check_places(args: argparse.Namespace) -> None:
         for path in given if isinstance(given, list) else [given]:
             if isinstance(path, Path) and option != "out":
                 check_apart(path, args.out / args.name)
-    target = args.out / args.name
-    if target.exists():
-        for kind, strangers in (("work", not_work), ("partial", not_partial)):  # what a kill at the end has left
-            clear(target, kind, strangers)
-    check_target(target)
+    check_target(args.out / args.name)
 
 
 def check_apart(source: Path, target: Path) -> None:
@@ -203,7 +198,7 @@ def finish(args: argparse.Namespace, read: Converted, labels, given: np.ndarray,
     data = MedicalImages(args.name, card, **{name: arrays[name] for name in ARRAYS})
     sheet = contact_sheet(data, near[split[near[:, 0]] != split[near[:, 1]]])
     place = save_prepared(args.out / args.name, arrays, card, {"contact_sheet.png": rendered(sheet, quick=True)})
-    clear(place, "work", not_work)
+    discard(place)
     print(f"{place}: {len(split)} images of {len(np.unique(arrays['patients']))} patients, {args.side} px")
     for name, patients in report["patients"].items():
         counts = report["classes"].get(name, {"images": int((split == UNLABELLED).sum())})

@@ -19,9 +19,9 @@ from pixels import eight_bits, extremes
 from sources import fingerprint, printable
 from tqdm import tqdm
 
-from mocolayers.data.folders import clear
+from mocolayers.data.folders import tell_leftovers
 from mocolayers.data.prepared import Rows
-from mocolayers.runtime import DatasetError, atomic_write, held, is_temporary
+from mocolayers.runtime import DatasetError, atomic_write, held
 
 CHUNK = 64  # images of one job, which are read again after a kill
 PIXELS, JOURNAL, INTENSITY = "images.npy", "done.jsonl", "intensity.json"
@@ -70,7 +70,7 @@ def convert(
         channels: of the prepared images, 1 or 3.
         side: of the result, pixels.
         target: the data set that it is for. Pixels and a journal of what is done are kept in a hidden folder beside it,
-            named with a fingerprint of what is read: the same call goes on, and work of other calls is removed.
+            named with a fingerprint of what is read, so that the same call goes on; see `discard`.
         skip_bad: leave unreadable files out instead of stopping.
         workers: number of processes.
         intensity: of images deeper than eight bits: the values that become black and white, or "percentile" for those
@@ -84,11 +84,10 @@ def convert(
     about = f"{named.__module__}.{named.__name__} {whole} {channels} {side} {intensity}"
     work = target.with_name(f".{target.name}.work-{fingerprint(paths, about)}")
     work.mkdir(parents=True, exist_ok=True)
-    os.utime(work)
     with held(work, wait=False) as mine:
         if mine is False:
             raise DatasetError(f"another process is reading these images for {target}; wait until it has ended")
-        clear(target, "work", not_work)
+        tell_leftovers(target, "work", own=work)
         if not (work / JOURNAL).is_file():
             shape = (len(paths), side, side, channels)
             np.lib.format.open_memmap(work / PIXELS, "w+", np.uint8, shape)
@@ -109,10 +108,13 @@ def convert(
     return Converted(Rows(images, good), [pictures[row] for row in good], report)
 
 
-def not_work(folder: Path) -> list[str]:
-    """Names in a folder that are no part of a conversion."""
-    found = set(os.listdir(folder)) - {PIXELS, JOURNAL, INTENSITY}
-    return sorted(name for name in found if not is_temporary(name, INTENSITY))
+def discard(target: Path) -> None:
+    """Remove the files that `convert` keeps beside a data set, which is done now, and their folder if it is empty."""
+    for work in target.parent.glob(f".{target.name}.work-*"):
+        with suppress(OSError):  # a file of someone else is in it
+            for name in (PIXELS, JOURNAL, INTENSITY):
+                (work / name).unlink(missing_ok=True)
+            work.rmdir()
 
 
 def _fill(work: Path, paths: list[Path], prepare, skip_bad: bool, workers: int, intensity) -> list[dict]:

@@ -58,21 +58,10 @@ def held(place: Path, wait: bool = True):
         os.close(handle)
 
 
-@contextlib.contextmanager
-def abandoned(place: Path):
-    """Whether no one works in a folder or file of ours any more; where nothing can be locked, after a day."""
-    with held(place, wait=False) as mine:
-        yield time.time() - place.stat().st_mtime > DAY if mine is None else mine
-
-
-def is_temporary(name: str, of: str) -> bool:
-    """Whether `atomic_write` gives a file this name while it writes the file `of`."""
-    return re.fullmatch(rf"\.{re.escape(of)}\.\d+-\d+", name) is not None
-
-
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary name beside `path`, then rename it to `path`; remove those that are a day old."""
-    for left in [beside for beside in path.parent.iterdir() if is_temporary(beside.name, path.name)]:
+    ours = re.compile(rf"\.{re.escape(path.name)}\.\d+-\d+")  # the form of the temporary name
+    for left in [beside for beside in path.parent.iterdir() if ours.fullmatch(beside.name)]:
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > DAY:  # of a killed process; no lock here can be sure of that
                 left.unlink()

@@ -16,7 +16,7 @@ from test_data_scripts import nih_tree, noise, run_script, save
 
 from mocolayers.data.folders import check_name
 from mocolayers.data.prepared import SCRIPTS, load, save_prepared
-from mocolayers.runtime import DatasetError, held
+from mocolayers.runtime import DatasetError
 
 
 def contents(folder):
@@ -142,28 +142,26 @@ def killed_while_saving(target, before="False", after="False"):
     assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
 
 
-def test_what_a_killed_process_left_is_removed_and_what_looks_like_it_is_not(tmp_path):
+def test_what_a_killed_process_left_is_named_and_nothing_is_removed(tmp_path, capsys):
     target = tmp_path / "tiny"
     killed_while_saving(target, before="'.partial-' in str(self)")
     (left,) = tmp_path.iterdir()
-    for name in (".tiny.partial-0123", ".tiny.work-89ab", ".tiny.partial-mine", ".tiny2.partial-01"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / ("raw.npy" if name.endswith("0123") else "thesis.txt")).write_text("mine")
-    kept = contents(tmp_path).keys() - contents(left).keys()
+    (tmp_path / ".tiny2.partial-01").mkdir()
+    before = contents(tmp_path)
     save_prepared(target, make_arrays(), make_card())
-    assert not left.exists() and kept <= contents(tmp_path).keys()
+    assert before.items() <= contents(tmp_path).items()
+    assert f"note: {left}: unfinished" in capsys.readouterr().out
 
 
-def test_another_processs_unfinished_folder_is_left_alone(make_data, tmp_path):
-    target = tmp_path / "data" / "tiny"
-    other = target.with_name(".tiny.partial-0123abcd")
-    other.mkdir(parents=True)
-    (other / "images.npy").write_bytes(b"half")
-    with held(other):
-        make_data()
-    assert other.is_dir()
-    make_data()
-    assert not other.exists()
+def test_a_file_of_someone_else_beside_a_conversion_is_kept_when_the_data_set_is_done(scans, tmp_path):
+    work = tmp_path / "out" / ".own.work-0123"
+    work.mkdir(parents=True)
+    (work / "images.npy").write_text("of a conversion that was stopped")
+    (work / "thesis.txt").write_text("mine")
+    done = run_script("folder", "--source", scans, "--out", tmp_path / "out", "--name", "own", "--side", "16")
+    assert done.returncode == 0 and f"note: {work}: unfinished" in done.stdout, done.stderr
+    assert [path.name for path in work.iterdir()] == ["thesis.txt"]
+    assert sorted(path.name for path in work.parent.iterdir()) == [work.name, "own"]
 
 
 def save_and_load(root, start, said):

@@ -1,12 +1,9 @@
 """Where a data set goes: a plain name, and a place where nothing is. Nothing is ever replaced."""
 
 import re
-import shutil
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from mocolayers.runtime import DatasetError, abandoned
+from mocolayers.runtime import DatasetError
 
 
 def check_name(name: str) -> None:
@@ -22,16 +19,7 @@ def check_target(target: Path) -> None:
         raise DatasetError(f"{target} is there already and is left as it is; choose another name, or move it away")
 
 
-def hidden(target: Path, kind: str) -> list[Path]:
-    """The hidden folders beside a data set that are named for it: kind is "partial" or "work"."""
-    name = re.compile(rf"\.{re.escape(target.name)}\.{kind}-[0-9a-f]+")
-    beside = target.parent.iterdir() if target.parent.is_dir() else ()
-    return [path for path in beside if name.fullmatch(path.name) and path.is_dir() and not path.is_symlink()]
-
-
-def clear(target: Path, kind: str, strangers: Callable[[Path], list[str]]) -> None:
-    """Remove what killed processes left beside a data set: no folder in use, and none that holds a stranger's file."""
-    for folder in hidden(target, kind):
-        with suppress(FileNotFoundError), abandoned(folder) as free:  # its owner may remove it meanwhile
-            if free and not strangers(folder):
-                shutil.rmtree(folder)
+def tell_leftovers(target: Path, kind: str, own: Path | None = None) -> None:
+    """Name what stopped scripts left hidden beside a data set; kind is "partial" or "work". Nothing is removed."""
+    if left := [str(path) for path in sorted(target.parent.glob(f".{target.name}.{kind}-*")) if path != own]:
+        print(f"note: {', '.join(left)}: unfinished; if no other script is at work there, you can remove it")

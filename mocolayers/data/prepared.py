@@ -4,7 +4,6 @@ A prepared data set is a folder `NAME/` with `images.npy` (N, H, W, C) uint8, `l
 `patients.npy` (N,), `split.npy` (N,) and `card.json`. Other arrays may stand beside them.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mocolayers.data.folders import check_name, check_target, clear
+from mocolayers.data.folders import check_name, check_target, tell_leftovers
 from mocolayers.runtime import DatasetError, held
 
 ARRAYS = ("images", "labels", "patients", "split")
@@ -133,35 +132,26 @@ def save_prepared(target: Path, arrays: dict[str, np.ndarray], card: dict, files
     _check_arrays(target.name, arrays, card)
     work = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
     target.parent.mkdir(parents=True, exist_ok=True)
+    tell_leftovers(target, "partial")
     try:
-        with contextlib.ExitStack() as lock:
-            with held(target.parent):  # or another process could clear it before it is locked
-                work.mkdir()
-                lock.enter_context(held(work))
-            for name, array in arrays.items():
-                (_save_images if name == "images" else np.save)(work / f"{name}.npy", array)
-            full = card | {
-                "name": target.name,
-                "side": int(arrays["images"].shape[1]),
-                "counts": _counts(arrays["split"]),
-                "sha256": {name: _sha256(work / f"{name}.npy") for name in arrays},
-            }
-            text = json.dumps(full, indent=1, ensure_ascii=False) + "\n"
-            for name, content in {"card.json": text.encode(), **(files or {})}.items():
-                (work / name).write_bytes(content)
-            with held(target.parent):  # another process may have made it meanwhile
-                check_target(target)
-                work.rename(target)
-                clear(target, "partial", not_partial)
+        work.mkdir()
+        for name, array in arrays.items():
+            (_save_images if name == "images" else np.save)(work / f"{name}.npy", array)
+        full = card | {
+            "name": target.name,
+            "side": int(arrays["images"].shape[1]),
+            "counts": _counts(arrays["split"]),
+            "sha256": {name: _sha256(work / f"{name}.npy") for name in arrays},
+        }
+        text = json.dumps(full, indent=1, ensure_ascii=False) + "\n"
+        for name, content in {"card.json": text.encode(), **(files or {})}.items():
+            (work / name).write_bytes(content)
+        with held(target.parent):  # another process may have made it meanwhile
+            check_target(target)
+            work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
-
-
-def not_partial(folder: Path) -> list[str]:
-    """Names in a folder that are no part of an unfinished data set."""
-    ours = {"card.json", "contact_sheet.png", *(f"{name}.npy" for name in (*ARRAYS, "grades"))}
-    return [path.name for path in folder.iterdir() if path.name not in ours]
 
 
 def _save_images(path: Path, images: np.ndarray | Rows) -> None:
