@@ -311,21 +311,6 @@ def conditions(scores: pd.DataFrame, passed: pd.DataFrame | None = None) -> pd.D
     return compared(pd.concat(averaged(part) for _, part in kinds), ratio=protocol.RATIO)
 
 
-def power(scores: pd.DataFrame, repetitions: int = len(protocol.REPETITIONS)) -> pd.DataFrame:
-    """Half widths of the intervals to expect, from how far tuning seeds are apart: per protocol and fraction.
-
-    These seeds are judged on the same patients, so what other test patients would add is missing.
-
-    Args:
-        scores: with the series of weights; every arm and weight with at least two seeds counts.
-    """
-    differences = paired(primary(low_label(scores, "weights"), gate(scores)))
-    spread = differences.groupby(["protocol", "fraction", "judged_on"]).var().mean(axis=1)  # of one data set
-    kinds = spread.groupby(["protocol", "fraction"])
-    error = np.sqrt(kinds.sum() / kinds.size() ** 2 * (1 / repetitions + protocol.RATIO))  # of the mean over data sets
-    return (error * stats.t.ppf(1 - protocol.LEVEL / 2, repetitions - 1)).rename("half_width").reset_index()
-
-
 def claims(folder: Path = protocol.TABLES) -> pd.DataFrame:
     """The claims of the paper's abstract as comparisons with MoCo; "better" is in the claimed direction."""
     parts = []
@@ -387,6 +372,7 @@ def findings(scores: pd.DataFrame) -> str:
     lines = [_gate_said(passed)] if len(passed) else ["The gate has not been run."]
     lines.append(_pulls_said(tried) if len(tried) else "How hard the stage losses should pull has not been tried yet.")
     if repetitions(scores) > 1:
+        lines[0] += _worth_said(worth(complete(usual(scores))))
         lines.append(_comparison_said(scores, passed))
     else:
         state = "is running: two seeds are needed for a result" if "comparison" in done else "has not been run"
@@ -417,6 +403,15 @@ def _gate_said(passed: pd.DataFrame) -> str:
     head = f"**Does pretraining help?** MoCo's AUC minus that without pretraining, at {few} of the labels, on patients"
     head += " who are kept for choices (means of the seeds that did not choose MoCo's settings)"
     return f"{head}: {'; '.join(kinds)}. *Not* means that the data set is left out of the averages below."
+
+
+def _worth_said(found: pd.DataFrame) -> str:
+    """Where MoCo helps on patients that have chosen nothing."""
+    kinds = []
+    for kind, part in found.groupby("protocol", sort=False):
+        each = [f"{said} on {', '.join(names)}" for said, names in part.groupby("verdict", sort=False)["judged_on"]]
+        kinds.append(f"{protocol.NAMES[kind].lower()} {' and '.join(each)}")
+    return f" In the repetitions below, on other patients, MoCo is: {'; '.join(kinds)}."
 
 
 def _pulls_said(table: pd.DataFrame) -> str:

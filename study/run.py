@@ -128,29 +128,11 @@ def in_parallel(
         processes: of this machine; None is one per core, or one where there is a GPU.
         scheduler: address of a Dask cluster that does the work instead; its workers see the same folders.
     """
-    with engine(scheduler):
+    with parallel_config("dask", scheduler_host=scheduler) if scheduler else contextlib.nullcontext():
         calls = (delayed(_alone)(function, job) for job in jobs)
         many = -1 if scheduler or not torch.cuda.is_available() else 1
         done = Parallel(processes or many, return_as="generator_unordered")(calls)
         yield from tqdm(done, title, len(jobs), unit="job")
-
-
-@contextlib.contextmanager
-def engine(scheduler: str) -> Iterator[None]:
-    """Where joblib does its work: on this machine, or on the Dask cluster at an address.
-
-    Raises:
-        ValueError: Dask is not installed.
-    """
-    if not scheduler:
-        yield
-        return
-    try:
-        from distributed import Client
-    except ImportError:
-        raise ValueError("--scheduler needs Dask: pip install distributed") from None
-    with Client(scheduler), parallel_config("dask"):
-        yield
 
 
 def _alone(function: Callable, job):

@@ -1,6 +1,5 @@
 """What the labs compute, against closed forms where they exist; and that only the newest request is answered."""
 
-import asyncio
 import json
 import re
 import signal
@@ -55,17 +54,6 @@ def test_a_moved_slider_is_answered(echo):
     assert "<b>5</b>" in echo.view.value and "alt='picture of 5'" in echo.view.value
 
 
-def test_only_the_newest_of_many_requests_is_computed(echo):
-    async def drag():
-        for value in (2, 4, 5, 6, 7):
-            echo.controls["x"].value = value
-        await asyncio.sleep(5 * panel.SETTLE_SECONDS)
-
-    asyncio.run(drag())
-    assert echo.asked == [7]
-    assert "<b>7</b>" in echo.view.value
-
-
 def test_a_slider_is_followed_while_it_moves_only_if_answers_are_quick(echo, monkeypatch):
     assert echo.controls["x"].continuous_update is False  # before the first answer
     echo.update()
@@ -73,18 +61,6 @@ def test_a_slider_is_followed_while_it_moves_only_if_answers_are_quick(echo, mon
     monkeypatch.setattr(panel, "FOLLOW_SECONDS", 0)
     echo.update()
     assert echo.controls["x"].continuous_update is False
-
-
-def test_while_a_slider_keeps_moving_it_is_answered_now_and_then(echo):
-    async def drag():
-        for step in range(8):
-            echo.controls["x"].value = 4 + step / 2
-            await asyncio.sleep(panel.SETTLE_SECONDS / 3)
-        await asyncio.sleep(5 * panel.SETTLE_SECONDS)
-
-    echo.controls["x"].step = 0.5
-    asyncio.run(drag())
-    assert 2 <= len(echo.asked) < 8 and echo.asked[-1] == 7.5
 
 
 def test_what_does_nothing_is_greyed_and_what_is_seldom_used_is_folded():

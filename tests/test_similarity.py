@@ -18,7 +18,6 @@ from mocolayers.evaluation.similarity import (
     median_distance,
     patient_interval,
     released_cka,
-    similarity_matrix,
     some_rows,
     weights_moved,
 )
@@ -188,13 +187,6 @@ def test_of_many_rows_two_thousand_paired_ones_say_the_same(setting):
     assert cka(x, y, **setting) == cka(x[chosen], y[chosen], **setting)
     assert cka(x, y, **setting) == pytest.approx(by_definition(x, y, True, **setting), abs=0.02)
     assert abs(cka_null(x, y, draws=2)).max() < 0.02
-
-
-def test_a_similarity_matrix_is_the_cka_of_every_pair():
-    features = list(np.random.default_rng(0).normal(size=(3, 50, 6)))
-    features.append(features[0] + features[1])
-    expected = [[cka(x, y) for y in features] for x in features]
-    assert similarity_matrix(features, features) == pytest.approx(np.array(expected), abs=1e-5)
 
 
 def test_features_of_an_encoder_that_did_not_move_are_fully_reused(pretrained, monkeypatch):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mocolayers.data.prepared import MedicalImages
 from mocolayers.data.views import batch_size, batches
 from mocolayers.method.encoder import StagedResNet
-from mocolayers.method.losses import check_side
+from mocolayers.method.losses import pool_stage
 from mocolayers.runtime import resolve_device
 from mocolayers.training.distributed import from_first, share_rows
 from mocolayers.training.pretrain import gpu_precision, memory_errors
@@ -48,9 +48,7 @@ def _encoded(encoder: StagedResNet, data: MedicalImages, rows: np.ndarray, pool:
         for x in batches(data, own, device):
             with gpu_precision(device):
                 stages = encoder(x).stages
-            for stage in stages:
-                check_side(stage, pool)
-            means = [F.adaptive_avg_pool2d(stage.float(), pool).flatten(1) for stage in stages]
+            means = [pool_stage(stage.float(), pool).flatten(1) for stage in stages]
             parts.append(torch.cat(means, dim=1).cpu().numpy())
         return np.concatenate(parts)
 

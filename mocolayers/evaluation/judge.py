@@ -69,7 +69,7 @@ def judge(
     started, seed = time.perf_counter(), run.recipe.seed
     rows, test, weights = label_subset(data, fraction, subset_seed(seed, subset)), data.rows("test"), {}
     if protocol == "finetune":
-        model = fine_tune(run.load_encoder(), data, rows, plan, fine_tuning_seed(seed, subset), device)
+        model = fine_tune(run.load_encoder(), data, rows, plan, seed + 1000 * subset, device)
         probabilities, read, weights = model.predict(data, test), model.labels_read, model.state_dict()
     else:
         features = pixel_features(data) if source == "pixels" else run_features(run, data, pool, device)[stage - 1]
@@ -110,11 +110,6 @@ def fine_tuned(
     model = unfilled(lambda: Classifier(build_encoder(run.recipe), data.task, len(data.classes)))
     model.load_state_dict(weights)
     return model.eval(), probabilities
-
-
-def fine_tuning_seed(seed: int, subset: int) -> int:
-    """The seed of `fine_tune` for the n-th subset of a pretraining seed; that of the first is the pretraining's own."""
-    return seed + 1000 * subset
 
 
 def judge_all(

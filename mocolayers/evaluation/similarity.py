@@ -131,17 +131,6 @@ def median_distance(x: np.ndarray) -> float:
     return float(np.median(pdist(x[:: -(-len(x) // MEDIAN_ROWS)])))
 
 
-def similarity_matrix(features: list[np.ndarray], others: list[np.ndarray]) -> np.ndarray:
-    """(len(features), len(others)) debiased linear CKA of every pair, e.g. of all stages of two encoders.
-
-    At most 1,000 rows are used, since all kernels are in memory at once.
-    """
-    sets = [
-        [_unit_kernel(x[some_rows(len(x), 1000)]).astype(np.float32).ravel() for x in s] for s in (features, others)
-    ]
-    return np.stack(sets[0]) @ np.stack(sets[1]).T
-
-
 def cka_null(x: np.ndarray, y: np.ndarray, draws: int = 20, **options) -> np.ndarray:
     """(draws,) CKA after the rows of y were permuted: what features of these shapes score when nothing pairs up."""
     rng = np.random.default_rng(0)

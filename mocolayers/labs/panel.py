@@ -1,6 +1,5 @@
 """`Lab`: controls above, one answer below. What all labs share; nothing here knows about learning."""
 
-import asyncio
 import base64
 import html
 import json
@@ -17,7 +16,6 @@ from matplotlib.figure import Figure
 
 from mocolayers.notebook.figures import new_figure, rendered
 
-SETTLE_SECONDS = 0.03  # long enough for the messages of a slider that is still moving to arrive
 FOLLOW_SECONDS = 0.2  # a quicker answer follows a slider that is still moving
 IN_VIEW = 7  # six sliders and a menu
 # Variables by which a notebook server tells its kernels that a person sits in front of them; batch runs have none.
@@ -45,9 +43,8 @@ Answer = tuple[Figure, str, dict[str, str]]  # a figure, the same in words, and 
 class Lab:
     """Controls above the answer to them: the first `IN_VIEW` in view, the others under "more".
 
-    A slider is answered while it moves if an answer takes less than `FOLLOW_SECONDS`, else when it is let go. Requests
-    that arrive before an answer are one request. An error is shown in place of the answer, and the next request starts
-    afresh.
+    A slider is answered while it moves if an answer takes less than `FOLLOW_SECONDS`, else when it is let go. While
+    Python is busy, ipywidgets keeps the newest value of each control. An error is shown in place of the answer.
 
     Args:
         controls: name and control of ipywidgets.
@@ -59,7 +56,6 @@ class Lab:
 
     def __init__(self, controls: dict, answer: Callable, question="", idle=lambda **_: set(), frames=None) -> None:
         self.controls, self.answer, self.idle, self.frames = controls, answer, idle, frames
-        self._waiting = False
         self.view = widgets.HTML()
         every = list(controls.values())
         parts = [widgets.HTML(f"<b>{html.escape(question)}</b>"), _grid(every[:IN_VIEW])]
@@ -70,7 +66,7 @@ class Lab:
         self.box.add_class("mocolayers-lab")
         for control in every:
             control.layout.width, control.style.description_width = "auto", "150px"
-            control.observe(self._changed, names="value")
+            control.observe(lambda _: self.update(), names="value")
         self._settle(FOLLOW_SECONDS)
 
     def values(self) -> dict:
@@ -79,7 +75,7 @@ class Lab:
 
     def update(self) -> None:
         """Compute the answer to the controls, and show it."""
-        started, self._waiting = time.perf_counter(), False
+        started = time.perf_counter()
         try:
             self.view.value = as_html(*self.answer(**self.values()))
         except Exception as error:
@@ -109,16 +105,6 @@ class Lab:
             control.disabled = name in idle
             if control.has_trait("continuous_update"):
                 control.continuous_update = seconds < FOLLOW_SECONDS
-
-    def _changed(self, change) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:  # plain Python has no loop in which a newer request could arrive
-            self.update()
-            return
-        if not self._waiting:
-            self._waiting = True
-            loop.call_later(SETTLE_SECONDS, self.update)
 
 
 def _grid(controls: list[widgets.Widget]) -> widgets.GridBox:

@@ -36,21 +36,16 @@ def info_nce(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[T
 
 
 def pool_stage(stage: Tensor, side: int) -> Tensor:
-    """Average-pool a feature map (B, C, H, W) to fp32 (B, C, side, side), as `adaptive_avg_pool2d` does.
+    """Average-pool a feature map (B, C, H, W) to fp32 (B, C, side, side), at most its own size.
 
     The gradient of torch's mean over H and W is not in the channels-last order of the maps, which makes a step slower.
     """
-    check_side(stage, side)
+    h, w = stage.shape[2:]
+    if side > min(h, w):  # torch would repeat pixels
+        raise ValueError(f"a stage of {h} x {w} cannot be pooled to {side} x {side}: make its pool smaller")
     if side == 1:
         return stage.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)[..., None, None].float()
     return F.adaptive_avg_pool2d(stage, side).float()
-
-
-def check_side(stage: Tensor, side: int) -> None:
-    """Refuse to pool a map (B, C, H, W) to a side larger than its own: torch would repeat its pixels."""
-    h, w = stage.shape[2:]
-    if side > min(h, w):
-        raise ValueError(f"a stage of {h} x {w} cannot be pooled to {side} x {side}: make its pool smaller")
 
 
 def stage_distance(u: Tensor, v: Tensor, scale_free: bool = False, standardized: bool = False) -> Tensor:
