@@ -410,8 +410,8 @@ def _worth_said(found: pd.DataFrame) -> str:
     kinds = []
     for kind, part in found.groupby("protocol", sort=False):
         each = [f"{said} on {', '.join(names)}" for said, names in part.groupby("verdict", sort=False)["judged_on"]]
-        kinds.append(f"{protocol.NAMES[kind].lower()} {' and '.join(each)}")
-    return f" In the repetitions below, on other patients, MoCo is: {'; '.join(kinds)}."
+        kinds.append(f"{protocol.NAMES[kind].lower()} is {' and '.join(each)}")
+    return f" In the repetitions below, on other patients, with MoCo {'; '.join(kinds)}."
 
 
 def _pulls_said(table: pd.DataFrame) -> str:
