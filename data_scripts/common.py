@@ -12,7 +12,7 @@ from conversion import Converted, Picture, convert, discard
 from copies import count_pairs, near_pairs, pixel_hashes, rows_without_copies, tie_copies
 from sources import printable
 
-from mocolayers.data.folders import check_name, check_target
+from mocolayers.data.folders import check_name, check_target, tell_leftovers
 from mocolayers.data.labels import class_matrix
 from mocolayers.data.prepared import (
     ARRAYS,
@@ -104,7 +104,10 @@ def check_places(args: argparse.Namespace) -> None:
         for path in given if isinstance(given, list) else [given]:
             if isinstance(path, Path) and option != "out":
                 check_apart(path, args.out / args.name)
-    check_target(args.out / args.name)
+    target = args.out / args.name
+    for kind in ("work", "partial") * target.exists():  # what a kill at the end has left
+        tell_leftovers(target, kind)
+    check_target(target)
 
 
 def check_apart(source: Path, target: Path) -> None:
@@ -198,7 +201,8 @@ def finish(args: argparse.Namespace, read: Converted, labels, given: np.ndarray,
     data = MedicalImages(args.name, card, **{name: arrays[name] for name in ARRAYS})
     sheet = contact_sheet(data, near[split[near[:, 0]] != split[near[:, 1]]])
     place = save_prepared(args.out / args.name, arrays, card, {"contact_sheet.png": rendered(sheet, quick=True)})
-    discard(place)
+    if read.work:
+        discard(read.work)
     print(f"{place}: {len(split)} images of {len(np.unique(arrays['patients']))} patients, {args.side} px")
     for name, patients in report["patients"].items():
         counts = report["classes"].get(name, {"images": int((split == UNLABELLED).sum())})

@@ -45,11 +45,13 @@ class Converted(NamedTuple):
         images: (n, side, side, C) uint8, the readable ones, on disk.
         kept: the pictures they are of, in the same order.
         report: how often each note was made, what was skipped and why, and the "intensity" of deep images.
+        work: the folder of what is kept until the data set is done, see `discard`.
     """
 
     images: Rows
     kept: list[Picture]
     report: dict
+    work: Path | None = None
 
 
 def convert(
@@ -105,16 +107,15 @@ def convert(
     report = {"notes": dict(notes), "skipped": list(bad.values())}
     if any("scaled to 8 bits" in note for note in notes):
         report["intensity"] = json.loads((work / INTENSITY).read_text()) or "the window of each file"
-    return Converted(Rows(images, good), [pictures[row] for row in good], report)
+    return Converted(Rows(images, good), [pictures[row] for row in good], report, work)
 
 
-def discard(target: Path) -> None:
-    """Remove the files that `convert` keeps beside a data set, which is done now, and their folder if it is empty."""
-    for work in target.parent.glob(f".{target.name}.work-*"):
-        with suppress(OSError):  # a file of someone else is in it
-            for name in (PIXELS, JOURNAL, INTENSITY):
-                (work / name).unlink(missing_ok=True)
-            work.rmdir()
+def discard(work: Path) -> None:
+    """Remove the files that `convert` has kept for a data set, which is done now, and their folder if it is empty."""
+    with suppress(OSError):  # a file of someone else is in it, or Windows still reads one of ours
+        for name in (PIXELS, JOURNAL, INTENSITY):
+            (work / name).unlink(missing_ok=True)
+        work.rmdir()
 
 
 def _fill(work: Path, paths: list[Path], prepare, skip_bad: bool, workers: int, intensity) -> list[dict]:

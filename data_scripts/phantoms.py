@@ -16,7 +16,7 @@ from scipy.interpolate import BSpline
 from tqdm import tqdm
 
 from mocolayers.data.folders import check_target
-from mocolayers.data.prepared import TEST, TRAIN, VAL, data_folder, save_prepared
+from mocolayers.data.prepared import data_folder, save_prepared
 from mocolayers.runtime import DatasetError
 
 EXAMPLES = """examples:
@@ -27,7 +27,7 @@ EXAMPLES = """examples:
 IMAGES = 4400
 SIDE = 28  # as in MedMNIST, so that a rehearsal costs what the smallest real data sets cost
 FINER = 2  # fields are drawn at this many times the side and averaged, outlines (`Ink`) four times finer still
-SHARES = {TRAIN: 15 / 22, VAL: 2 / 22, TEST: 5 / 22}
+ENDS = (15 / 22, 17 / 22)  # the shares of patients at which train and validation end; codes are 0, 1 and 2
 # Random streams of one image: what the patient shares, what the exposure adds, what the finding adds. They are apart
 # so that drawing the finding, or making it harder to see, leaves every other pixel as it was.
 PATIENT, EXPOSURE, FINDING, PLAN = range(4)
@@ -610,7 +610,8 @@ def make(
         "images": np.stack([draw(name, seed, *row, side, difficulty) for row in tqdm(plan, desc=name, unit="image")]),
         "labels": (findings >= (REFERABLE if modality == "retina" else 1)).astype(np.int64),
         "patients": np.array([f"{modality}{patient:05d}" for patient in patients]),
-        "split": _split(patients),
+        # Patients are independent draws, so any block of consecutive ones is a random sample.
+        "split": np.digitize((patients + 0.5) / (patients.max() + 1), ENDS),
     }
     if modality == "retina":
         arrays["grades"] = findings
@@ -628,13 +629,6 @@ def _plan(name: str, images: int, seed: int) -> list[tuple[int, int, int]]:
         rows += [(patient, image, finding) for image, finding in enumerate(findings)]
         patient += 1
     return rows[:images]
-
-
-def _split(patients: np.ndarray) -> np.ndarray:
-    """(N,) split codes; patients are independent draws, so any block of consecutive ones is a random sample."""
-    share = (patients + 0.5) / (patients.max() + 1)
-    ends = np.cumsum(list(SHARES.values()))
-    return np.array(list(SHARES))[np.searchsorted(ends[:-1], share)].astype(np.int64)
 
 
 def main(options: argparse.Namespace) -> None:

@@ -208,7 +208,7 @@ def main(args) -> None:
     if task not in layout.tasks:
         raise DatasetError(f"{layout.card['title']} has no labels for --task {task}; use {' or '.join(layout.tasks)}")
     more, cards = pooled(args.unlabelled, name, args)
-    images, kept, report = read_images(layout.find(source) + more, crop_to_disc, 3, args)
+    images, kept, report, work = read_images(layout.find(source) + more, crop_to_disc, 3, args)
     own = np.array([picture.split != UNLABELLED for picture in kept])
     if name == "aptos" and not (source / "groups.csv").is_file():
         report["tied"] = tie(list(compress(kept, own)), near_pairs(Rows(images, np.flatnonzero(own))))
@@ -230,7 +230,7 @@ def main(args) -> None:
     for key in ("source", "licence", "citation"):
         card[key] = "; ".join(dict.fromkeys([card[key], *(other[key] for other in cards)]))
     rows = np.flatnonzero(~leaks)
-    read = Converted(Rows(images, rows), [kept[row] for row in rows], report)
+    read = Converted(Rows(images, rows), [kept[row] for row in rows], report, work)
     grades = {} if task == "classes" else {"grades": np.where(own, values, -1).astype(np.int8)[rows]}
     finish(args, read, labels[rows], split[rows], card, **grades)
 

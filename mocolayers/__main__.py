@@ -21,7 +21,7 @@ class Job:
     """Which run, and where."""
 
     dataset: str = "auto"
-    """Prepared data set; auto takes yours if it is the only one."""
+    """Prepared data set; auto takes a real one that is there, and says which."""
     arm: str = "moco"
     """What is trained: random, supervised, moco, mse, barlow, ... or an arm of --plugin."""
     preset: Literal["smoke", "lesson", "paper"] = "lesson"

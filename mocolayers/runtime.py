@@ -136,7 +136,7 @@ def autocast_type(precision: str, device: "torch.device") -> "torch.dtype | None
     import torch
 
     if precision != "auto":
-        return torch.bfloat16 if precision == "bf16" else None
+        return {"fp32": None, "bf16": torch.bfloat16}[precision]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     return torch.bfloat16 if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() else None

@@ -122,8 +122,9 @@ def worth(rows: pd.DataFrame) -> pd.DataFrame:
     """
     rows, gains = main_sets(rows[rows["fraction"].isin(protocol.FEW)]), []
     for kind, base in zip(protocol.NAMES, protocol.UNTRAINED, strict=True):
-        gains.append(averaged(paired(rows[rows["protocol"] == kind], base)[["moco"]], ["fraction"]))
-    return compared(pd.concat(gains), ratio=protocol.RATIO)
+        differences = paired(rows[rows["protocol"] == kind], base)
+        gains += [averaged(differences[["moco"]], ["fraction"])] if "moco" in differences else []
+    return compared(pd.concat(gains), ratio=protocol.RATIO) if gains else pd.DataFrame()
 
 
 def pulls(scores: pd.DataFrame) -> pd.DataFrame:
@@ -372,7 +373,8 @@ def findings(scores: pd.DataFrame) -> str:
     lines = [_gate_said(passed)] if len(passed) else ["The gate has not been run."]
     lines.append(_pulls_said(tried) if len(tried) else "How hard the stage losses should pull has not been tried yet.")
     if repetitions(scores) > 1:
-        lines[0] += _worth_said(worth(complete(usual(scores))))
+        found = worth(complete(usual(scores)))
+        lines += [_worth_said(found)] if len(found) else []
         lines.append(_comparison_said(scores, passed))
     else:
         state = "is running: two seeds are needed for a result" if "comparison" in done else "has not been run"
@@ -408,10 +410,10 @@ def _gate_said(passed: pd.DataFrame) -> str:
 def _worth_said(found: pd.DataFrame) -> str:
     """Where MoCo helps on patients that have chosen nothing."""
     kinds = []
-    for kind, part in found.groupby("protocol", sort=False):
+    for kind, part in found.sort_values("difference", ascending=False).groupby("protocol", sort=False):
         each = [f"{said} on {', '.join(names)}" for said, names in part.groupby("verdict", sort=False)["judged_on"]]
-        kinds.append(f"{protocol.NAMES[kind].lower()} is {' and '.join(each)}")
-    return f" In the repetitions below, on other patients, with MoCo {'; '.join(kinds)}."
+        kinds.append(f"{protocol.NAMES[kind].lower()} {', '.join(each)}")
+    return f"In the comparison, on other patients, MoCo against no pretraining: {'; '.join(kinds)}."
 
 
 def _pulls_said(table: pd.DataFrame) -> str:

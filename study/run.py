@@ -128,7 +128,12 @@ def in_parallel(
         processes: of this machine; None is one per core, or one where there is a GPU.
         scheduler: address of a Dask cluster that does the work instead; its workers see the same folders.
     """
-    with parallel_config("dask", scheduler_host=scheduler) if scheduler else contextlib.nullcontext():
+    with contextlib.ExitStack() as cluster:
+        if scheduler:
+            from distributed import Client
+
+            cluster.enter_context(Client(scheduler))
+            cluster.enter_context(parallel_config("dask"))
         calls = (delayed(_alone)(function, job) for job in jobs)
         many = -1 if scheduler or not torch.cuda.is_available() else 1
         done = Parallel(processes or many, return_as="generator_unordered")(calls)

@@ -146,8 +146,15 @@ def test_finished_images_are_not_read_again_and_other_images_are(tmp_path):
     save(files[3], noise())
     convert()
     assert work.exists() and len(list(target.parent.glob(".own.work-*"))) == 2, "a changed image is another work"
-    conversion.discard(target)
-    assert not list(target.parent.iterdir())
+    conversion.discard(first.work)
+    assert first.work == work and not work.exists() and len(list(target.parent.glob(".own.work-*"))) == 1
+
+
+def test_a_file_of_someone_else_in_the_folder_of_a_conversion_is_kept(tmp_path):
+    for name in ("images.npy", "done.jsonl", "thesis.txt"):
+        (tmp_path / name).write_text("mine")
+    conversion.discard(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def counted(image):
@@ -160,7 +167,7 @@ def test_pixels_stay_on_disk_and_unreadable_files_leave_no_gap(tmp_path):
     for number in (0, 64, 130):
         files[number].write_bytes(b"broken")
     pictures = [conversion.Picture(file, file.stem, 0) for file in files]
-    images, kept, report = conversion.convert(pictures, counted, 3, 16, tmp_path / "own", True, 2)
+    images, kept, report, _ = conversion.convert(pictures, counted, 3, 16, tmp_path / "own", True, 2)
     good = np.delete(np.arange(200), (0, 64, 130))
     assert isinstance(images.array, np.memmap) and np.array_equal(images[:], np.stack(pixels)[good])
     assert [picture.path for picture in kept] == [files[n] for n in good]

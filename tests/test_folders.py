@@ -153,15 +153,17 @@ def test_what_a_killed_process_left_is_named_and_nothing_is_removed(tmp_path, ca
     assert f"note: {left}: unfinished" in capsys.readouterr().out
 
 
-def test_a_file_of_someone_else_beside_a_conversion_is_kept_when_the_data_set_is_done(scans, tmp_path):
+def test_work_of_another_call_is_named_and_kept_when_the_data_set_is_done(scans, tmp_path):
+    words = ["--source", scans, "--out", tmp_path / "out", "--name", "own", "--side", "16"]
     work = tmp_path / "out" / ".own.work-0123"
     work.mkdir(parents=True)
-    (work / "images.npy").write_text("of a conversion that was stopped")
-    (work / "thesis.txt").write_text("mine")
-    done = run_script("folder", "--source", scans, "--out", tmp_path / "out", "--name", "own", "--side", "16")
+    (work / "images.npy").write_text("of a conversion that was stopped, or is running")
+    done = run_script("folder", *words)
     assert done.returncode == 0 and f"note: {work}: unfinished" in done.stdout, done.stderr
-    assert [path.name for path in work.iterdir()] == ["thesis.txt"]
+    assert [path.name for path in work.iterdir()] == ["images.npy"]
     assert sorted(path.name for path in work.parent.iterdir()) == [work.name, "own"]
+    again = run_script("folder", *words)
+    assert again.returncode == 1 and f"note: {work}: unfinished" in again.stdout
 
 
 def save_and_load(root, start, said):

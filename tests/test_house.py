@@ -30,8 +30,8 @@ LINES = {
     "the small module": (2300, 3446, 2227, SMALL),
     "labs": (900, 1082, 741, ("labs",)),
     "notebook": (450, 781, 557, ("notebook",)),
-    "study": (850, 1306, 823, ("study",)),
-    "data_scripts": (1900, 2593, 1930, ("data_scripts",)),
+    "study": (850, 1313, 829, ("study",)),
+    "data_scripts": (1900, 2592, 1930, ("data_scripts",)),
 }
 PICTURES = ("matplotlib", "IPython", "ipywidgets")
 NUMBERS = [name for name in MODULES if "figures" not in name and not name.endswith("__main__")]

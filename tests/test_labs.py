@@ -1,4 +1,4 @@
-"""What the labs compute, against closed forms where they exist; and that only the newest request is answered."""
+"""What the labs compute, against closed forms where they exist; and how their panel answers."""
 
 import json
 import re
