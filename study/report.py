@@ -374,7 +374,7 @@ def findings(scores: pd.DataFrame) -> str:
     lines.append(_pulls_said(tried) if len(tried) else "How hard the stage losses should pull has not been tried yet.")
     if repetitions(scores) > 1:
         found = worth(complete(usual(scores)))
-        lines += [_worth_said(found)] if len(found) else []
+        lines[1:1] = [_worth_said(found)] if len(found) else []  # behind the gate
         lines.append(_comparison_said(scores, passed))
     else:
         state = "is running: two seeds are needed for a result" if "comparison" in done else "has not been run"
