@@ -64,9 +64,10 @@ def labelled(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared_in(name: str, dataset: str | None = None, folder: Path = protocol.TABLES) -> pd.DataFrame:
-    """The rows of a table that the comparison has made in complete repetitions."""
+    """The rows of a table that the comparison has made in complete repetitions; of one data set, of their arms only."""
     whole, table = complete(usual(read("scores", folder=folder))), read(name, dataset, folder)
-    return table[(table["series"] == "comparison") & table["seed"].isin(whole["seed"])] if len(table) else table
+    table = table[(table["series"] == "comparison") & table["seed"].isin(whole["seed"])] if len(table) else table
+    return table if dataset is None or table.empty else table[table["arm"].isin(protocol.EVERYWHERE)]
 
 
 def usual(scores: pd.DataFrame, series: str = "comparison") -> pd.DataFrame:
@@ -385,9 +386,10 @@ def findings(scores: pd.DataFrame) -> str:
         head = f"**And with the settings of the paper's released code?** {done_of}. Is the gain over MoCo larger there?"
         lines.append(f"{head} Of {len(found)} comparisons: {_counted(found)}.")
     losses = [f"the weights of `{arm}`" for arm in protocol.WEIGHTS if arm not in set(tried.get("arm", ()))]
-    best, made = best_weights(scores) if len(tried) else {}, set(usual(scores)["arm"])
-    late = [(arm, weight) for arm, weight in best.items() if weight != 1 and f"{arm} x{weight:g}" not in made]
-    losses += [f"the comparison of `{arm}` at its best weight ({weight:g} times the usual one)" for arm, weight in late]
+    best, planned = best_weights(scores) if len(tried) else {}, len(scale_of(scores).repetitions)
+    made = main_sets(usual(scores)).groupby(["arm", "judged_on"])["seed"].nunique().groupby("arm").min()
+    late = [(arm, x) for arm, x in best.items() if x != 1 and made.get(f"{arm} x{x:g}", 0) < planned]
+    losses += [f"the comparison of `{arm}` at {x:g} times its weight" for arm, x in late]
     if lacking := [f"*{name}* ({asked})" for name, asked in protocol.SERIES.items() if name not in done] + losses:
         lines.append(f"Not run yet, or not whole: {', '.join(lacking)}.")
     return "\n\n".join(lines)

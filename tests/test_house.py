@@ -30,7 +30,7 @@ LINES = {
     "the small module": (2300, 3446, 2227, SMALL),
     "labs": (900, 1082, 741, ("labs",)),
     "notebook": (450, 781, 557, ("notebook",)),
-    "study": (850, 1313, 829, ("study",)),
+    "study": (850, 1315, 831, ("study",)),
     "data_scripts": (1900, 2592, 1930, ("data_scripts",)),
 }
 PICTURES = ("matplotlib", "IPython", "ipywidgets")
