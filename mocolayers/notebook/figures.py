@@ -139,7 +139,7 @@ def panels(
     every = {name: look for name, look in every.items() if name in set(table[by])}
     # Whiskers of several colours at one place are moved apart by so many points.
     several = table.dropna(subset=[place])[by].nunique() if whiskers and not named else 1
-    step = 11 if names else 3 if join else 7
+    step = min(11, 27 / max(1, several - 1)) if names else 3 if join else 7
     count, apart = table["panel"].nunique(), step * (several - 1)
     width = 6 if count == 1 else 4.2 if names else 3.6
     height = len(names) * max(0.4, (apart + 20) / 72) + 0.8 if names else 3.1
