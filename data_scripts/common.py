@@ -105,8 +105,8 @@ def check_places(args: argparse.Namespace) -> None:
             if isinstance(path, Path) and option != "out":
                 check_apart(path, args.out / args.name)
     target = args.out / args.name
-    for kind in ("work", "partial") * target.exists():  # what a kill at the end has left
-        tell_leftovers(target, kind)
+    if target.exists():
+        tell_leftovers(target, "*")  # what a kill at the end has left
     check_target(target)
 
 

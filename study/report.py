@@ -380,13 +380,13 @@ def findings(scores: pd.DataFrame) -> str:
     else:
         state = "is running: two seeds are needed for a result" if "comparison" in done else "has not been run"
         lines.append(f"The comparison of the arms {state}.")
+    best, planned = best_weights(scores) if len(tried) else {}, len(scale_of(scores).repetitions)
     found = conditions(scores, passed) if "conditions" in done else pd.DataFrame()
     if len(found):
-        done_of = f"{found['seeds'].max()} of {len(scale_of(scores).repetitions)} repetitions are done"
+        done_of = f"{found['seeds'].max()} of {planned} repetitions are done"
         head = f"**And with the settings of the paper's released code?** {done_of}. Is the gain over MoCo larger there?"
         lines.append(f"{head} Of {len(found)} comparisons: {_counted(found)}.")
     losses = [f"the weights of `{arm}`" for arm in protocol.WEIGHTS if arm not in set(tried.get("arm", ()))]
-    best, planned = best_weights(scores) if len(tried) else {}, len(scale_of(scores).repetitions)
     made = main_sets(usual(scores)).groupby(["arm", "judged_on"])["seed"].nunique().groupby("arm").min()
     late = [(arm, x) for arm, x in best.items() if x != 1 and made.get(f"{arm} x{x:g}", 0) < planned]
     losses += [f"the comparison of `{arm}` at {x:g} times its weight" for arm, x in late]

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from mocolayers.data.prepared import load, save_prepared
-from mocolayers.notebook.series import executed
+from mocolayers.notebook.series import HOME, executed
 from mocolayers.recipe import ARMS, preset
 from mocolayers.runtime import held
 from mocolayers.training.pretrain import pretrain
@@ -114,3 +116,9 @@ def smoke_series(tmp_path_factory, worker_id):
             rows = executed(["chest_phantom"], ["smoke"], [0], (), place / "runs", place / "executed")
             (place / "rows.json").write_text(json.dumps({row["notebook"]: row for row in rows}, default=str))
     return json.loads((place / "rows.json").read_text()), place
+
+
+def run_make(target, variable):
+    """`make TARGET VARIABLE` of this checkout, with the Python that runs the tests."""
+    command = ["make", target, variable, f"PY={sys.executable}", "READY="]
+    return subprocess.run(command, cwd=HOME, capture_output=True, text=True)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import run_make
 
 from mocolayers.notebook.series import HOME
 
@@ -109,8 +110,7 @@ def browser():
 
 
 def _make(target: str, variable: str) -> None:
-    command = ["make", target, variable, f"PY={sys.executable}", "READY="]
-    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
+    done = run_make(target, variable)
     assert done.returncode == 0, done.stderr
 
 

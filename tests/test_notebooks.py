@@ -7,6 +7,7 @@ import sys
 
 import nbformat
 import pytest
+from conftest import run_make
 
 from mocolayers.notebook.series import HOME, numbered_notebooks
 
@@ -188,21 +189,16 @@ def test_every_committed_picture_has_a_text_for_those_who_cannot_see_it(path):
 def student(tmp_path_factory):
     """The student edition of `make student`."""
     place = tmp_path_factory.mktemp("student") / "edition"
-    done = make_student(place)
+    done = run_make("student", f"STUDENT={place}")
     assert done.returncode == 0, done.stderr
     return place
-
-
-def make_student(place):
-    command = ["make", "student", f"STUDENT={place}", f"PY={sys.executable}", "READY="]
-    return subprocess.run(command, cwd=HOME, capture_output=True, text=True)
 
 
 def test_an_edition_in_which_students_may_have_worked_is_not_replaced(tmp_path):
     place = tmp_path / "edition"
     place.mkdir()
     (place / f"{NAMES[0]}.ipynb").write_text("my answers")
-    done = make_student(place)
+    done = run_make("student", f"STUDENT={place}")
     assert done.returncode != 0 and f"{place}/ is there already" in done.stdout and "STUDENT=" in done.stdout
     assert [(path.name, path.read_text()) for path in place.iterdir()] == [(f"{NAMES[0]}.ipynb", "my answers")]
     assert [path.name for path in tmp_path.iterdir()] == ["edition"]

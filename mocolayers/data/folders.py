@@ -20,6 +20,6 @@ def check_target(target: Path) -> None:
 
 
 def tell_leftovers(target: Path, kind: str, own: Path | None = None) -> None:
-    """Name what stopped scripts left hidden beside a data set; kind is "partial" or "work". Nothing is removed."""
+    """Name what stopped scripts left hidden beside a data set; kind is "partial", "work" or "*". Nothing is removed."""
     if left := [str(path) for path in sorted(target.parent.glob(f".{target.name}.{kind}-*")) if path != own]:
         print(f"note: {', '.join(left)}: unfinished; if no other script is at work there, you can remove it")
