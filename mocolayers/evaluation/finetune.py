@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from mocolayers.data.labels import class_matrix
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.data.views import Feeder, batches, random_numbers, to_float, view_of_numbers
+from mocolayers.data.views import Feeder, batches, random_numbers, to_float, views_of_numbers
 from mocolayers.evaluation.scores import validation_score
 from mocolayers.method.collectives import own_part
 from mocolayers.method.encoder import StagedResNet
@@ -125,7 +125,7 @@ def _inputs(data: MedicalImages, drawn: np.ndarray, generator: torch.Generator) 
 
 
 def _step(model, optimiser, task: str, views: Views, images: Tensor, numbers: Tensor, classes: Tensor) -> None:
-    x = view_of_numbers(to_float(images), views, numbers)
+    x = views_of_numbers(to_float(images), views, numbers[None])[0]
     with gpu_precision(x.device):
         logits = model(x).float()
     if task == "multilabel":

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
 from mocolayers.data.prepared import MedicalImages
-from mocolayers.data.views import Feeder, batches, random_numbers, to_float, view_of_numbers
+from mocolayers.data.views import Feeder, batches, random_numbers, to_float, views_of_numbers
 from mocolayers.method.collectives import own_part, rank, world_size
 from mocolayers.method.moco import MoCo, MoCoOutput
 from mocolayers.recipe import Recipe
@@ -219,8 +219,7 @@ class Trainer:
         return output
 
     def _forward(self, images: Tensor, numbers: Tensor, order: Tensor, stages: bool, held: int):
-        x = to_float(images)
-        x_q, x_k = (view_of_numbers(x, self.recipe.views, each) for each in numbers)
+        x_q, x_k = views_of_numbers(to_float(images), self.recipe.views, numbers)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
             return self.in_parallel(x_q, x_k, order, stages, held)
 

@@ -18,7 +18,7 @@ from against import finish, loop
 from others import ReleasedMoCo, lightly_moco, lightly_pairs, torchvision_pairs
 from pretraining import bound_step, made_up_images, trainer_step
 
-from mocolayers.data.views import to_float, view_of_numbers
+from mocolayers.data.views import to_float, views_of_numbers
 from mocolayers.evaluation.features import SPLITS, stage_features
 from mocolayers.evaluation.probes import fit_probe, linear_evaluation
 from mocolayers.method.encoder import StagedResNet
@@ -122,12 +122,7 @@ def views_alone(bench: Bench, data, name: str, changes: dict) -> Callable[[], fl
     trainer = step.__self__
     images, numbers, _ = trainer._feed(3)
 
-    def both() -> None:
-        x = to_float(images)
-        for each in numbers:
-            view_of_numbers(x, trainer.recipe.views, each)
-
-    return timed(bench, both, batch)
+    return timed(bench, lambda: views_of_numbers(to_float(images), trainer.recipe.views, numbers), batch)
 
 
 def theirs(bench: Bench, data, name: str, changes: dict, model: Callable, pairs: Callable, arm: str):
