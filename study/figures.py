@@ -6,27 +6,25 @@ from matplotlib.figure import Figure
 from mocolayers.notebook.figures import forest, panels
 from study import protocol
 from study.as_released import CONTROLS
-from study.report import compared, complete, gate, main_claim, paired, primary, pulls, repetitions, usual
+from study.report import compared, complete, gate, paired, primary, pulls, repetitions, usual
 
 
 def gains(scores: pd.DataFrame) -> Figure:
-    """With few labels: the arms' AUC minus MoCo's, a row per data set that passed the gate and one for the mean.
+    """With the fewest labels: AUC of the leading arms minus MoCo's, a row per data set that passed the gate.
 
     Before two repetitions of the comparison are complete, or if none passed: MoCo's minus that of no pretraining.
     """
-    few, passed = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW), gate(scores)
+    passed, few = gate(scores), protocol.FEW[0]
     if repetitions(scores) < 2 or not passed["passes"].any():
         return gate_by_seeds(passed)
-    rows = complete(usual(scores))
-    rows = rows[rows["fraction"].isin(protocol.FEW)]
-    alone = compared(paired(primary(rows, passed)), ratio=protocol.RATIO).rename(columns={"judged_on": "name"})
-    table = pd.concat([alone, main_claim(rows, passed).assign(name="mean")])
-    table["panel"] = table["protocol"].map(protocol.NAMES) + table["fraction"].map(", {:.0%}".format)
-    places = {name: place for place, name in enumerate((*protocol.PRIMARY, "mean"))}
-    table = table.assign(place=table["name"].map(places).fillna(-1))
-    table = table.sort_values(["place", "protocol", "fraction"], ascending=[True, False, True], kind="stable")
-    claimed = {panel: protocol.CLAIM for panel in table["panel"] if panel.endswith(f", {protocol.FEW[0]:.0%}")}
-    return forest(table, f"Do intermediate layers help with {few} of the labels?", "AUC minus MoCo's", claimed)
+    rows = primary(complete(usual(scores)).query("fraction == @few"), passed)
+    rows = rows[rows["arm"].isin(["moco", *protocol.LEADING])]
+    table = compared(paired(rows), ratio=protocol.RATIO).rename(columns={"judged_on": "name"})
+    table["panel"] = table["protocol"].map(protocol.NAMES)
+    table["place"] = table["name"].map({name: place for place, name in enumerate(protocol.PRIMARY)})
+    table = table.sort_values(["place", "protocol"], ascending=[True, False], kind="stable")
+    title = f"Do losses on intermediate layers help with {few:.0%} of the labels?"
+    return forest(table, title, "AUC minus MoCo's", dict.fromkeys(table["panel"], protocol.CLAIM))
 
 
 def gate_by_seeds(passed: pd.DataFrame) -> Figure:

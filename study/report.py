@@ -10,6 +10,7 @@ from scipy import stats
 from mocolayers.runtime import atomic_write
 from study import protocol
 
+FEW = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
 EQUAL = f"equal within {protocol.MARGIN:g}"
 KEY = """
 | column | meaning |
@@ -367,28 +368,25 @@ def retest(twice: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def findings(scores: pd.DataFrame) -> str:
-    """What a table of scores says, in a few sentences made from its numbers, with what has not been run."""
+    """What a table of scores says, a sentence for each question, made from its numbers; and what has not been run."""
     done = set(scores["series"]) if len(scores) else set()
     passed = gate(scores) if "gate" in done else pd.DataFrame()
     tried = pulls(scores) if "weights" in done else pd.DataFrame()
-    lines = [_gate_said(passed)] if len(passed) else ["The gate has not been run."]
-    lines.append(_pulls_said(tried) if len(tried) else "How hard the stage losses should pull has not been tried yet.")
-    if repetitions(scores) > 1:
-        found = worth(complete(usual(scores)))
-        lines[1:1] = [_worth_said(found)] if len(found) else []  # behind the gate
-        lines.append(_comparison_said(scores, passed))
+    released = conditions(scores, passed) if "conditions" in done else pd.DataFrame()
+    count, planned = repetitions(scores), len(scale_of(scores).repetitions)
+    lines = [_gate_said(passed) if len(passed) else "The gate has not been run."]
+    if count > 1:
+        rows = complete(usual(scores))
+        lines += [_worth_said(found) for found in [worth(rows)] if len(found)]
+        lines.append(_comparison_said(main_claim(rows, passed), count, planned))
     else:
         state = "is running: two seeds are needed for a result" if "comparison" in done else "has not been run"
         lines.append(f"The comparison of the arms {state}.")
-    best, planned = best_weights(scores) if len(tried) else {}, len(scale_of(scores).repetitions)
-    found = conditions(scores, passed) if "conditions" in done else pd.DataFrame()
-    if len(found):
-        done_of = f"{found['seeds'].max()} of {planned} repetitions are done"
-        head = f"**And with the settings of the paper's released code?** {done_of}. Is the gain over MoCo larger there?"
-        lines.append(f"{head} Of {len(found)} comparisons: {_counted(found)}.")
+    lines.append(_others_said(tried, released, planned))
     losses = [f"the weights of `{arm}`" for arm in protocol.WEIGHTS if arm not in set(tried.get("arm", ()))]
     made = main_sets(usual(scores)).groupby(["arm", "judged_on"])["seed"].nunique().groupby("arm").min()
-    late = [(arm, x) for arm, x in best.items() if x != 1 and made.get(f"{arm} x{x:g}", 0) < planned]
+    late = [(arm, x) for arm, x in (best_weights(scores) if len(tried) else {}).items() if x != 1]
+    late = [(arm, x) for arm, x in late if made.get(f"{arm} x{x:g}", 0) < planned]
     losses += [f"the comparison of `{arm}` at {x:g} times its weight" for arm, x in late]
     if lacking := [f"*{name}* ({asked})" for name, asked in protocol.SERIES.items() if name not in done] + losses:
         lines.append(f"Not run yet, or not whole: {', '.join(lacking)}.")
@@ -396,58 +394,54 @@ def findings(scores: pd.DataFrame) -> str:
 
 
 def _gate_said(passed: pd.DataFrame) -> str:
-    """Where MoCo helps."""
-    kinds = []
-    for kind, base in zip(protocol.NAMES, ("an untrained network", "training from scratch"), strict=True):
-        part = passed[passed["protocol"] == kind].sort_values("difference", ascending=False)
-        each = [f"{row.dataset} {row.difference:+.3f}" for row in part[part["passes"]].itertuples()]
-        failed = [f"not {row.dataset} {row.difference:+.3f}" for row in part[~part["passes"]].itertuples()]
-        kinds.append(f"{protocol.NAMES[kind].lower()}, against {base}: {', '.join([*each, *failed])}")
-    few = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
-    head = f"**Does pretraining help?** MoCo's AUC minus that without pretraining, at {few} of the labels, on patients"
-    head += " who are kept for choices (means of the seeds that did not choose MoCo's settings)"
-    return f"{head}: {'; '.join(kinds)}. *Not* means that the data set is left out of the averages below."
+    """Which data sets the figure and the averages are of."""
+    sets = passed[passed["passes"]].groupby("protocol")["dataset"].agg(", ".join)
+    said = "; ".join(f"{name.lower()}: {sets.get(kind, 'none')}" for kind, name in protocol.NAMES.items())
+    return f"The figure has the data sets on which MoCo beat no pretraining in a first test ({said})."
 
 
 def _worth_said(found: pd.DataFrame) -> str:
     """Where MoCo helps on patients that have chosen nothing."""
     kinds = []
-    for kind, part in found.sort_values("difference", ascending=False).groupby("protocol", sort=False):
-        each = [f"{said} on {', '.join(names)}" for said, names in part.groupby("verdict", sort=False)["judged_on"]]
-        kinds.append(f"{protocol.NAMES[kind].lower()} {', '.join(each)}")
-    return f"In the comparison, on other patients, MoCo against no pretraining: {'; '.join(kinds)}."
+    for kind, name in protocol.NAMES.items():
+        sets = found[found["protocol"] == kind].groupby("verdict")["judged_on"].agg(", ".join)
+        kinds += [f"{name}: {', '.join(f'{said} on {names}' for said, names in sets.items())}"]
+    head = f"**Does MoCo help?** With {FEW} of the labels and on other patients, MoCo is compared with no pretraining"
+    return f"{head}. {'. '.join(kinds)}."
 
 
-def _pulls_said(table: pd.DataFrame) -> str:
-    """How hard the losses pull, and what the best weight gains."""
-    means = table.groupby(["arm", "weight"])[["pull", "gain"]].mean()
-    best = means.loc[means.groupby("arm")["gain"].idxmax()].sort_values("gain", ascending=False)
-    each = [
-        f"`{arm}` {row.gain:+.3f} "
-        f"({f'{weight:g} times ' * (weight != 1)}its usual weight, {row.pull:.0%} of the gradient)"
-        for (arm, weight), row in best.iterrows()
-    ]
-    head = "**How hard should the stage losses pull?** AUC minus MoCo's at the best of the weights that were tried"
-    where = f"{table['dataset'].nunique()} data sets and {protocol.SWEEPS} seeds"
-    return f"{head}: {', '.join(each)}. These are means over {where}, and the choice of the best flatters them."
-
-
-def _comparison_said(scores: pd.DataFrame, passed: pd.DataFrame) -> str:
-    """The verdicts of the primary family, and its largest difference."""
-    rows, planned = complete(usual(scores)), len(scale_of(scores).repetitions)
-    claim, count = main_claim(rows, passed), repetitions(scores)
+def _comparison_said(claim: pd.DataFrame, count: int, planned: int) -> str:
+    """The verdicts of the primary family."""
     if claim.empty:
         return "No data set passed the gate, so no average can be made."
     found = claim[claim["family"] == "primary"]
-    most, pull = found.loc[found["difference"].abs().idxmax()], rows[rows["pull"] > 0].groupby("arm")["pull"].mean()
-    name = f"`{most['arm']}`, {protocol.NAMES[most['protocol']].lower()} at {most['fraction']:.0%}"
-    reach = f"{most['difference']:+.3f} ({most['low']:+.3f} to {most['high']:+.3f})"
-    head = f"**Do intermediate layers help?** {count} of {planned} repetitions are done. Of {len(found)} comparisons"
-    head += " with MoCo that are primary (two losses, two ways to judge, two fractions; means over passed data sets)"
-    told = f"The largest of these differences is that of {name}: {reach}; the paper's claim is about 5%."
-    held = f" The losses hold {pull.min():.1%} to {pull.max():.1%} of the gradient." if len(pull) else ""
+    moved = f"{signed(found['difference'].min())} to {signed(found['difference'].max())}"
+    head = "**Do losses on intermediate layers help more?** On the average of these data sets, they change MoCo's"
+    claimed = f"the paper reports about {protocol.CLAIM:.0%} with {protocol.FEW[0]:.0%} of the labels"
+    losses, ways = found["arm"].nunique(), found["protocol"].nunique()
+    kinds = f"{losses} losses, {ways} ways to judge, {FEW} of the labels; {count} of {planned} repetitions"
     later = "" if count == planned else " Until all repetitions are there, this can change."
-    return f"{head}: {_counted(found)}. {told}{held}{later}"
+    return f"{head} AUC by {moved} ({claimed}). Of {len(found)} comparisons ({kinds}): {_counted(found)}.{later}"
+
+
+def _others_said(tried: pd.DataFrame, found: pd.DataFrame, planned: int) -> str:
+    """Whether another weight or another recipe changes the answer."""
+    said = ["How hard the stage losses should pull has not been tried yet"]
+    if len(tried):
+        largest = tried.groupby(["arm", "weight"])[["pull", "gain"]].mean().groupby("arm").last()
+        low, high = largest.min(), largest.max()
+        pulls_, gains = f"{low['pull']:.0%} to {high['pull']:.0%}", f"{signed(low['gain'])} to {signed(high['gain'])}"
+        said = [f"The largest weights that were tried have {pulls_} of the gradient, and change the AUC by {gains}"]
+    if len(found):
+        larger = f"the gain over MoCo is larger in {(found['verdict'] == 'better').sum()} of {len(found)} comparisons"
+        counts = f"{_counted(found)}; {found['seeds'].max()} of {planned} repetitions"
+        said.append(f"with the settings of the paper's released code, {larger} ({counts})")
+    return f"**Is it the weight, or the recipe?** {'; '.join(said)}."
+
+
+def signed(value: float) -> str:
+    """A difference with its sign and three digits; what rounds to nothing has a plus."""
+    return f"{round(value, 3) + 0.0:+.3f}"
 
 
 def _counted(found: pd.DataFrame) -> str:
@@ -489,6 +483,6 @@ def write_readme(readme: Path = protocol.README, folder: Path = protocol.TABLES)
     _, end, after = rest.partition(protocol.END)
     if not (begin and end):
         raise ValueError(f"{readme} lacks the lines {protocol.BEGIN!r} and {protocol.END!r} around the results")
-    text = "AUC differences with few labels, one row per data set, with 95% intervals where there are repetitions"
+    text = "AUC of two losses minus that of MoCo with 1% of the labels, with 95% intervals, a row per data set"
     said = f"![{text}](study/tables/{protocol.FIGURE})\n\n{findings(read('scores', folder=folder))}"
     atomic_write(readme, lambda path: path.write_text(f"{before}{begin}\n\n{said}\n\n{end}{after}", encoding="utf-8"))

@@ -105,18 +105,18 @@ def test_a_page_without_a_kernel_can_leaf_through_prepared_answers(monkeypatch):
     monkeypatch.setattr(panel, "display", lambda bundle, **options: shown.append(bundle))
     monkeypatch.setenv("MOCOLAYERS_LABS", "static")
     answer = lambda x: (Figure(figsize=(1, 1)), f"picture of {x:g}", {"x": f"</script>{x:g}"})  # noqa: E731
-    lab = Lab({"x": FloatSlider(1, min=0, max=9)}, answer, frames={"two": {"x": 2}, "three": {"x": 3}})
+    lab = Lab({"x": FloatSlider(1, min=0, max=9, description="the x")}, answer, frames=[{"x": 2.5}, {"x": 3}])
     lab.show()
     page = shown.pop()["text/html"]
     pages = json.loads(re.search(r"pages = (\[.*\]), slider", page)[1])
     assert [(p["text"], p["alt"]) for p in pages] == [
-        ("as the lab starts:  1.0", "picture of 1"),
-        ("two", "picture of 2"),
-        ("three", "picture of 3"),
+        ("as the lab starts: the x: 1", "picture of 1"),
+        ("the x: 2.5", "picture of 2.5"),
+        ("the x: 3", "picture of 3"),
     ]
-    assert [p["words"] for p in pages] == ["x: </script>1", "x: </script>2", "x: </script>3"]
+    assert [p["words"] for p in pages] == ["x: </script>1", "x: </script>2.5", "x: </script>3"]
     assert page.count("</script>") == 1 and "<img alt='picture of 1'" in page
-    lab.frames = None
+    lab.frames = ()
     lab.show()
     assert "text/html" not in shown.pop()
 
@@ -434,7 +434,7 @@ def test_no_lab_says_nan_or_loses_a_title_at_any_extreme(findings, keys, stages)
         distributions.distribution_lab(outputs, np.stack([truth, ~truth], axis=1), "binary", {"pneumonia": 1}),
     ]
     for lab in every:
-        frames = [lab.values() | changes for changes in (lab.frames or {}).values()]
+        frames = [lab.values() | changes for changes in lab.frames]
         for values in [*extremes(lab), *frames]:
             figure, _, numbers = lab.answer(**values)
             assert_readable(figure, numbers)

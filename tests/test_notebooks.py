@@ -1,5 +1,6 @@
 """Every notebook runs by papermill at the smoke preset, runs again with the same results, and keeps the house rules."""
 
+import ast
 import json
 import re
 import subprocess
@@ -123,11 +124,8 @@ def test_a_section_begins_a_slide_and_exercises_are_on_none(path):
     assert kinds["slide"] > 3 and kinds["subslide"] > kinds["slide"]
 
 
-LESSONS = NOTEBOOKS[1:]
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=NAMES[1:])
-def test_every_prediction_of_a_lesson_has_its_answer_folded_before_the_next_one(path):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_every_prediction_has_its_answer_folded_before_the_next_one(path):
     waiting = ""
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "markdown" and "**Predict" in cell.source:
@@ -140,8 +138,8 @@ def test_every_prediction_of_a_lesson_has_its_answer_folded_before_the_next_one(
     assert not waiting
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=NAMES[1:])
-def test_a_cell_of_a_lesson_that_is_in_view_is_short_and_solutions_are_folded(path):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_a_cell_that_is_in_view_is_short_and_solutions_are_folded(path):
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             hidden = cell.metadata.get("jupyter", {}).get("source_hidden", False)
@@ -149,8 +147,8 @@ def test_a_cell_of_a_lesson_that_is_in_view_is_short_and_solutions_are_folded(pa
             assert hidden or "solution" not in cell.metadata.get("tags", []), cell.source
 
 
-@pytest.mark.parametrize("path", LESSONS, ids=NAMES[1:])
-def test_every_exercise_of_a_lesson_has_a_hint_an_open_answer_a_solution_and_a_check(path):
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_every_exercise_has_a_hint_an_open_answer_a_solution_and_a_check(path):
     cells = nbformat.read(path, as_version=4).cells
     text = "".join(cell.source for cell in cells)
     starts = [n for n, cell in enumerate(cells) if cell.source.startswith("**Exercise ")]
@@ -165,6 +163,26 @@ def test_every_exercise_of_a_lesson_has_a_hint_an_open_answer_a_solution_and_a_c
         ids = [cell.metadata.nbgrader.grade_id for cell in graded]
         assert ids == [f"answer-{number}", f"check-{number}"] and " = None  # " in graded[0].source
         assert graded[1].metadata.nbgrader.points == 1 and "check(" in graded[1].source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_nothing_needs_a_name_that_only_a_solution_defines(path):
+    """The student edition has no solutions."""
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    solves = [cell for cell in code if "solution" in cell.metadata.get("tags", [])]
+    (solved, _), (defined, used) = (_names(part) for part in (solves, [cell for cell in code if cell not in solves]))
+    assert solves and not (solved - defined) & used
+
+
+def _names(cells) -> tuple[set[str], set[str]]:
+    """The names that cells define, and those that they use."""
+    nodes = [node for cell in cells for node in ast.walk(ast.parse(cell.source))]
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    defined = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    defined |= {node.asname or node.name for node in nodes if isinstance(node, ast.alias)}
+    defined |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    defined |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    return defined, {node.id for node in names if isinstance(node.ctx, ast.Load)}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)

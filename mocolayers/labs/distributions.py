@@ -117,9 +117,7 @@ def distribution_lab(
         "shuffle": Checkbox(False, indent=False, description="hand its outputs to wrong images"),
         "rows": IntSlider(most, min=min(20, most), max=most, description="test images"),
     }
-    frames = {f"first model at temperature {t:g}": {"temperature": t} for t in (0.3, 3, 10)}
-    frames |= {"outputs handed to wrong images": {"shuffle": True}}
-    frames |= {f"{n} test images": {"rows": n} for n in (25, 100) if n < most}
-    frames |= {f"threshold {t:g}": {"threshold": t} for t in (0.1, 0.9)}
+    frames = [{"temperature": temperature} for temperature in (0.3, 3, 10)] + [{"shuffle": True}]
+    frames += [{"rows": n} for n in (25, 100) if n < most] + [{"threshold": threshold} for threshold in (0.1, 0.9)]
     idle = lambda **_: {"column"} if len(classes) == 1 else set()  # noqa: E731
     return Lab(controls, answer, "Which threshold shows the largest gap?", idle, frames)

@@ -96,8 +96,7 @@ def label_lab(draws: Draws, data: MedicalImages) -> Lab:
         "fraction": SelectionSlider(options=options, value=FRACTIONS[0], description="labels"),
         "seed": IntSlider(0, min=0, max=most, description="seed of the subset"),
     }
-    pages = [(f, seed) for f in FRACTIONS[:3:2] for seed in (0, 1, most)][1:]  # the lab starts with the first
-    frames = {f"{f:.0%}, seed {seed}": {"fraction": f, "seed": seed} for f, seed in pages}
-    frames["100%"] = {"fraction": 1.0}
+    frames = [{"fraction": fraction, "seed": seed} for fraction in FRACTIONS[:3] for seed in (0, 1, most)]
+    frames = [*frames[1:], {"fraction": 1.0}]  # the lab starts with the first
     idle = lambda fraction, **_: {"seed"} if fraction == 1 else set()  # noqa: E731
     return Lab(controls, answer, "How much of the score is the luck of the subset?", idle, frames)

@@ -214,11 +214,12 @@ def loss_lab(stages: dict[str, list]) -> Lab:
         "stage": SelectionSlider(options=(1, 2, 3, 4), value=4, description="matrix of stage"),
         **{f"stage{s}": FloatSlider(1, min=0, max=1, step=0.25, description=f"stage {s} (× λ)") for s in (1, 2, 3, 4)},
     }
-    rank = {"loss": IDEAL, "width": 256, "batch": sizes[1]}
-    frames = {f"raw MSE, feature scale {g:g}": {"gain": g} for g in (0.5, 0.2, 0.1)}
-    frames |= {
-        f"Barlow, ideal projector, D = 256, B = {sizes[1]}, views alike {s:g}": rank | {"similarity": s}
-        for s in (0, 0.5, 1)
-    }
-    frames |= {f"raw MSE, weight λ = {w:g}": {"weight": w} for w in (0.25, 1, 100)}
+    wide, most = {"width": 256, "batch": sizes[1]}, sizes[-1]
+    frames = [{"loss": name, "gain": 0.1} for name in LOSSES[:2]]
+    frames += [
+        {"loss": IDEAL} | wide | changes for changes in ({"similarity": 0}, {"similarity": 1}, {"off_diagonal": 0.06})
+    ]
+    frames += [{"loss": IDEAL, "width": most, "batch": most}, {"loss": "Barlow"} | wide]
+    frames += [{"loss": LOSSES[0], "weight": weight} for weight in (0.25, 100)]
+    frames += [{"loss": "Barlow", "weight": weight} for weight in (5e-5, 0.04)]
     return Lab(controls, answer, "What does this loss really reward?", idle, frames)

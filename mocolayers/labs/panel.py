@@ -51,10 +51,10 @@ class Lab:
         answer: called with the values of the controls under these names; it should take less than 0.3 s.
         question: one line above the controls.
         idle: called likewise; names the controls that change nothing now, which are greyed.
-        frames: text and changed controls of the answers that a page without a kernel can leaf through.
+        frames: changed controls of the answers that a page without a kernel can leaf through, after the first one.
     """
 
-    def __init__(self, controls: dict, answer: Callable, question="", idle=lambda **_: set(), frames=None) -> None:
+    def __init__(self, controls: dict, answer: Callable, question="", idle=lambda **_: set(), frames=()) -> None:
         self.controls, self.answer, self.idle, self.frames = controls, answer, idle, frames
         self.view = widgets.HTML()
         every = list(controls.values())
@@ -90,13 +90,18 @@ class Lab:
             self.update()  # the first answer was slower than those that follow
             bundle[WIDGET_TYPE] = self.box._repr_mimebundle_()[WIDGET_TYPE]
         elif self.frames:
-            answers = {text: self.answer(**self.values() | changes) for text, changes in self.frames.items()}
-            seen = list(self.controls.values())[:IN_VIEW]
-            start = "as the lab starts: " + ", ".join(f"{control.description} {control.value}" for control in seen)
-            bundle["text/html"] = flipbook({start: (figure, alt, numbers)} | answers)
+            seen = {name: self.controls[name].value for name in list(self.controls)[:IN_VIEW]}
+            pages = {f"as the lab starts: {self._caption(seen)}": (figure, alt, numbers)}
+            pages |= {self._caption(changes): self.answer(**self.values() | changes) for changes in self.frames}
+            bundle["text/html"] = flipbook(pages)
         display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
         if not someone_is_there() and not self.frames:
             print("\n".join(f"{name}: {value}" for name, value in numbers.items()))
+
+    def _caption(self, values: dict) -> str:
+        """Values of controls in words."""
+        told = {name: f"{value:g}" if isinstance(value, float) else value for name, value in values.items()}
+        return ", ".join(f"{self.controls[name].description}: {value}" for name, value in told.items())
 
     def _settle(self, seconds: float) -> None:
         """Grey what does nothing, and follow a moving slider if the last answer was quick."""

@@ -1,6 +1,7 @@
 """The queue and temperature lab: one query against its own key and a belt of older keys."""
 
 import copy
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -141,11 +142,7 @@ def queue_lab(history: dict) -> Lab:
         "drop_same": Checkbox(False, indent=False, description="leave out keys of the query's class"),
         "query": IntSlider(0, min=0, max=len(history["q"]) - 1, description="query"),
     }
-    frames = {f"temperature {t:g}": {"temperature": t} for t in (0.01, 0.03, 0.3, 1)}
-    frames |= {
-        f"queue length {length}, momentum {m:g}": {"length": length, "momentum": m}
-        for m in (MOMENTA[0], MOMENTA[-1])
-        for length in (KEYS_PER_STEP, longest)
-    }
-    frames["without the keys of the query's class"] = {"drop_same": True}
+    frames = [{"temperature": temperature} for temperature in (0.01, 0.03, 0.3, 1)]
+    ends = itertools.product((KEYS_PER_STEP, longest), (MOMENTA[0], 0.99, MOMENTA[-1]))
+    frames += [{"length": length, "momentum": momentum} for length, momentum in ends] + [{"drop_same": True}]
     return Lab(controls, answer, "Does the query know its image, or only the age of the key?", frames=frames)

@@ -85,6 +85,6 @@ def similarity_lab(pairs: dict[str, tuple[np.ndarray, np.ndarray]]) -> Lab:
         "relative": Checkbox(False, indent=False, description="sigma in median distances"),
         "rows": IntSlider(min(200, most), min=20, max=most, step=20, description="rows n"),
     }
-    frames = {f"sigma {s:g} median distances": {"sigma": s, "relative": True} for s in (0.5, 1, 5)}
-    frames |= {"20 rows": {"rows": 20}, **{f"{name}, sigma 0.8": {"pair": name} for name in list(pairs)[1:]}}
+    frames = [{"sigma": sigma, "relative": True} for sigma in (0.5, 1, 5)]
+    frames += [{"rows": 20}, *({"pair": name} for name in list(pairs)[1:])]
     return Lab(controls, answer, "Can this CKA tell reuse from nothing?", frames=frames)
