@@ -15,6 +15,7 @@ from mocolayers.method.losses import (
     ViewNorm,
     barlow_terms,
     barlow_terms_of_few,
+    correlations,
     cross_correlation,
     info_nce,
     pool_stage,
@@ -108,11 +109,11 @@ def test_standardized_distance_is_two_minus_two_correlations_and_blind_to_gain_o
 
 def perceptron(loss: StageBarlow, stage: int) -> nn.Sequential:
     """The projector of a stage from torch's own parts; the first layer is shared."""
-    layers, width = [loss.first[stage]], loss.later[0].shape[1]
-    for norm, weight in zip(loss.norms, loss.later, strict=True):
+    layers, width = [loss.first[stage]], loss.deeper[0].shape[1]
+    for norm, weight in zip(loss.norms, loss.deeper, strict=True):
         one, linear = nn.BatchNorm1d(width), nn.Linear(width, width, bias=False)
         one.weight.data, one.bias.data = (p.data.view(-1, width)[stage] for p in (norm.weight, norm.bias))
-        linear.weight.data = weight.data[stage].T
+        linear.weight.data = weight.data[stage]
         layers += [one, nn.ReLU(), linear]
     return nn.Sequential(*layers)
 
@@ -156,8 +157,9 @@ def test_the_projector_learns_from_both_views():
 
 def test_a_projector_gives_a_view_what_it_gives_it_beside_another():
     loss, u, v, w = StageBarlow([8], projector=4), *([normal(6, 8, 1, 1, seed=seed)] for seed in range(3))
-    assert torch.allclose(loss.project(u, v)[0], loss.project(u, w)[0], atol=1e-5)
-    assert torch.allclose(loss.project(u, v)[1], loss.project(v, u)[0], atol=1e-5)
+    both, other, turned = (loss.project(*views) for views in ((u, v), (u, w), (v, u)))
+    assert torch.allclose(both[:, :, 0], other[:, :, 0], atol=1e-5)
+    assert torch.allclose(both, turned.flip(2), atol=1e-5)
 
 
 @pytest.mark.parametrize("name, options", [("mse", {"pool": (4, 4, 1, 1)}), ("barlow", {"projector": 10})])
@@ -223,21 +225,21 @@ def test_o2_the_released_barlow_term_can_hardly_tell_identical_from_unrelated_vi
 def test_barlow_terms_without_the_matrix_are_those_of_the_matrix(batch, width):
     """Value and gradient, also where several stages are asked for together and views are nearly alike."""
     found = []
-    for terms in (barlow_terms_of_few, lambda u, v: barlow_terms(cross_correlation(u, v))):
-        u = normal(batch, 3, width).requires_grad_()
-        v = (u.detach() + 0.1 * normal(batch, 3, width, seed=1)).requires_grad_()
-        on, off = terms(u, v)
+    for terms in (barlow_terms_of_few, lambda z: barlow_terms(correlations(z))):
+        u = normal(3, width, batch).requires_grad_()
+        v = (u.detach() + 0.1 * normal(3, width, batch, seed=1)).requires_grad_()
+        on, off = terms(torch.stack([u, v], dim=2))
         (on.sum() + 0.5 * off.sum()).backward()
         found.append((on, off, u.grad, v.grad))
     for few, whole in zip(*found, strict=True):
         assert torch.allclose(few, whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
 
 
-@pytest.mark.parametrize("batch, unused", [(16, "cross_correlation"), (64, "barlow_terms_of_few")])
+@pytest.mark.parametrize("batch, unused", [(16, "correlations"), (64, "barlow_terms_of_few")])
 def test_barlow_makes_its_matrix_only_where_the_batch_is_large(batch, unused, monkeypatch):
     loss = StageBarlow([8], projector=64)
     u, v = ([normal(batch, 8, 1, 1, seed=seed)] for seed in (0, 1))
-    on, off = barlow_terms(cross_correlation(*loss.project(u, v)))
+    on, off = barlow_terms(correlations(loss.project(u, v)))
     monkeypatch.setattr(losses, unused, None)
     assert torch.allclose(loss(u, v)[0], (on + off)[0] / 32, rtol=1e-4)
 

@@ -76,7 +76,7 @@ def _barlow(channels: tuple[int, ...], width: int, ideal: bool) -> StageBarlow:
         torch.manual_seed(0)
         module = StageBarlow(channels, width, scale=SCALE).requires_grad_(False)
     if ideal:
-        module.project = lambda *views: [torch.stack([s.flatten(1) for s in view], dim=1) for view in views]
+        module.project = lambda *views: torch.stack([torch.stack([s.flatten(1).T for s in v]) for v in views], dim=2)
     return module
 
 
@@ -132,7 +132,7 @@ def compute(
     nce = [pull[:batch].sum().item() ** 0.5 / batch for pull in stages["pull"]]
     pair = [_pooled([gain * s[:batch] for s in maps]) for maps in (stages["query"], seconds["terms"])]
     if "Barlow" in loss:
-        pair = [z.unbind(dim=1) for z in module.project(*pair)]
+        pair = module.project(*pair).permute(2, 0, 3, 1)
     correlation = cross_correlation(*(view[stage - 1].flatten(1) for view in pair))
     found["correlation"], found["agreement"] = correlation.numpy(), correlation.diagonal().mean().item()
     found["shares"] = np.array([one / max(one + other, 1e-12) for one, other in zip(pulls, nce, strict=True)])

@@ -93,28 +93,36 @@ class StageMSE(nn.Module):
 
 
 def standardise(z: Tensor, eps: float = 1e-5, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Mean 0 and variance 1 of every feature (B, D) over the batch of all processes; then gain and bias (D), if any."""
+    """Mean 0 and variance 1 of every feature of (B, D) or (1, D, B) over the batch of all processes.
+
+    Then gain and bias (D), if any.
+    """
     if world_size() == 1:
         return F.batch_norm(z, None, None, gain, bias, training=True, eps=eps)
-    centred = z - mean_over_processes(z.mean(dim=0))
-    z = centred / (mean_over_processes(centred.square().mean(dim=0)) + eps).sqrt()
-    return z if gain is None else z * gain + bias
+    over = 0 if z.ndim == 2 else -1
+    centred = z - mean_over_processes(z.mean(over, keepdim=True))
+    z = centred / (mean_over_processes(centred.square().mean(over, keepdim=True)) + eps).sqrt()
+    return z if gain is None else z * gain[:, None] + bias[:, None]
 
 
-def both_standardised(z_u: Tensor, z_v: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """`standardise` each of two views (B, ..., D), in fp32."""
-    z = torch.stack([z_u, z_v], dim=1).float()  # together: their gradients come back in one piece, in order
-    return standardise(z.flatten(1), eps).view(z.shape).unbind(dim=1)
+def standardise_rows(z: Tensor, eps: float = 1e-5, *affine: Tensor) -> Tensor:
+    """`standardise` features (..., B), each in its row, in which the products of Barlow's projectors are fastest."""
+    return standardise(z.reshape(1, -1, z.shape[-1]), eps, *affine).view(z.shape)
 
 
 def cross_correlation(z_u: Tensor, z_v: Tensor, eps: float = 1e-5) -> Tensor:
-    """(..., D, D) correlations over the batch between the features of two views, (B, ..., D) each, in fp32.
+    """(D, D) correlations over the batch between the features of two views, (B, D) each, in fp32.
 
     Source: Zbontar et al. 2021, equation 2 (2103.03230), with batch-norm's biased variance and epsilon.
     """
-    z_u, z_v = both_standardised(z_u, z_v, eps)
-    with torch.autocast(z_u.device.type, enabled=False):
-        return mean_over_processes(torch.einsum("b...i,b...j->...ij", z_u, z_v / len(z_v)))
+    return correlations(torch.stack([z_u.T, z_v.T], dim=1).float(), eps)
+
+
+def correlations(z: Tensor, eps: float = 1e-5) -> Tensor:
+    """`cross_correlation` (..., D, D) of two views of features in rows, (..., D, 2, B) fp32."""
+    z_u, z_v = standardise_rows(z, eps).unbind(dim=-2)
+    with torch.autocast(z.device.type, enabled=False):
+        return mean_over_processes(z_u @ z_v.mT / z.shape[-1])
 
 
 def barlow_terms(correlation: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,16 +131,16 @@ def barlow_terms(correlation: Tensor) -> tuple[Tensor, Tensor]:
     return (diagonal - 1).square().sum(-1), correlation.square().sum((-2, -1)) - diagonal.square().sum(-1)
 
 
-def barlow_terms_of_few(z_u: Tensor, z_v: Tensor) -> tuple[Tensor, Tensor]:
-    """`barlow_terms` of the `cross_correlation` of (B, ..., D), faster where B is far below D: C is never made.
+def barlow_terms_of_few(z: Tensor) -> tuple[Tensor, Tensor]:
+    """`barlow_terms` of the `correlations` of (..., D, 2, B), faster where B is far below D: C is never made.
 
-    C = Z_u^T Z_v / B: its C_ij^2 sum to what the products of the elements of Z_u Z_u^T / B and Z_v Z_v^T / B sum to.
+    C = Z_u Z_v^T / B: its C_ij^2 sum to what the products of the elements of Z_u^T Z_u / B and Z_v^T Z_v / B sum to.
     """
-    z_u, z_v = both_standardised(z_u, z_v)
-    diagonal = (z_u * z_v).mean(dim=0)
-    with torch.autocast(z_u.device.type, enabled=False):
-        rows_u, rows_v = (torch.einsum("a...i,b...i->...ab", z, z / len(z)) for z in (z_u, z_v))
-    every = (rows_u * rows_v).sum((-2, -1))
+    z_u, z_v = standardise_rows(z).unbind(dim=-2)
+    diagonal = (z_u * z_v).mean(dim=-1)
+    with torch.autocast(z.device.type, enabled=False):
+        images_u, images_v = (view.mT @ view / z.shape[-1] for view in (z_u, z_v))  # (..., B, B)
+    every = (images_u * images_v).sum((-2, -1))
     return (diagonal - 1).square().sum(-1), every - diagonal.square().sum(-1)
 
 
@@ -157,39 +165,37 @@ class StageBarlow(nn.Module):
         super().__init__()
         self.pool, self.off_diagonal, self.scale = (1,) * len(channels), off_diagonal, scale
         layers = [[nn.Linear(n, projector, bias=False) for n in (count, projector, projector)] for count in channels]
-        first, *later = zip(*layers, strict=True)
+        first, *deeper = zip(*layers, strict=True)
         self.first = nn.ModuleList(first)
         # The other two of all stages (S, D, D): one product takes half the time of one a stage.
-        self.later = nn.ParameterList(torch.stack([layer.weight.detach().T for layer in each]) for each in later)
-        self.norms = nn.ModuleList(ViewNorm(len(channels) * projector) for _ in later)
+        self.deeper = nn.ParameterList(torch.stack([layer.weight.detach() for layer in each]) for each in deeper)
+        self.norms = nn.ModuleList(ViewNorm(len(channels) * projector) for _ in deeper)
 
     def forward(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Sequence[Tensor]:
         """The unweighted loss of each stage."""
-        z_u, z_v = self.project(query, key)
-        few = 2 * len(z_u) < z_u.shape[-1] and world_size() == 1  # several processes share C, not their rows
-        on, off = barlow_terms_of_few(z_u, z_v) if few else barlow_terms(cross_correlation(z_u, z_v))
+        z = self.project(query, key).float()
+        few = 2 * z.shape[-1] < z.shape[1] and world_size() == 1  # several processes share C, not their images
+        on, off = barlow_terms_of_few(z) if few else barlow_terms(correlations(z))
         return (self.scale * (on + self.off_diagonal * off)).unbind()
 
-    def project(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Features (B, S, D) of the S stages of either view: three linear layers, batch-norm and ReLU between them."""
-        pairs = (torch.stack([u.flatten(1), v.flatten(1)], dim=1) for u, v in zip(query, key, strict=True))
-        z = torch.stack([layer(pair) for layer, pair in zip(self.first, pairs, strict=True)], dim=2)  # (B, 2, S, D)
-        for norm, weight in zip(self.norms, self.later, strict=True):
-            rows = norm(z).relu().flatten(0, 1)  # (2 B, S, D)
-            z = (rows.transpose(0, 1) @ weight).transpose(0, 1).reshape(z.shape)
-        return z.unbind(dim=1)
+    def project(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Tensor:
+        """Features (S, D, 2, B) of S stages of both views: three linear layers, batch-norm and ReLU between them."""
+        pairs = (torch.cat([u.flatten(1), v.flatten(1)]) for u, v in zip(query, key, strict=True))
+        z = torch.stack([layer.weight @ pair.T for layer, pair in zip(self.first, pairs, strict=True)])  # (S, D, 2 B)
+        for norm, weight in zip(self.norms, self.deeper, strict=True):
+            z = weight @ norm(z.unflatten(2, (2, -1))).relu().flatten(2)
+        return z.unflatten(2, (2, -1))
 
 
 class ViewNorm(nn.BatchNorm1d):
-    """Batch-norm of each of V views, (B, V, ...), over all processes and without running statistics."""
+    """Batch-norm of each of two views, (S, D, 2, B), over all processes and without running statistics."""
 
     def __init__(self, features: int) -> None:
         super().__init__(features, track_running_stats=False)
 
     def forward(self, z: Tensor) -> Tensor:
         """The normalised features, in the shape of z."""
-        views = z[0].numel() // self.num_features
-        return standardise(z.flatten(1), self.eps, self.weight.repeat(views), self.bias.repeat(views)).view(z.shape)
+        return standardise_rows(z, self.eps, self.weight.repeat_interleave(2), self.bias.repeat_interleave(2))
 
 
 STAGE_LOSSES = {"mse": StageMSE, "barlow": StageBarlow}
