@@ -15,16 +15,8 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # how such a file begins
 DICOM = (".dcm", ".dicom")
 SLICES = "a volume; save its slices as PNG or TIFF, for example with nibabel (pip install nibabel)"
 TILES = "a whole slide; save tiles of it, for example with OpenSlide (pip install openslide-python openslide-bin)"
-CONVERT = {
-    ".nii": SLICES,
-    ".nrrd": SLICES,
-    ".mha": SLICES,
-    ".svs": TILES,
-    ".ndpi": TILES,
-    ".mrxs": TILES,
-    ".scn": TILES,
-    ".heic": "a photograph as phones save it; export it as JPEG or PNG",
-}
+CONVERT = {".heic": "a photograph as phones save it; export it as JPEG or PNG"}
+CONVERT |= dict.fromkeys((".nii", ".nrrd", ".mha"), SLICES) | dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn"), TILES)
 LARGEST = 2**28  # pixels of an image, about 16,000 x 16,000: 0.8 GB in colour, once for each process
 PAGES = "first of several pages or frames taken"
 LOST = "warning: images with under 32 grey levels left; try --window percentile or --range LOW HIGH"

@@ -12,7 +12,6 @@ from mocolayers.method.losses import (
     STAGE_LOSSES,
     StageBarlow,
     StageMSE,
-    ViewNorm,
     barlow_terms,
     barlow_terms_of_few,
     correlations,
@@ -122,7 +121,7 @@ def perceptron(loss: StageBarlow, stage: int) -> nn.Sequential:
 def test_stage_barlow_equals_a_computation_from_scratch(off_diagonal):
     scale = 1 / 32
     loss = StageBarlow(CHANNELS, 10, off_diagonal, scale)
-    for norm in (module for module in loss.modules() if isinstance(module, ViewNorm)):
+    for norm in (module for module in loss.modules() if isinstance(module, nn.BatchNorm1d)):
         nn.init.uniform_(norm.weight, 0.5, 2)
         nn.init.normal_(norm.bias)
     u, v = ([s.mean(dim=(2, 3), keepdim=True) for s in stages(seed)] for seed in (0, 10))

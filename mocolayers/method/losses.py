@@ -5,6 +5,7 @@ A stage loss is a module built as `Class(channels, **options)`. `MoCo` pools eac
 key's have no gradient. It runs under the caller's autocast, which rounds matrix products only.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -93,10 +94,7 @@ class StageMSE(nn.Module):
 
 
 def standardise(z: Tensor, eps: float = 1e-5, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """Mean 0 and variance 1 of every feature of (B, D) or (1, D, B) over the batch of all processes.
-
-    Then gain and bias (D), if any.
-    """
+    """Mean 0, variance 1 of features (B, D) or (1, D, B) over the batch of all processes; then gain and bias (D)."""
     if world_size() == 1:
         return F.batch_norm(z, None, None, gain, bias, training=True, eps=eps)
     over = 0 if z.ndim == 2 else -1
@@ -169,7 +167,8 @@ class StageBarlow(nn.Module):
         self.first = nn.ModuleList(first)
         # The other two of all stages (S, D, D): one product takes half the time of one a stage.
         self.deeper = nn.ParameterList(torch.stack([layer.weight.detach() for layer in each]) for each in deeper)
-        self.norms = nn.ModuleList(ViewNorm(len(channels) * projector) for _ in deeper)
+        norm = functools.partial(nn.BatchNorm1d, len(channels) * projector, track_running_stats=False)
+        self.norms = nn.ModuleList(norm() for _ in deeper)
 
     def forward(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Sequence[Tensor]:
         """The unweighted loss of each stage."""
@@ -183,19 +182,9 @@ class StageBarlow(nn.Module):
         pairs = (torch.cat([u.flatten(1), v.flatten(1)]) for u, v in zip(query, key, strict=True))
         z = torch.stack([layer.weight @ pair.T for layer, pair in zip(self.first, pairs, strict=True)])  # (S, D, 2 B)
         for norm, weight in zip(self.norms, self.deeper, strict=True):
-            z = weight @ norm(z.unflatten(2, (2, -1))).relu().flatten(2)
+            affine = (each.repeat_interleave(2) for each in norm.parameters())  # of either view
+            z = weight @ standardise_rows(z.unflatten(2, (2, -1)), norm.eps, *affine).relu().flatten(2)
         return z.unflatten(2, (2, -1))
-
-
-class ViewNorm(nn.BatchNorm1d):
-    """Batch-norm of each of two views, (S, D, 2, B), over all processes and without running statistics."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__(features, track_running_stats=False)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """The normalised features, in the shape of z."""
-        return standardise_rows(z, self.eps, self.weight.repeat_interleave(2), self.bias.repeat_interleave(2))
 
 
 STAGE_LOSSES = {"mse": StageMSE, "barlow": StageBarlow}
