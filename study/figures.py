@@ -23,7 +23,7 @@ def gains(scores: pd.DataFrame) -> Figure:
     table["panel"] = table["protocol"].map(protocol.NAMES)
     table["place"] = table["name"].map({name: place for place, name in enumerate(protocol.PRIMARY)})
     table = table.sort_values(["place", "protocol"], ascending=[True, False], kind="stable")
-    title = f"Do losses on intermediate layers help with {few:.0%} of the labels?"
+    title = f"Do losses on intermediate layers help with {few:.0%} of the labels? {repetitions(scores)} repetitions"
     return forest(table, title, "AUC minus MoCo's", dict.fromkeys(table["panel"], protocol.CLAIM))
 
 

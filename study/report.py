@@ -404,8 +404,8 @@ def _worth_said(found: pd.DataFrame) -> str:
     """Where MoCo helps on patients that have chosen nothing."""
     kinds = []
     for kind, name in protocol.NAMES.items():
-        sets = found[found["protocol"] == kind].groupby("verdict")["judged_on"].agg(", ".join)
-        kinds += [f"{name}: {', '.join(f'{said} on {names}' for said, names in sets.items())}"]
+        sets = found[found["protocol"] == kind].groupby("verdict")["judged_on"].agg(" and ".join)
+        kinds += [f"{name}: {'; '.join(f'{said} on {names}' for said, names in sets.items())}"]
     head = f"**Does MoCo help?** With {FEW} of the labels and on other patients, MoCo is compared with no pretraining"
     return f"{head}. {'. '.join(kinds)}."
 
@@ -421,6 +421,9 @@ def _comparison_said(claim: pd.DataFrame, count: int, planned: int) -> str:
     losses, ways = found["arm"].nunique(), found["protocol"].nunique()
     kinds = f"{losses} losses, {ways} ways to judge, {FEW} of the labels; {count} of {planned} repetitions"
     later = "" if count == planned else " Until all repetitions are there, this can change."
+    at_few = found[found["fraction"] == protocol.FEW[0]]
+    excluded = f"{(at_few['high'] < protocol.CLAIM).sum()} of the {len(at_few)} intervals at {protocol.FEW[0]:.0%}"
+    claimed = f"{claimed}; {excluded} exclude that"
     return f"{head} AUC by {moved} ({claimed}). Of {len(found)} comparisons ({kinds}): {_counted(found)}.{later}"
 
 
@@ -431,17 +434,18 @@ def _others_said(tried: pd.DataFrame, found: pd.DataFrame, planned: int) -> str:
         largest = tried.groupby(["arm", "weight"])[["pull", "gain"]].mean().groupby("arm").last()
         low, high = largest.min(), largest.max()
         pulls_, gains = f"{low['pull']:.0%} to {high['pull']:.0%}", f"{signed(low['gain'])} to {signed(high['gain'])}"
-        said = [f"The largest weights that were tried have {pulls_} of the gradient, and change the AUC by {gains}"]
+        held = f"The largest weights that were tried have {pulls_} of the gradient"
+        said = [f"{held}, and change the AUC by {gains} on the average of the data sets"]
     if len(found):
-        larger = f"the gain over MoCo is larger in {(found['verdict'] == 'better').sum()} of {len(found)} comparisons"
+        more = f"{signed(found['difference'].min())} to {signed(found['difference'].max())}"
         counts = f"{_counted(found)}; {found['seeds'].max()} of {planned} repetitions"
-        said.append(f"with the settings of the paper's released code, {larger} ({counts})")
+        said.append(f"the settings of the paper's released code change the gain over MoCo by {more} ({counts})")
     return f"**Is it the weight, or the recipe?** {'; '.join(said)}."
 
 
 def signed(value: float) -> str:
-    """A difference with its sign and three digits; what rounds to nothing has a plus."""
-    return f"{round(value, 3) + 0.0:+.3f}"
+    """A difference with its sign and three digits; what rounds to nothing has no sign."""
+    return f"{value:+.3f}" if abs(value) >= 0.0005 else "0.000"
 
 
 def _counted(found: pd.DataFrame) -> str:

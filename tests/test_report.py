@@ -273,7 +273,7 @@ def test_sentences_and_figure_come_from_the_numbers():
     assert "**Does MoCo help?**" not in report.findings(trained)
     assert "change MoCo's AUC by +0.020 to +0.020 (the paper reports about 5%" in said and "nan" not in said
     assert "; 12 of 12 repetitions): 2 better." in said
-    assert "have 15% to 15% of the gradient, and change the AUC by +0.030 to +0.030; with the settings" in said
+    assert "have 15% to 15% of the gradient, and change the AUC by +0.030 to +0.030 on the average of the data sets; the settings" in said
     assert "Not run yet, or not whole: the weights of" in said and "`mse`, " not in said.rsplit("not whole", 1)[1]
     assert said.endswith("the comparison of `mse` at 12 times its weight.")
     table = study()
@@ -334,7 +334,7 @@ def test_the_committed_tables_hold_no_row_twice_and_every_arm_had_the_same_label
 
 
 def test_the_readme_says_how_far_rounding_moves_a_run():
-    assert "about half as far as with another seed" in protocol.README.read_text(encoding="utf-8")
+    assert "about half as far as another repetition" in protocol.README.read_text(encoding="utf-8")
     rows, again = report.complete(report.usual(report.read("scores"))), report.read("again_elsewhere")
     moved = report.retest(report.usual(again), rows)
     assert 0.4 < (moved["size"] / moved["seeds"]).mean() < 0.6
