@@ -6,24 +6,17 @@ from matplotlib.figure import Figure
 from mocolayers.notebook.figures import forest, panels
 from study import protocol
 from study.as_released import CONTROLS
-from study.report import compared, complete, gate, paired, primary, pulls, repetitions, usual
+from study.report import gate, leading_gains, pulls
 
 
 def gains(scores: pd.DataFrame) -> Figure:
-    """With the fewest labels: AUC of the leading arms minus MoCo's, a row per data set that passed the gate.
-
-    Before two repetitions of the comparison are complete, or if none passed: MoCo's minus that of no pretraining.
-    """
-    passed, few = gate(scores), protocol.FEW[0]
-    if repetitions(scores) < 2 or not passed["passes"].any():
-        return gate_by_seeds(passed)
-    rows = primary(complete(usual(scores)).query("fraction == @few"), passed)
-    rows = rows[rows["arm"].isin(["moco", *protocol.LEADING])]
-    table = compared(paired(rows), ratio=protocol.RATIO).rename(columns={"judged_on": "name"})
-    table["panel"] = table["protocol"].map(protocol.NAMES)
-    table["place"] = table["name"].map({name: place for place, name in enumerate(protocol.PRIMARY)})
-    table = table.sort_values(["place", "protocol"], ascending=[True, False], kind="stable")
-    title = f"Do losses on intermediate layers help with {few:.0%} of the labels? {repetitions(scores)} repetitions"
+    """`leading_gains`, a row per data set; if there are none, MoCo's AUC minus that of no pretraining."""
+    table = leading_gains(scores, gate(scores))
+    if table.empty:
+        return gate_by_seeds(gate(scores))
+    table = table.assign(name=table["judged_on"], panel=table["protocol"].map(protocol.NAMES))
+    table, few = table.sort_values("protocol", ascending=False, kind="stable"), protocol.FEW[0]
+    title = f"Do losses on intermediate layers help with {few:.0%} of the labels? {table['seeds'].max()} repetitions"
     return forest(table, title, "AUC minus MoCo's", dict.fromkeys(table["panel"], protocol.CLAIM))
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 from mocolayers.runtime import atomic_write
 from study import protocol
 
-FEW = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
+FEW_SAID = " and ".join(f"{fraction:.0%}" for fraction in protocol.FEW)
 EQUAL = f"equal within {protocol.MARGIN:g}"
 KEY = """
 | column | meaning |
@@ -303,6 +303,14 @@ def main_claim(rows: pd.DataFrame, passed: pd.DataFrame | None = None) -> pd.Dat
     return pd.concat(table.assign(family=name) for name, table in found.items())
 
 
+def leading_gains(scores: pd.DataFrame, passed: pd.DataFrame) -> pd.DataFrame:
+    """AUC of the leading arms minus MoCo's with the fewest labels, as `compared`; none without two repetitions."""
+    rows = complete(usual(scores))
+    rows = primary(rows[rows["fraction"] == protocol.FEW[0]], passed)
+    rows = rows[rows["arm"].isin(["moco", *protocol.LEADING])]
+    return compared(paired(rows), ratio=protocol.RATIO) if repetitions(scores) > 1 and len(rows) else pd.DataFrame()
+
+
 def conditions(scores: pd.DataFrame, passed: pd.DataFrame | None = None) -> pd.DataFrame:
     """Each arm's gain over MoCo under the released conditions minus its gain in the comparison, as `compared`."""
     released, tuned = (paired(primary(low_label(scores, series), passed)) for series in ("conditions", "comparison"))
@@ -371,81 +379,84 @@ def findings(scores: pd.DataFrame) -> str:
     """What a table of scores says, a sentence for each question, made from its numbers; and what has not been run."""
     done = set(scores["series"]) if len(scores) else set()
     passed = gate(scores) if "gate" in done else pd.DataFrame()
-    tried = pulls(scores) if "weights" in done else pd.DataFrame()
+    tried = pulls(scores) if "weights" in done else pd.DataFrame(columns=["arm"])
     released = conditions(scores, passed) if "conditions" in done else pd.DataFrame()
     count, planned = repetitions(scores), len(scale_of(scores).repetitions)
-    lines = [_gate_said(passed) if len(passed) else "The gate has not been run."]
+    lines = [_figure_said(leading_gains(scores, passed)) if len(passed) else "The gate has not been run."]
     if count > 1:
         rows = complete(usual(scores))
-        lines += [_worth_said(found) for found in [worth(rows)] if len(found)]
+        if len(found := worth(rows)):
+            lines.append(_worth_said(found))
         lines.append(_comparison_said(main_claim(rows, passed), count, planned))
     else:
-        state = "is running: two seeds are needed for a result" if "comparison" in done else "has not been run"
-        lines.append(f"The comparison of the arms {state}.")
-    lines.append(_others_said(tried, released, planned))
-    losses = [f"the weights of `{arm}`" for arm in protocol.WEIGHTS if arm not in set(tried.get("arm", ()))]
-    made = main_sets(usual(scores)).groupby(["arm", "judged_on"])["seed"].nunique().groupby("arm").min()
-    late = [(arm, x) for arm, x in (best_weights(scores) if len(tried) else {}).items() if x != 1]
-    late = [(arm, x) for arm, x in late if made.get(f"{arm} x{x:g}", 0) < planned]
-    losses += [f"the comparison of `{arm}` at {x:g} times its weight" for arm, x in late]
-    if lacking := [f"*{name}* ({asked})" for name, asked in protocol.SERIES.items() if name not in done] + losses:
+        lines.append("The comparison of the arms has fewer than two repetitions; a result needs two.")
+    paper = tried[~tried["arm"].isin(protocol.OWN)]
+    lines.append(_others_said(paper, released, planned) if len(paper) else "No weight of a loss has been tried yet.")
+    lacking = [f"*{name}* ({asked})" for name, asked in protocol.SERIES.items() if name not in done]
+    lacking += [f"the weights of `{arm}`" for arm in protocol.WEIGHTS if arm not in set(tried["arm"])]
+    if lacking:
         lines.append(f"Not run yet, or not whole: {', '.join(lacking)}.")
     return "\n\n".join(lines)
 
 
-def _gate_said(passed: pd.DataFrame) -> str:
+def _figure_said(shown: pd.DataFrame) -> str:
     """Which data sets the figure and the averages are of."""
-    sets = passed[passed["passes"]].groupby("protocol")["dataset"].agg(", ".join)
+    if shown.empty:
+        return "The figure has MoCo minus no pretraining on every data set."
+    sets = shown.groupby("protocol")["judged_on"].unique().map(", ".join)
     said = "; ".join(f"{name.lower()}: {sets.get(kind, 'none')}" for kind, name in protocol.NAMES.items())
     return f"The figure has the data sets on which MoCo beat no pretraining in a first test ({said})."
 
 
 def _worth_said(found: pd.DataFrame) -> str:
     """Where MoCo helps on patients that have chosen nothing."""
-    kinds = []
-    for kind, name in protocol.NAMES.items():
-        sets = found[found["protocol"] == kind].groupby("verdict")["judged_on"].agg(" and ".join)
-        kinds += [f"{name}: {'; '.join(f'{said} on {names}' for said, names in sets.items())}"]
-    head = f"**Does MoCo help?** With {FEW} of the labels and on other patients, MoCo is compared with no pretraining"
-    return f"{head}. {'. '.join(kinds)}."
+    parts = [f"**Does MoCo help?** Compared with no pretraining, with {FEW_SAID} of the labels, on other patients."]
+    for kind, part in found.groupby("protocol", sort=False):
+        sets = part.groupby("verdict")["judged_on"].agg(", ".join)
+        parts.append(f"{protocol.NAMES[kind]}: {'; '.join(f'{said} on {names}' for said, names in sets.items())}.")
+    return " ".join(parts)
 
 
 def _comparison_said(claim: pd.DataFrame, count: int, planned: int) -> str:
     """The verdicts of the primary family."""
-    if claim.empty:
-        return "No data set passed the gate, so no average can be made."
-    found = claim[claim["family"] == "primary"]
-    moved = f"{signed(found['difference'].min())} to {signed(found['difference'].max())}"
-    head = "**Do losses on intermediate layers help more?** On the average of these data sets, they change MoCo's"
-    claimed = f"the paper reports about {protocol.CLAIM:.0%} with {protocol.FEW[0]:.0%} of the labels"
-    losses, ways = found["arm"].nunique(), found["protocol"].nunique()
-    kinds = f"{losses} losses, {ways} ways to judge, {FEW} of the labels; {count} of {planned} repetitions"
-    later = "" if count == planned else " Until all repetitions are there, this can change."
-    at_few = found[found["fraction"] == protocol.FEW[0]]
-    excluded = f"{(at_few['high'] < protocol.CLAIM).sum()} of the {len(at_few)} intervals at {protocol.FEW[0]:.0%}"
-    claimed = f"{claimed}; {excluded} exclude that"
-    return f"{head} AUC by {moved} ({claimed}). Of {len(found)} comparisons ({kinds}): {_counted(found)}.{later}"
+    found = claim[claim["family"] == "primary"] if len(claim) else claim
+    if found.empty:
+        return "No data set passed the gate with the losses of the main question, so no average can be made."
+    few, losses, ways = protocol.FEW[0], found["arm"].nunique(), found["protocol"].nunique()
+    head = "**Do losses on intermediate layers help more?** On the average of the data sets in the figure, they change"
+    at_few = found[found["fraction"] == few]
+    claimed = f"the paper reports about {protocol.CLAIM:.0%} with {few:.0%} of the labels, read as +{protocol.CLAIM}"
+    excluded = f"{(at_few['high'] < protocol.CLAIM).sum()} of the {len(at_few)} intervals at {few:.0%} exclude that"
+    kinds = f"{losses} losses, {ways} ways to judge, {FEW_SAID} of the labels; {count} of {planned} repetitions"
+    return (
+        f"{head} MoCo's AUC by {_range(found['difference'])} ({claimed}; {excluded}). "
+        f"Of {len(found)} comparisons ({kinds}): {_counted(found)}."
+    )
 
 
 def _others_said(tried: pd.DataFrame, found: pd.DataFrame, planned: int) -> str:
     """Whether another weight or another recipe changes the answer."""
-    said = ["How hard the stage losses should pull has not been tried yet"]
-    if len(tried):
-        largest = tried.groupby(["arm", "weight"])[["pull", "gain"]].mean().groupby("arm").last()
-        low, high = largest.min(), largest.max()
-        pulls_, gains = f"{low['pull']:.0%} to {high['pull']:.0%}", f"{signed(low['gain'])} to {signed(high['gain'])}"
-        held = f"The largest weights that were tried have {pulls_} of the gradient"
-        said = [f"{held}, and change the AUC by {gains} on the average of the data sets"]
+    means = tried.groupby(["arm", "weight"])[["pull", "gain"]].mean().groupby("arm")
+    best, last = means["gain"].max(), means.last()  # of each loss: at its best weight, and at its largest
+    said = (
+        "**Would another weight or the paper's recipe help?** With the best of the weights that were tried, the losses "
+        f"change MoCo's AUC by {_range(best)} (the choice flatters them); with the largest, which have "
+        f"{last['pull'].min():.0%} to {last['pull'].max():.0%} of the gradient, by {_range(last['gain'])} (means over "
+        f"{tried['dataset'].nunique()} data sets and {protocol.SWEEPS} seeds)."
+    )
     if len(found):
-        more = f"{signed(found['difference'].min())} to {signed(found['difference'].max())}"
         counts = f"{_counted(found)}; {found['seeds'].max()} of {planned} repetitions"
-        said.append(f"the settings of the paper's released code change the gain over MoCo by {more} ({counts})")
-    return f"**Is it the weight, or the recipe?** {'; '.join(said)}."
+        said += f" The paper's released settings change the gain over MoCo by {_range(found['difference'])} ({counts})."
+    return said
 
 
 def signed(value: float) -> str:
     """A difference with its sign and three digits; what rounds to nothing has no sign."""
-    return f"{value:+.3f}" if abs(value) >= 0.0005 else "0.000"
+    return "0.000" if abs(value) < 0.0005 else f"{value:+.3f}"
+
+
+def _range(values: pd.Series) -> str:
+    return f"{signed(values.min())} to {signed(values.max())}"
 
 
 def _counted(found: pd.DataFrame) -> str:
@@ -487,6 +498,6 @@ def write_readme(readme: Path = protocol.README, folder: Path = protocol.TABLES)
     _, end, after = rest.partition(protocol.END)
     if not (begin and end):
         raise ValueError(f"{readme} lacks the lines {protocol.BEGIN!r} and {protocol.END!r} around the results")
-    text = "AUC of two losses minus that of MoCo with 1% of the labels, with 95% intervals, a row per data set"
+    text = "Differences of AUC with few labels, a row per data set, with intervals"
     said = f"![{text}](study/tables/{protocol.FIGURE})\n\n{findings(read('scores', folder=folder))}"
     atomic_write(readme, lambda path: path.write_text(f"{before}{begin}\n\n{said}\n\n{end}{after}", encoding="utf-8"))

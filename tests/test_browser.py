@@ -248,7 +248,10 @@ def test_the_slides_of_a_deck_fit_a_screen_of_960_x_700(browser, decks, name):
     page = _offline(browser, decks / f"{name}.slides.html")
     page.add_style_tag(content=THEME)
     heights = page.locator(".slides section section").evaluate_all(HEIGHTS)
-    assert len(heights) > 12 and min(heights) > 50 and max(heights) <= 700 + 40, heights
+    cells = json.loads((HOME / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    kinds = [cell["metadata"]["slideshow"]["slide_type"] for cell in cells]
+    assert len(heights) == sum(kind in ("slide", "subslide") for kind in kinds)
+    assert min(heights) > 50 and max(heights) <= 700 + 40, heights
     page.close()
 
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from ipywidgets import FloatSlider
+from ipywidgets import FloatSlider, SelectionSlider
 from matplotlib.figure import Figure
 
 from mocolayers.data.prepared import SCRIPTS
@@ -104,15 +104,17 @@ def test_a_page_without_a_kernel_can_leaf_through_prepared_answers(monkeypatch):
     shown = []
     monkeypatch.setattr(panel, "display", lambda bundle, **options: shown.append(bundle))
     monkeypatch.setenv("MOCOLAYERS_LABS", "static")
-    answer = lambda x: (Figure(figsize=(1, 1)), f"picture of {x:g}", {"x": f"</script>{x:g}"})  # noqa: E731
-    lab = Lab({"x": FloatSlider(1, min=0, max=9, description="the x")}, answer, frames=[{"x": 2.5}, {"x": 3}])
+    answer = lambda x, share: (Figure(figsize=(1, 1)), f"picture of {x:g}", {"x": f"</script>{x:g}"})  # noqa: E731
+    share = SelectionSlider(options=[("1%", 0.01), ("all", 1.0)], description="labels")
+    controls = {"x": FloatSlider(1, min=0, max=9, description="the x"), "share": share}
+    lab = Lab(controls, answer, frames=[{"x": 2.5}, {"x": 3, "share": 1.0}])
     lab.show()
     page = shown.pop()["text/html"]
     pages = json.loads(re.search(r"pages = (\[.*\]), slider", page)[1])
     assert [(p["text"], p["alt"]) for p in pages] == [
-        ("as the lab starts: the x: 1", "picture of 1"),
+        ("the x: 1, labels: 1%", "picture of 1"),
         ("the x: 2.5", "picture of 2.5"),
-        ("the x: 3", "picture of 3"),
+        ("the x: 3, labels: all", "picture of 3"),
     ]
     assert [p["words"] for p in pages] == ["x: </script>1", "x: </script>2.5", "x: </script>3"]
     assert page.count("</script>") == 1 and "<img alt='picture of 1'" in page

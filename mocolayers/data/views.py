@@ -86,13 +86,13 @@ def views_of_numbers(x: Tensor, views: Views, numbers: Tensor) -> list[Tensor]:
 
     Crop, rotation and mirror are one bilinear resampling; what a rotation brings in from outside the image is black.
     """
-    # All views in one go: at 28 px, half of the time goes by between the many small steps.
+    # All views in one go: at 28 px, a call for each view spends half of its time between the many small steps.
     choices = choose(views, x.shape[1:], numbers.flatten(0, 1))
     rows = torch.arange(len(x), device=x.device).repeat(len(numbers))
     if not _on_processor(x):
         return list(transform(x[rows], views, choices).chunk(len(numbers)))
     count = max(1, CACHED // x[0].numel())  # a few images at a time, as many as the cache holds
-    out = torch.empty(len(rows), *x.shape[1:])
+    out = x.new_empty(len(rows), *x.shape[1:])
     for start in range(0, len(rows), count):
         some = slice(start, start + count)
         out[some] = transform(x[rows[some]], views, {name: values[some] for name, values in choices.items()})

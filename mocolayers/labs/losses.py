@@ -76,7 +76,7 @@ def _barlow(channels: tuple[int, ...], width: int, ideal: bool) -> StageBarlow:
         torch.manual_seed(0)
         module = StageBarlow(channels, width, scale=SCALE).requires_grad_(False)
     if ideal:
-        module.project = lambda *views: torch.stack([torch.stack([s.flatten(1).T for s in v]) for v in views], dim=2)
+        module.project = lambda *views: torch.stack([torch.stack(v) for v in views]).flatten(3).permute(1, 3, 0, 2)
     return module
 
 
@@ -216,10 +216,8 @@ def loss_lab(stages: dict[str, list]) -> Lab:
     }
     wide, most = {"width": 256, "batch": sizes[1]}, sizes[-1]
     frames = [{"loss": name, "gain": 0.1} for name in LOSSES[:2]]
-    frames += [
-        {"loss": IDEAL} | wide | changes for changes in ({"similarity": 0}, {"similarity": 1}, {"off_diagonal": 0.06})
-    ]
-    frames += [{"loss": IDEAL, "width": most, "batch": most}, {"loss": "Barlow"} | wide]
+    alike, half = [{"similarity": 0}, {"similarity": 1}], [{"off_diagonal": 0.06}, {"width": most, "batch": most}]
+    frames += [{"loss": IDEAL} | wide | changes for changes in alike + half] + [{"loss": "Barlow"} | wide]
     frames += [{"loss": LOSSES[0], "weight": weight} for weight in (0.25, 100)]
     frames += [{"loss": "Barlow", "weight": weight} for weight in (5e-5, 0.04)]
     return Lab(controls, answer, "What does this loss really reward?", idle, frames)

@@ -32,7 +32,7 @@ LEAF = """
     caption.textContent = page.text;
     words.textContent = page.words;
   };
-  slider.setAttribute("aria-label", "leaf through prepared answers");
+  slider.setAttribute("aria-label", "step through prepared answers");
   box.prepend(slider);
   slider.oninput();
 })();
@@ -51,7 +51,7 @@ class Lab:
         answer: called with the values of the controls under these names; it should take less than 0.3 s.
         question: one line above the controls.
         idle: called likewise; names the controls that change nothing now, which are greyed.
-        frames: changed controls of the answers that a page without a kernel can leaf through, after the first one.
+        frames: changed controls of the answers that a page without a kernel can step through, after the first one.
     """
 
     def __init__(self, controls: dict, answer: Callable, question="", idle=lambda **_: set(), frames=()) -> None:
@@ -90,18 +90,16 @@ class Lab:
             self.update()  # the first answer was slower than those that follow
             bundle[WIDGET_TYPE] = self.box._repr_mimebundle_()[WIDGET_TYPE]
         elif self.frames:
-            seen = {name: self.controls[name].value for name in list(self.controls)[:IN_VIEW]}
-            pages = {f"as the lab starts: {self._caption(seen)}": (figure, alt, numbers)}
-            pages |= {self._caption(changes): self.answer(**self.values() | changes) for changes in self.frames}
+            start = dict(list(self.values().items())[:IN_VIEW])
+            pages = {self._caption(each): self.answer(**self.values() | each) for each in [start, *self.frames]}
             bundle["text/html"] = flipbook(pages)
         display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
         if not someone_is_there() and not self.frames:
             print("\n".join(f"{name}: {value}" for name, value in numbers.items()))
 
     def _caption(self, values: dict) -> str:
-        """Values of controls in words."""
-        told = {name: f"{value:g}" if isinstance(value, float) else value for name, value in values.items()}
-        return ", ".join(f"{self.controls[name].description}: {value}" for name, value in told.items())
+        """Values of controls in words, as the controls show them."""
+        return ", ".join(_told(self.controls[name], value) for name, value in values.items())
 
     def _settle(self, seconds: float) -> None:
         """Grey what does nothing, and follow a moving slider if the last answer was quick."""
@@ -110,6 +108,11 @@ class Lab:
             control.disabled = name in idle
             if control.has_trait("continuous_update"):
                 control.continuous_update = seconds < FOLLOW_SECONDS
+
+
+def _told(control: widgets.Widget, value: object) -> str:
+    labels = {choice[1]: choice[0] for choice in getattr(control, "options", ()) if isinstance(choice, tuple)}
+    return f"{control.description}: {labels.get(value, f'{value:g}' if isinstance(value, float) else value)}"
 
 
 def _grid(controls: list[widgets.Widget]) -> widgets.GridBox:

@@ -1,7 +1,6 @@
 """The queue and temperature lab: one query against its own key and a belt of older keys."""
 
 import copy
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -143,6 +142,6 @@ def queue_lab(history: dict) -> Lab:
         "query": IntSlider(0, min=0, max=len(history["q"]) - 1, description="query"),
     }
     frames = [{"temperature": temperature} for temperature in (0.01, 0.03, 0.3, 1)]
-    ends = itertools.product((KEYS_PER_STEP, longest), (MOMENTA[0], 0.99, MOMENTA[-1]))
-    frames += [{"length": length, "momentum": momentum} for length, momentum in ends] + [{"drop_same": True}]
+    lengths, momenta = (KEYS_PER_STEP, longest), (MOMENTA[0], 0.99, MOMENTA[-1])
+    frames += [{"length": n, "momentum": m} for n in lengths for m in momenta] + [{"drop_same": True}]
     return Lab(controls, answer, "Does the query know its image, or only the age of the key?", frames=frames)

@@ -5,7 +5,6 @@ A stage loss is a module built as `Class(channels, **options)`. `MoCo` pools eac
 key's have no gradient. It runs under the caller's autocast, which rounds matrix products only.
 """
 
-import functools
 from collections.abc import Sequence
 
 import torch
@@ -97,15 +96,15 @@ def standardise(z: Tensor, eps: float = 1e-5, gain: Tensor | None = None, bias: 
     """Mean 0, variance 1 of features (B, D) or (1, D, B) over the batch of all processes; then gain and bias (D)."""
     if world_size() == 1:
         return F.batch_norm(z, None, None, gain, bias, training=True, eps=eps)
-    over = 0 if z.ndim == 2 else -1
+    over, shape = [0, *range(2, z.ndim)], (-1, *[1] * (z.ndim - 2))
     centred = z - mean_over_processes(z.mean(over, keepdim=True))
     z = centred / (mean_over_processes(centred.square().mean(over, keepdim=True)) + eps).sqrt()
-    return z if gain is None else z * gain[:, None] + bias[:, None]
+    return z if gain is None else z * gain.view(shape) + bias.view(shape)
 
 
-def standardise_rows(z: Tensor, eps: float = 1e-5, *affine: Tensor) -> Tensor:
-    """`standardise` features (..., B), each in its row, in which the products of Barlow's projectors are fastest."""
-    return standardise(z.reshape(1, -1, z.shape[-1]), eps, *affine).view(z.shape)
+def standardise_rows(z: Tensor, eps: float = 1e-5, gain: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """`standardise` features (..., B), each in its row; on a processor, Barlow's products are fastest so."""
+    return standardise(z.reshape(1, -1, z.shape[-1]), eps, gain, bias).view(z.shape)
 
 
 def cross_correlation(z_u: Tensor, z_v: Tensor, eps: float = 1e-5) -> Tensor:
@@ -167,8 +166,9 @@ class StageBarlow(nn.Module):
         self.first = nn.ModuleList(first)
         # The other two of all stages (S, D, D): one product takes half the time of one a stage.
         self.deeper = nn.ParameterList(torch.stack([layer.weight.detach() for layer in each]) for each in deeper)
-        norm = functools.partial(nn.BatchNorm1d, len(channels) * projector, track_running_stats=False)
-        self.norms = nn.ModuleList(norm() for _ in deeper)
+        # They hold gain and bias only: `project` normalises each view by itself.
+        width = len(channels) * projector
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width, track_running_stats=False) for _ in deeper)
 
     def forward(self, query: Sequence[Tensor], key: Sequence[Tensor]) -> Sequence[Tensor]:
         """The unweighted loss of each stage."""
@@ -182,7 +182,7 @@ class StageBarlow(nn.Module):
         pairs = (torch.cat([u.flatten(1), v.flatten(1)]) for u, v in zip(query, key, strict=True))
         z = torch.stack([layer.weight @ pair.T for layer, pair in zip(self.first, pairs, strict=True)])  # (S, D, 2 B)
         for norm, weight in zip(self.norms, self.deeper, strict=True):
-            affine = (each.repeat_interleave(2) for each in norm.parameters())  # of either view
+            affine = (each.repeat_interleave(2) for each in norm.parameters())  # the same for both views
             z = weight @ standardise_rows(z.unflatten(2, (2, -1)), norm.eps, *affine).relu().flatten(2)
         return z.unflatten(2, (2, -1))
 

@@ -37,7 +37,7 @@ def check(exercise: str, answer, properties: dict[str, Callable], expected: str 
         told = f"{exercise} is still open: replace None in the cell above by your answer, run it, then this cell."
         if exercise not in _solutions:
             raise Unsolved(told)
-        print(f"{told}\nA right answer has these properties, and the solution has them:")
+        print(f"{told}\nA right answer has these properties (checked here on the solution):")
         _hold(f"The solution of {exercise}", _solutions[exercise], properties, expected)
     else:
         _hold(exercise, answer, properties, expected)

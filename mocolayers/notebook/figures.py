@@ -142,7 +142,7 @@ def panels(
     step = min(11, 27 / max(1, several - 1)) if names else 3 if join else 7
     count, apart = table["panel"].nunique(), step * (several - 1)
     width = 6 if count == 1 else 4.2 if names else 3.6
-    height = len(names) * max(0.4, (apart + 20) / 72) + 0.8 if names else 3.1 if count < 7 else 2.5
+    height = len(names) * max(0.4, (apart + 20) / 72) + 0.8 if names else 2.5 if count > 6 else 3.1
     same = {"sharex": share, "sharey": share or bool(names)}
     more = (1.8 if len(every) > 1 else 0, 0.4)
     wide = 2 if count == 4 and (names or not share) else 4 if share else 3
