@@ -249,10 +249,10 @@ def test_from_an_empty_folder_to_sentences(tiny, tmp_path, capsys, monkeypatch):
     assert typed(f"report --out {out}") == 0
     said = capsys.readouterr().out
     for words in (
-        "Does pretraining help?",
-        "How hard should the stage losses pull?",
-        "2 repetitions",
-        "paper's released code",
+        "Does MoCo help?",
+        "Would another weight or the paper's recipe help?",
+        "2 of 2 repetitions",
+        "paper's released settings",
     ):
         assert words in said
     assert (out / protocol.FIGURE).is_file()
