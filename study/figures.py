@@ -11,9 +11,9 @@ from study.report import gate, leading_gains, pulls
 
 def gains(scores: pd.DataFrame) -> Figure:
     """`leading_gains`, a row per data set; if there are none, MoCo's AUC minus that of no pretraining."""
-    table = leading_gains(scores, gate(scores))
+    table = leading_gains(scores, passed := gate(scores))
     if table.empty:
-        return gate_by_seeds(gate(scores))
+        return gate_by_seeds(passed)
     table = table.assign(name=table["judged_on"], panel=table["protocol"].map(protocol.NAMES))
     table, few = table.sort_values("protocol", ascending=False, kind="stable"), protocol.FEW[0]
     title = f"Do losses on intermediate layers help with {few:.0%} of the labels? {table['seeds'].max()} repetitions"

@@ -90,8 +90,8 @@ class Lab:
             self.update()  # the first answer was slower than those that follow
             bundle[WIDGET_TYPE] = self.box._repr_mimebundle_()[WIDGET_TYPE]
         elif self.frames:
-            start = dict(list(self.values().items())[:IN_VIEW])
-            pages = {self._caption(each): self.answer(**self.values() | each) for each in [start, *self.frames]}
+            pages = {self._caption(dict(list(self.values().items())[:IN_VIEW])): (figure, alt, numbers)}
+            pages |= {self._caption(changes): self.answer(**self.values() | changes) for changes in self.frames}
             bundle["text/html"] = flipbook(pages)
         display(bundle, raw=True, metadata={"image/png": {"alt": alt}})
         if not someone_is_there() and not self.frames:
