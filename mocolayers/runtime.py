@@ -4,6 +4,7 @@ torch is imported inside the functions that need it, so that the data scripts st
 """
 
 import contextlib
+import ctypes
 import importlib.util
 import os
 import re
@@ -116,15 +117,23 @@ def resolve_device(name: str) -> "torch.device":
     import torch
 
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind in there if there[kind]))
+    name = next(kind for kind in there if there[kind]) if name == "auto" else name
     kind, _, number = name.partition(":")
     if kind not in there or not (number.isdecimal() or name == kind):
         raise RunError(f"device {name!r} is unknown; choose auto, {', '.join(there)}, or one of several: cuda:1")
-    count = torch.cuda.device_count() if kind == "cuda" else 1
+    count = torch.cuda.device_count() if kind == "cuda" and number else 1
     if not there[kind] or int(number or 0) >= count:
         raise RunError(f"device {name!r} was asked for, but torch does not find it here; use --device cpu or auto")
+    if kind == "cpu":
+        keep_freed_memory()
     return torch.device(name)
+
+
+def keep_freed_memory() -> None:
+    """Keep the memory of freed tensors for the next ones; else Linux takes it back and clears it at every step."""
+    with contextlib.suppress(AttributeError, TypeError):  # a system without glibc
+        for option, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX and M_TRIM_THRESHOLD of its malloc.h
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def autocast_type(precision: str, device: "torch.device") -> "torch.dtype | None":

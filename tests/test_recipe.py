@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -226,6 +227,21 @@ def test_a_loss_from_a_notebooks_cell_is_named_after_its_source():
     exec(LOSS, made := {})
     with pytest.raises(ValueError, match="no source of Toy"):
         loss_name(made["Toy"])
+
+
+def test_freed_memory_is_kept_for_the_next_tensors_on_a_processor():
+    resource = pytest.importorskip("resource", reason="page faults are counted by Unix alone")
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("memory is kept where the C library is glibc")
+    resolve_device("cpu")
+
+    def pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**26, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pages()
+    assert pages() < 2**26 / resource.getpagesize() / 10  # else each of its pages is a new one
 
 
 def test_auto_takes_the_fastest_device_that_is_there(monkeypatch):

@@ -167,6 +167,8 @@ def _resample(x: Tensor, views: Views, matrix: Tensor, mode: str) -> Tensor:
     if views.rotation:  # grid_sample's own zeros would darken the border inside the image
         return y.mul_(torch.maximum(*grid.abs_().split(1, dim=1)).le_(1))
     unmoved = (matrix == torch.eye(2, 3, device=x.device)).flatten(1).all(dim=1)
+    if _on_processor(x) and not unmoved.any():
+        return y
     return torch.where(unmoved.view(-1, 1, 1, 1), x, y, out=y)  # without rounding, and in the layout of y
 
 

@@ -89,7 +89,6 @@ def parallel(module: nn.Module) -> nn.Module:
     if world_size() == 1:
         return module
     ddp = nn.parallel.DistributedDataParallel
-    name = (
-        "forward_sync_buffers" if "forward_sync_buffers" in inspect.signature(ddp).parameters else "broadcast_buffers"
-    )
-    return ddp(module, **{name: False})  # the second name is that of older versions of PyTorch
+    names = ("forward_sync_buffers", "broadcast_buffers")  # the second is that of older versions of PyTorch
+    name = next(name for name in names if name in inspect.signature(ddp).parameters)
+    return ddp(module, **{name: False})

@@ -180,12 +180,10 @@ def read_kept(path: Path) -> tuple[str, dict[str, Tensor]]:
     """The text and the tensors of `save_kept`; nothing of a file that is missing or, with a line, that is damaged."""
     if not path.is_file():
         return "", {}
-    try:
+    with contextlib.suppress(SafetensorError, LookupError, TypeError, ValueError):
         about, tensors = about_weights(path), load_file(path)
         if about["sha256"] == _digest(tensors, about["said"]):
             return about["said"], tensors
-    except (SafetensorError, LookupError, TypeError, ValueError):
-        pass
     print(f"{path} is damaged, or of an older version: it is made again", flush=True)
     return "", {}
 
@@ -227,8 +225,7 @@ def initial_weights(path: Path) -> tuple[dict[str, Tensor], str, str]:
         RunError: the file is missing, or holds no ResNet.
     """
     try:
-        torch_load = functools.partial(torch.load, map_location="cpu", weights_only=True)
-        state = load_file(path) if path.suffix == ".safetensors" else torch_load(path)
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         for name in ("state_dict", "model"):
             state = state[name] if isinstance(state.get(name), dict) else state
         starts = [name.removesuffix(FIRST_BLOCK) for name in state if name.endswith(FIRST_BLOCK)]
@@ -240,10 +237,8 @@ def initial_weights(path: Path) -> tuple[dict[str, Tensor], str, str]:
         wanted = "the state dict of a ResNet under torchvision's names, as .pth or .safetensors"
         raise RunError(f"{path} cannot be used; --init wants {wanted}") from None
     where = f" under {start}" if start else ""
-    said = (
-        f"{path}: {len(weights)} tensors{where} are used, {len(state) - len(weights)} are not; images stay in 0 to 1, "
-    )
-    return weights, fingerprint, said + "without mean and standard deviation, which batch-norm learns anew"
+    said = f"{path}: {len(weights)} tensors{where} are used, {len(state) - len(weights)} are not; "
+    return weights, fingerprint, said + "images stay in 0 to 1, and batch-norm learns their mean and spread anew"
 
 
 def start_from(model: MoCo, path: str | Path | None, fingerprint: str) -> str:

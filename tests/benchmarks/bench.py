@@ -13,6 +13,7 @@ import conversion
 import evaluation
 import labs
 import limit
+import memory
 import pandas as pd
 import parts
 import precision
@@ -20,7 +21,7 @@ import pretraining
 import startup
 import torch
 
-from mocolayers.runtime import atomic_write, autocast_type
+from mocolayers.runtime import atomic_write, autocast_type, keep_freed_memory
 
 OUT = Path(__file__).resolve().parents[2] / "study" / "bench.md"
 
@@ -41,6 +42,7 @@ SECTIONS = {
         28, 3, 10 * args.repeats, 2
     ),
     f"How near the encoders are to the processor's limit, {USED}": lambda args: limit.table(4 * args.repeats),
+    f"Keeping the memory of freed tensors, {USED}": lambda args: memory.table(4 * args.repeats),
     f"Against other loops: ResNet-10 width 16, 28 px, batch 128, {USED}": lambda args: against(
         28, args.repeats, args.count
     ),
@@ -83,6 +85,7 @@ def main() -> None:
         sys.exit(f"error: no section is called {args.only!r}; the sections are: {'; '.join(SECTIONS)}")
     every = len(chosen) == len(SECTIONS)
     found = {} if every else written()
+    keep_freed_memory()  # as every run does on a processor; so the loops of others have it, too
     for title, table in chosen.items():
         found[title] = markdown(table(args))
         print(f"\n## {title}\n\n{found[title]}\n", flush=True)
