@@ -70,7 +70,8 @@ SECTIONS = {
     "Conversion of made-up X-rays, 256 px to 28 px, two processes": lambda args: conversion.table(args.images),
 }
 HEAD = (
-    "# Speed\n\nMade by `make bench`: medians over rounds in turn, ratios within a round; each section is one run.\n\n"
+    "# Speed\n\nMade by `make bench`: medians over rounds in turn, ratios within a round; each section is one run. "
+    "Every loop keeps the memory of freed tensors, also those of others, which do not do that by themselves.\n\n"
 )
 EXAMPLES = """examples:
   python tests/benchmarks/bench.py

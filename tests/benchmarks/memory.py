@@ -15,9 +15,11 @@ STEPS = {
     "ResNet-18 width 16, 128 px colour, batch 128": (128, 3, WIDER),
 }
 KINDS = ("given back", "kept")
-# Does a step and prints its seconds and the most memory so far in MB, for each line that it reads.
+# Does a step and prints its seconds and the most memory so far in MB, for each line that it reads. (`getrusage` would
+# begin with the memory of the process that started this one.)
 WORKER = """
-import resource, sys, time
+import sys, time
+from pathlib import Path
 from pretraining import made_up_images, trainer_step
 from mocolayers.runtime import keep_freed_memory
 side, channels, changes, kind = eval(sys.argv[1])
@@ -27,7 +29,9 @@ step, _ = trainer_step(made_up_images(side, channels, (512, 0, 0)), "moco", **ch
 for line in sys.stdin:
     started = time.perf_counter()
     step()
-    print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+    seconds, status = time.perf_counter() - started, Path("/proc/self/status")
+    most = status.read_text().partition("VmHWM:")[2].split()[0] if status.is_file() else "nan"
+    print(seconds, float(most) / 1024, flush=True)
 """
 
 
