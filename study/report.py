@@ -347,7 +347,7 @@ def _claimed(folder: Path) -> Iterator[tuple[str, str, int, pd.DataFrame]]:
     for claim, measured, sign, table, value in (
         ("4 features are reused", "linear CKA before and after", 1, reuse, "linear"),
         ("5 informative earlier", "AUC of stages 1 and 2", 1, early, "auc"),
-        ("6 outputs nearer to many labels'", "KS distance", -1, outputs, "ks"),
+        ("6 outputs are nearer", "KS distance", -1, outputs, "ks"),
     ):
         if len(table):
             # What has no protocol is about fine-tuned networks.

@@ -112,7 +112,7 @@ def test_the_claims_are_read_in_their_direction(tmp_path):
     nearer = rows({"a": [-0.1, -0.11, -0.1]}).rename(columns={"auc": "ks"}).query("protocol == 'linear'")
     nearer.assign(**{"class": "mean"}).to_csv(tmp_path / "outputs.csv", index=False)
     found = report.claims(tmp_path).set_index("claim")
-    assert found.loc["6 outputs nearer to many labels'", "verdict"] == "better", "a smaller distance is claimed"
+    assert found.loc["6 outputs are nearer", "verdict"] == "better", "a smaller distance is claimed"
     shrinks = found.loc["3 gains are largest with few labels"]
     assert shrinks["difference"] == pytest.approx(0.2) and shrinks["verdict"] == "better"
     assert not any(claim.startswith(("4", "5")) for claim in found.index), "a missing table leaves its claims out"

@@ -57,7 +57,7 @@ def _hold(exercise: str, answer, properties: dict[str, Callable], expected: str)
             raise Unsolved(
                 f"{exercise}: not yet. It does not hold that {sentence}{why}. Change your answer and try again."
             )
-        print(f"✓ {sentence}")
+        print("✓", sentence.replace("`", ""))
 
 
 def what_happened(text: str) -> None:

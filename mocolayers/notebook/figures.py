@@ -163,7 +163,7 @@ def panels(
             drawn = axis.errorbar(part[x], part[y], **look, ms=5 if len(part) < 12 else 3, capsize=2).get_children()
             for sign, (column, text) in zip("|xs" if names else "_xs", (marks or {}).items(), strict=False):
                 at = (part[column], part[y]) if names else (part[x], part[column])
-                drawn += axis.plot(*at, sign, color="black", mfc="none", ms=8, mew=1.5, label=text)
+                drawn += axis.plot(*at, sign, color="black", mfc="none", ms=8, mew=1.5, zorder=3, label=text)
             shift = step / 72 * (number - (several - 1) / 2) if several > 1 else 0
             move = ScaledTranslation(*((0, -shift) if names else (shift, 0)), figure.dpi_scale_trans)
             for artist in drawn:
@@ -271,7 +271,7 @@ def grids(tables: dict, title: str, limits: tuple | None = None, numbers: str = 
             axis.set_yticks(range(len(table)), table.index)
             for (row, column), number in np.ndenumerate(values):
                 dark = np.dot(shown.to_rgba(number)[:3], (0.3, 0.6, 0.1)) < 0.5
-                text = f"{number:{'+' if low < 0 else ''}{numbers}}"
+                text = f"{round(number, int(numbers[1:-1])) + 0.0:{'+' if low < 0 else ''}{numbers}}"  # no -0.000
                 axis.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
     if limits:
         figure.colorbar(shown, ax=axes, shrink=0.8, label=scale)
