@@ -100,7 +100,7 @@ def distribution_lab(
         gap = compute(*outputs[pair], truth, task, classes[column], threshold, temperature, shuffle, rows)
         few, every = gap["at"]
         numbers = {
-            f"at or below {threshold:.2f}": f"{few:.1%} against {every:.1%}: a gap of {abs(few - every):.3f}",
+            f"at or below {threshold:.2f}": f"{few:.2%} against {every:.2%}: a gap of {abs(few - every):.3f}",
             "D, the largest gap": f"{gap['distance']:.3f} at {gap['where']:.2f}",
             "AUC of both models": "{:.3f} and {:.3f}".format(*gap["auc"]),
         }

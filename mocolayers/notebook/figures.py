@@ -228,7 +228,8 @@ def grouped_bars(table: pd.DataFrame, title: str, label: str, chance: float) -> 
     figure, axes = new_figure(size=(8, 3.2))
     table.plot.bar(ax=axes[0, 0], rot=0, width=0.7, legend=False, ylabel=label)
     for group in axes[0, 0].containers:
-        axes[0, 0].bar_label(group, fmt=lambda value: f"{round(value, 2) + 0.0:.2f}", fontsize=9)  # no -0.00
+        look = {"fontsize": 9, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # over the line
+        axes[0, 0].bar_label(group, fmt=lambda value: f"{round(value, 2) + 0.0:.2f}", padding=2, **look)  # no -0.00
     axes[0, 0].axhline(chance, color="black", linestyle=":")
     return titled(figure, title)
 
