@@ -425,11 +425,11 @@ def _comparison_said(claim: pd.DataFrame, count: int, planned: int) -> str:
     few, losses, ways = protocol.FEW[0], found["arm"].nunique(), found["protocol"].nunique()
     head = "**Do losses on intermediate layers help more?** On the average of the data sets in the figure, they change"
     at_few = found[found["fraction"] == few]
-    claimed = f"the paper reports about {protocol.CLAIM:.0%} with {few:.0%} of the labels, read as +{protocol.CLAIM}"
-    excluded = f"{(at_few['high'] < protocol.CLAIM).sum()} of the {len(at_few)} intervals at {few:.0%} exclude that"
+    below = f"{(at_few['high'] < protocol.CLAIM).sum()} of the {len(at_few)} intervals at {few:.0%} are below it"
+    claimed = f"The paper reports about {protocol.CLAIM:.0%} with {few:.0%} of the labels. If that is +{protocol.CLAIM}"
     kinds = f"{losses} losses, {ways} ways to judge, {FEW_SAID} of the labels; {count} of {planned} repetitions"
     return (
-        f"{head} MoCo's AUC by {_range(found['difference'])} ({claimed}; {excluded}). "
+        f"{head} MoCo's AUC by {_range(found['difference'])}. {claimed} AUC, {below}. "
         f"Of {len(found)} comparisons ({kinds}): {_counted(found)}."
     )
 
@@ -440,9 +440,9 @@ def _others_said(tried: pd.DataFrame, found: pd.DataFrame, planned: int) -> str:
     best, last = means["gain"].max(), means.last()  # of each loss: at its best weight, and at its largest
     said = (
         "**Would another weight or the paper's recipe help?** With the best of the weights that were tried, the losses "
-        f"change MoCo's AUC by {_range(best)} (the choice flatters them); with the largest, which have "
-        f"{last['pull'].min():.0%} to {last['pull'].max():.0%} of the gradient, by {_range(last['gain'])} (means over "
-        f"{tried['dataset'].nunique()} data sets and {protocol.SWEEPS} seeds)."
+        f"change MoCo's AUC by {_range(best)} (the choice flatters them). With the largest, where they have "
+        f"{last['pull'].min():.0%} to {last['pull'].max():.0%} of the gradient, they change it by "
+        f"{_range(last['gain'])}. (Means over {tried['dataset'].nunique()} data sets and {protocol.SWEEPS} seeds.)"
     )
     if len(found):
         counts = f"{_counted(found)}; {found['seeds'].max()} of {planned} repetitions"

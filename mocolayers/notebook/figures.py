@@ -218,19 +218,18 @@ def stacked_bars(table: pd.DataFrame, title: str, label: str, colours: Sequence[
     """One bar for each row of a table, the first on top, made of its columns."""
     figure, axes = new_figure(size=(8, 0.5 * len(table) + 1.4))
     look = {"color": colours} if colours else {"colormap": "cividis"}
-    table.iloc[::-1].plot.barh(ax=axes[0, 0], stacked=True, width=0.75, legend=False, **look)
-    axes[0, 0].set_xlabel(label)
+    table.iloc[::-1].plot.barh(ax=axes[0, 0], stacked=True, width=0.75, legend=False, **look).set_xlabel(label)
     return titled(figure, title)
 
 
 def grouped_bars(table: pd.DataFrame, title: str, label: str, chance: float) -> Figure:
     """The columns of a table side by side for each of its rows, with a line at chance."""
     figure, axes = new_figure(size=(8, 3.2))
-    table.plot.bar(ax=axes[0, 0], rot=0, width=0.7, legend=False, ylabel=label)
-    for group in axes[0, 0].containers:
-        look = {"fontsize": 9, "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # over the line
-        axes[0, 0].bar_label(group, fmt=lambda value: f"{round(value, 2) + 0.0:.2f}", padding=2, **look)  # no -0.00
-    axes[0, 0].axhline(chance, color="black", linestyle=":")
+    axis = table.plot.bar(ax=axes[0, 0], rot=0, width=0.7, legend=False, ylabel=label)
+    for group in axis.containers:
+        axis.bar_label(group, fmt="{:z.2f}", fontsize=9, padding=2, bbox={"fc": "white", "ec": "none", "pad": 1})
+    axis.margins(y=0.12)
+    axis.axhline(chance, color="black", linestyle=":")
     return titled(figure, title)
 
 
@@ -272,7 +271,7 @@ def grids(tables: dict, title: str, limits: tuple | None = None, numbers: str = 
             axis.set_yticks(range(len(table)), table.index)
             for (row, column), number in np.ndenumerate(values):
                 dark = np.dot(shown.to_rgba(number)[:3], (0.3, 0.6, 0.1)) < 0.5
-                text = f"{round(number, int(numbers[1:-1])) + 0.0:{'+' if low < 0 else ''}{numbers}}"  # no -0.000
+                text = f"{number:{'+' if low < 0 else ''}z{numbers}}"  # z: no -0.000
                 axis.text(column, row, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
     if limits:
         figure.colorbar(shown, ax=axes, shrink=0.8, label=scale)
