@@ -117,9 +117,8 @@ def as_released(part: Options) -> None:
     from study.run import Cell, in_parallel, keep
 
     seeds, about = part.seed or protocol.REPETITIONS[:4], {"scale": part.scale, "runs_dir": part.runs_dir}
-    cells = [
-        Cell("conditions", name, "moco", s, **about) for s in seeds for name in part.dataset or protocol.CONTROLLED
-    ]
+    datasets = part.dataset or protocol.CONTROLLED
+    cells = [Cell("conditions", name, "moco", seed, **about) for seed in seeds for name in datasets]
     jobs = [Setting(cell, ("moco", *(part.arm or ("mse",)))) for cell in cells]
     tables = []
     for table in in_parallel(control, jobs, "as released and soundly", part.jobs, part.scheduler):

@@ -360,7 +360,7 @@ def retest(twice: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         twice: rows with `auc` of one run and `again` of the other.
-        scores: rows of several seeds.
+        scores: rows of several seeds; those of the main data sets count.
     Returns:
         Per protocol and fraction: runs; mean `difference` of a run's AUC; the root mean square of that difference
         between two runs (`size`) and between two seeds of one arm and data set (`seeds`).
@@ -368,7 +368,7 @@ def retest(twice: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     keys = ["protocol", "fraction", "judged_on", "arm", "seed"]
     runs = twice[twice["judged_on"] == twice["dataset"]].groupby(keys)[["auc", "again"]].mean()
     moved = (runs["again"] - runs["auc"]).groupby(keys[:2])
-    own = scores[scores["judged_on"] == scores["dataset"]].groupby(keys)["auc"].mean()
+    own = main_sets(scores[scores["judged_on"] == scores["dataset"]]).groupby(keys)["auc"].mean()
     variance = own.groupby(keys[:4]).var().groupby(keys[:2]).mean()
     size = moved.agg(lambda differences: np.sqrt(np.mean(differences**2)))
     table = {"runs": moved.size(), "difference": moved.mean(), "size": size, "seeds": np.sqrt(2 * variance)}
@@ -481,6 +481,13 @@ def page(folder: Path = protocol.TABLES) -> str:
         "The same on another kind of processor": retest(usual(elsewhere), rows) if len(elsewhere) else elsewhere,
         "Mean AUC over repetitions": summarise(main_sets(rows), ratio=protocol.RATIO),
     }
+    if len(apart := few[~few["judged_on"].isin(protocol.PRIMARY)]):
+        told |= {
+            "The second rank: AUC minus MoCo's, mean over its data sets": main_claim(
+                apart.query("judged_on == dataset")
+            ),
+            "The second rank for each data set": compared(paired(apart), ratio=protocol.RATIO),
+        }
     head = "# The study in tables\n\nWritten by `python -m study report`. [PROTOCOL.md](PROTOCOL.md) has the rules. "
     head += f"[Notebook 08](../notebooks/08_results_and_scaling_up.ipynb) tells it with figures.\n{KEY}"
     form = {"index": False, "border": 0, "float_format": "{:.3f}".format, "na_rep": ""}

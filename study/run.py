@@ -71,12 +71,8 @@ class Cell:
         if data.channels == 1:  # their colour stays off, as in every preset
             views = {name: value for name, value in views.items() if name not in ("saturation", "hue", "gray")}
         weights = tuple(self.weight * weight for weight in recipe.stage_weights)
-        return replace(
-            recipe,
-            steps=round(recipe.steps * longer),
-            stage_weights=weights,
-            views=replace(recipe.views, **views),
-        )
+        views = replace(recipe.views, **views)
+        return replace(recipe, steps=round(recipe.steps * longer), stage_weights=weights, views=views)
 
     def trained(self) -> tuple[Run, MedicalImages]:
         """The run, trained if it is not on disk, and its data."""
@@ -268,9 +264,7 @@ def planned(series: str, scores: pd.DataFrame, datasets=(), arms=(), seeds=(), s
         return [make(name, arm, seed, "released") for seed, name, arm in grid]
     best = best_weights(scores)
     if lacking := [arm for arm in protocol.LEADING if arm not in best]:
-        raise ValueError(
-            f"{lacking[0]} has not been tried at all its weights; run python -m study run --series weights"
-        )
+        raise ValueError(f"{lacking[0]} was not tried at every weight; run python -m study run --series weights")
     pairs = [(arm, 1.0) for arm in protocol.EVERYWHERE]
     pairs = dict.fromkeys([*pairs, *best.items(), *((arm, 1.0) for arm in arms)])
     grid = [(seed, name, *pair) for seed in seeds for name in datasets for pair in pairs if not arms or pair[0] in arms]

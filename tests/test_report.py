@@ -348,6 +348,21 @@ def test_the_page_of_tables_is_that_of_the_committed_tables():
     assert "The main claim" in page and "Claim by claim" in page and "nan" not in page.lower()
 
 
+def test_the_second_rank_has_tables_of_its_own_and_changes_no_other(tmp_path):
+    def told(table):
+        table.to_csv(tmp_path / "scores.csv", index=False)
+        return report.page(tmp_path)
+
+    main = study()
+    second = main.query("judged_on == 'pneumonia' and series == 'comparison'")
+    second = second.assign(dataset="odir", judged_on="odir", auc=1 - second["auc"])
+    alone, both = told(main), told(pd.concat([main, second]))
+    assert both.startswith(alone) and "second rank" not in alone and "odir" not in alone
+    assert "mean over its data sets" in both and both.count("<td>odir</td>") >= 4
+    twice = main.query("judged_on == 'aptos'").assign(again=0.5)
+    assert report.retest(twice, main).equals(report.retest(twice, pd.concat([main, second])))
+
+
 def test_the_committed_tables_hold_no_row_twice_and_every_arm_had_the_same_labels():
     table = report.read("scores", folder=protocol.TABLES)
     assert len(table) and not table.duplicated([key for key in protocol.KEYS if key in table]).any()
