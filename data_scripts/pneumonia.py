@@ -34,8 +34,10 @@ EXAMPLES = """  python data_scripts/pneumonia.py --source ~/chest_xray --side 64
   python data_scripts/pneumonia.py                                    # downloads from Kaggle"""
 
 
-def find(source: Path, task: str) -> list[Picture]:
+def find(source: Path, task: str, seeded: bool = False) -> list[Picture]:
     """Every image, with the publisher's part and its number as the patient; in the task "type" normals are unlabelled.
+
+    The publisher's test part is a given split, unless the split is `seeded`.
 
     A number is used for bacteria and for virus alike, so it may be one child or two: both count as one patient, which
     never lets a child into two splits.
@@ -49,7 +51,7 @@ def find(source: Path, task: str) -> list[Picture]:
         match = FILE.match(path.name)
         if not match or (match["kind"] is None) != (group == "NORMAL"):
             raise DatasetError(f"{path}: name and folder disagree; expected PNEUMONIA/personN_bacteria|virus_M.jpeg")
-        split = TEST if part == "test" else None
+        split = TEST if part == "test" and not seeded else None
         if task == "type" and group == "NORMAL":
             split = UNLABELLED
         label = group == "PNEUMONIA" if task == "pneumonia" else match["kind"] == "bacteria"
@@ -66,14 +68,13 @@ def others(source: Path) -> list[Picture]:
 
 def main(args) -> None:
     source = open_source(args.source, "chest_xray/train and test", args.out, KAGGLE)
-    pictures = find(source, args.task)
+    seeded = args.split == "seeded"
+    pictures = find(source, args.task, seeded)
     for number, more in enumerate(args.unlabelled, start=1):
         pictures += others(open_source(more, f"NIH tree {number}", args.out, nih.KAGGLE))
     read = read_images(pictures, gray, 1, args)
     labels = np.array([picture.label for picture in read.kept], np.uint8)
-    seeded = args.split == "seeded"
-    given = [None if seeded and picture.split == TEST else picture.split for picture in read.kept]
-    split = splits(read.kept, labels, args.seed, FRACTIONS if seeded else VALIDATION, given)
+    split = splits(read.kept, labels, args.seed, FRACTIONS if seeded else VALIDATION)
     finish(args, read, labels, split, CARD | {"classes": CLASSES[args.task]})
 
 

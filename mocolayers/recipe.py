@@ -262,7 +262,7 @@ def preset(name: str, arm: str, data, seed: int | None = None, /, **changes) -> 
     about = {"arm": arm, "dataset": data.name, "fingerprint": data.fingerprint}
     about |= {"channels": data.channels, "side": data.side} | ({} if seed is None else {"seed": seed})
     released = name not in SMALL
-    fields = _released(data) if released else SMALL[name] | {"views": _views(LESSON_VIEWS, data)}
+    fields = _released(data, changes.get("batch")) if released else SMALL[name] | {"views": _views(LESSON_VIEWS, data)}
     fields |= ARMS[arm]
     options = dict(fields.get("stage_options", {}))
     if released and fields.get("stage_loss") == "mse":
@@ -294,8 +294,8 @@ def loss_name(loss: type) -> str:
     return f"{loss.__name__}-{hashlib.sha256(''.join(source).encode()).hexdigest()[:8]}"
 
 
-def _released(data) -> dict:
-    batch = RELEASED_BATCH.get(data.modality, 32)
+def _released(data, batch: int | None) -> dict:
+    batch = batch or RELEASED_BATCH.get(data.modality, 32)  # with another one, still as many epochs
     steps = RELEASED_EPOCHS * max(1, len(data.pretraining_rows()) // batch)
     return RELEASED | {"batch": batch, "steps": steps, "views": _views(RELEASED_VIEWS, data)}
 

@@ -85,8 +85,8 @@ def report(out: Path = protocol.TABLES) -> None:
     write_file(picture, lambda path: figure.savefig(path, format="png", dpi=110))
     print(findings(scores))
     if out.resolve() == protocol.TABLES:
-        write_readme()
         write_file(protocol.PAGE, lambda path: path.write_text(page(), encoding="utf-8"))
+        write_readme()
 
 
 def again(part: Options, cells: int = 3, tables: Path = protocol.TABLES) -> None:
@@ -116,8 +116,8 @@ def as_released(part: Options) -> None:
     from study.as_released import Setting, control, moved
     from study.run import Cell, in_parallel, keep
 
-    seeds, about = part.seed or protocol.REPETITIONS[:4], {"scale": part.scale, "runs_dir": part.runs_dir}
-    datasets = part.dataset or protocol.CONTROLLED
+    seeds, datasets = part.seed or protocol.REPETITIONS[:4], part.dataset or protocol.CONTROLLED
+    about = {"scale": part.scale, "runs_dir": part.runs_dir, "plugin": part.plugin}
     cells = [Cell("conditions", name, "moco", seed, **about) for seed in seeds for name in datasets]
     jobs = [Setting(cell, ("moco", *(part.arm or ("mse",)))) for cell in cells]
     tables = []

@@ -101,7 +101,7 @@ SERIES = {
 
 # Judging
 CLAIM = 0.05  # the gain at 1% of the labels that the paper reports on the average of its data sets
-MARGIN = 0.01  # a difference whose interval is within this counts as none
+MARGIN = 0.01  # of "equal", see `report.verdict`
 LEVEL = 0.05
 EARLY = (1, 2)  # stages
 NAMES = {"linear": "Linear evaluation", "finetune": "Fine-tuning"}

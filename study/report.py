@@ -32,10 +32,10 @@ def table_in(file: Path) -> pd.DataFrame:
         ValueError: it is damaged, or no table of this study.
     """
     try:
-        table = pd.read_csv(file)
+        kinds = {"dataset": str, "judged_on": str, "arm": str, "stage": int, "fraction": float, "auc": float}
+        table = pd.read_csv(file, dtype=kinds, keep_default_na=False, na_values="")  # a set may be called 007, or NA
         if file.stem == "scores":
-            table = table.astype({"stage": int, "fraction": float, "auc": float})
-            table[["judged_on", "protocol", "source"]]
+            table[["stage", "fraction", "auc", "judged_on", "protocol", "source"]]
         table[["arm", "judged_on"] if file.stem == "as_released" else ["series", "dataset", "arm", "seed"]]
     except (ValueError, KeyError, pd.errors.ParserError) as error:
         why = str(error).splitlines()[0]

@@ -424,6 +424,18 @@ def test_kermany_normal_images_are_for_pretraining_and_the_publishers_test_part_
     assert data.labels[data.rows("test")].mean() == 0.5, "bacteria and virus of a number are on one side"
 
 
+def test_a_kermany_picture_in_both_parts_is_on_one_side_of_a_seeded_split(children, tmp_path):
+    for number in range(1, 9):  # the same picture of a child of the test part, and of one of the training part
+        folder = children / "chest_xray"
+        path = folder / "test" / "PNEUMONIA" / f"person{number}_virus_{7 * number}.jpeg"
+        shutil.copy(path, folder / "train" / "PNEUMONIA" / f"person9{number}_virus_1.jpeg")
+    data, _ = prepare("pneumonia", children, tmp_path / "out", "--split", "seeded")
+    assert_split_by_patient(data)
+    same = np.unique(np.asarray(data.images).reshape(len(data.images), -1), axis=0, return_inverse=True)[1]
+    twice = [np.flatnonzero(same == value) for value in np.flatnonzero(np.bincount(same) > 1)]
+    assert len(twice) == 8 and all(len(set(data.patients[rows])) == 1 for rows in twice), "they are one patient"
+
+
 def test_kermany_can_be_split_anew_and_be_asked_for_pneumonia(children, tmp_path):
     data, _ = prepare("pneumonia", children, tmp_path / "out", "--split", "seeded", "--seed", "3")
     assert_split_by_patient(data)

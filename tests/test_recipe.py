@@ -102,6 +102,14 @@ def test_the_command_line_says_the_same_as_a_notebook(make_data, tmp_path, monke
         assert capsys.readouterr().err == f"error: {caught.value}\n"
 
 
+def test_the_released_recipe_has_as_many_epochs_with_any_batch(make_data):
+    data = make_data()
+    rows = len(data.pretraining_rows())
+    steps = {batch: preset("paper", "moco", data, batch=batch).steps for batch in (2, 4)}
+    assert steps == {batch: 100 * (rows // batch) for batch in (2, 4)}
+    assert preset("paper", "moco", data, batch=2, steps=7).steps == 7
+
+
 @pytest.mark.parametrize(
     "field", ["seed", "arm", "dataset", "side", "channels", "fingerprint", "stage_loss", "stage_options"]
 )

@@ -348,6 +348,12 @@ def test_the_page_of_tables_is_that_of_the_committed_tables():
     assert "The main claim" in page and "Claim by claim" in page and "nan" not in page.lower()
 
 
+def test_a_data_set_may_have_the_name_of_a_number_or_of_nothing(tmp_path):
+    table = study().replace({"pneumonia": "007", "aptos": "NA"})
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    assert set(report.read("scores", folder=tmp_path)["dataset"]) == {"007", "NA"}
+
+
 def test_the_second_rank_has_tables_of_its_own_and_changes_no_other(tmp_path):
     def told(table):
         table.to_csv(tmp_path / "scores.csv", index=False)

@@ -284,7 +284,7 @@ def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict) -> None:
     # Unlabelled images are pretrained on, so they go with the training images.
     sides = np.column_stack([present[:, TRAIN] | present[:, UNLABELLED], present[:, VAL], present[:, TEST]])
     if (leaked := sides.sum(axis=1) > 1).any():
-        fail(f"{leaked.sum()} patients are on two sides of the split, for example {names[leaked][0]!r}")
+        fail(f"{leaked.sum()} patients are on two sides of the split, for example {names[leaked].tolist()[0]!r}")
 
 
 def _remedy(name: str) -> str:

@@ -44,7 +44,7 @@ def compare_outputs(small: np.ndarray, large: np.ndarray, twin: np.ndarray, task
     Returns:
         Columns `ks`, of the model with few labels and the one with all; `floor`, of two models with all labels that
         differ only in their fine-tuning seed; `flattened`, of the model with all labels and itself made as flat as the
-        first model, which ranks alike; `matched`, of the first model and that flattened one: what is left when
+        first model, see `flatten`; `matched`, of the first model and that flattened one: what is left when
         flatness is equal; `temperature` does the flattening.
     """
     temperature = matching_temperature(large, small, task)
@@ -112,7 +112,7 @@ def ks_interval(
 
 
 def flatten(probabilities: np.ndarray, task: str, temperature: float) -> np.ndarray:
-    """The same model (n, L) with its logits divided by a temperature: above 1 it is less sure, and ranks as before."""
+    """The same model (n, L), its logits divided by a temperature: above 1 less sure. Two classes rank as before."""
     safe = np.clip(probabilities.astype(float), 1e-12, 1 - 1e-12)
     if task == "multilabel":
         return expit(logit(safe) / temperature)

@@ -47,7 +47,7 @@ def feature_reuse(
         row = about | {"stage": stage, "moved": moved, "twin": cka(y, z)}
         row |= {"linear": cka(x, y), "biased": cka(x, y, debiased=False), "rbf": cka(x, y, "rbf")}
         row |= {"null": cka_null(x, y).mean(), "biased_null": cka_null(x, y, debiased=False).mean()}
-        row["released"], row["released_std"] = released_cka(x, y, plan.resamples // 50)
+        row["released"], row["released_std"] = released_cka(x, y, max(1, plan.resamples // 50))
         row["released_null"] = released_cka(x, y[permuted], 1)[0]
         row["low"], row["high"] = patient_interval(
             lambda half, x=x, y=y: cka(x[half], y[half]), data.patients[rows], plan.resamples // 10
