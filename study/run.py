@@ -264,7 +264,9 @@ def planned(series: str, scores: pd.DataFrame, datasets=(), arms=(), seeds=(), s
         return [make(name, arm, seed, "released") for seed, name, arm in grid]
     best = best_weights(scores)
     if lacking := [arm for arm in protocol.LEADING if arm not in best]:
-        raise ValueError(f"{lacking[0]} was not tried at every weight; run python -m study run --series weights")
+        raise ValueError(
+            f"{lacking[0]} has not been tried at all its weights; run python -m study run --series weights"
+        )
     pairs = [(arm, 1.0) for arm in protocol.EVERYWHERE]
     pairs = dict.fromkeys([*pairs, *best.items(), *((arm, 1.0) for arm in arms)])
     grid = [(seed, name, *pair) for seed in seeds for name in datasets for pair in pairs if not arms or pair[0] in arms]
