@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from common import EIGHTH, arguments, finish, read_images, run, splits
+from common import EIGHTH, FRACTIONS, arguments, finish, read_images, run, splits
 from conversion import Picture, colour, gray
 from PIL import Image, ImageOps
 from pixels import ORIENTATION, convert_with, is_dicom
@@ -186,6 +186,8 @@ def task_of(args, classes: list[str]) -> str:
         return "multilabel"
     if len(classes) < 2:
         raise DatasetError(f"every image has the same class, {classes[0]!r}: there is nothing to learn")
+    if args.task == "binary" and len(classes) > 2:
+        raise DatasetError(f"--task binary wants two classes, found {len(classes)}: {', '.join(classes)}")
     return args.task or ("binary" if len(classes) == 2 else "multiclass")
 
 
@@ -233,6 +235,12 @@ def main(args) -> None:
         print(f"no patients {which}are known: every image counts as a patient of its own, so check that no one has two")
         for picture in unknown:
             picture.patient = printable(picture.path.relative_to(source))
+    given = {picture.split for picture in pictures} - {None}
+    if given and VAL not in given:
+        print("no validation split is given: an eighth of the training patients is taken for it")
+        fixed = {picture.patient for picture in pictures if picture.split != TRAIN}
+        for picture in (picture for picture in pictures if picture.patient not in fixed):
+            picture.split = None
     channels = 1 if args.gray else 3
     prepare = partial(upright_square, args.shape or "pad", channels)
     read = read_images(pictures, prepare, channels, args)
@@ -242,10 +250,7 @@ def main(args) -> None:
         print("files left out: " + ", ".join(f"{count} {kind}" for kind, count in report["left_out"].items()))
     labels = np.array([picture.label for picture in kept], np.uint8 if task == "multilabel" else np.int64)
     positive = labels.any(axis=1) if labels.ndim == 2 else labels > 0
-    split = splits(kept, positive, args.seed)
-    if not (split == VAL).any():
-        print("no validation split is given: an eighth of the training patients is taken for it")
-        split = splits(kept, positive, args.seed, EIGHTH, [None if code == TRAIN else code for code in split])
+    split = splits(kept, positive, args.seed, EIGHTH if given else FRACTIONS)
     if task != "multilabel" and (empty := set(range(len(classes))) - set(labels[split != UNLABELLED].tolist())):
         raise DatasetError(f"no readable image shows {classes[min(empty)]!r}; mend or remove it")
     card = {"title": args.title or args.name, "modality": args.modality, "task": task, "classes": classes}

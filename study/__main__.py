@@ -13,6 +13,7 @@ examples:
 
 import sys
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -76,11 +77,12 @@ def report(out: Path = protocol.TABLES) -> None:
     """Say what the tables of a folder tell, and draw their figure; of the committed ones also into both README.md."""
     from mocolayers.training.runs import write_file
     from study import figures
-    from study.report import findings, page, read, write_readme
+    from study.report import findings, gate, page, read, write_readme
 
     scores = read("scores", folder=out)
-    if scores.empty:
-        raise ValueError(f"{out / 'scores.csv'} does not exist: `python -m study run --out {out}` makes it")
+    if scores.empty or gate(scores).empty:
+        lack = "has no whole seed of the gate" if len(scores) else "does not exist"
+        raise ValueError(f"{out / 'scores.csv'} {lack}: `python -m study run --out {out}` makes it")
     figure, picture = figures.gains(scores), out / protocol.FIGURE
     write_file(picture, lambda path: figure.savefig(path, format="png", dpi=110))
     print(findings(scores))
@@ -99,7 +101,7 @@ def again(part: Options, cells: int = 3, tables: Path = protocol.TABLES) -> None
     from study.report import labelled, retest, usual
     from study.run import keep, planned, run_again, scores_in
 
-    part.runs_dir = part.runs_dir / "again"
+    part.runs_dir = part.runs_dir / f"again-{datetime.now():%Y%m%d-%H%M%S}"  # new, so nothing is taken from the cache
     scores = scores_in(tables)
     chosen = [cell for series in part.series for cell in planned(series, scores, **part.about)]
     table = run_again(chosen, cells, scores, part.jobs, part.scheduler)

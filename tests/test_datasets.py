@@ -32,6 +32,14 @@ def test_a_training_split_of_one_class_is_an_error(tmp_path):
         label_subset(load("one", tmp_path), 0.5, 0)
 
 
+@pytest.mark.parametrize(("task", "classes"), [("binary", ["a", "b", "c"]), ("binary", ["a"]), ("multilabel", ["a"])])
+def test_a_task_has_as_many_classes_as_it_needs(tmp_path, task, classes):
+    arrays, card = make_arrays(), make_card() | {"task": task, "classes": classes}
+    arrays["labels"] = arrays["labels"][:, None] if task == "multilabel" else arrays["labels"] * (len(classes) > 1)
+    with pytest.raises(DatasetError, match="expected a list of two names or more, two for a binary task$"):
+        save_prepared(tmp_path / "few", arrays, card)
+
+
 @pytest.mark.parametrize("code", [1, 2])
 def test_a_patient_on_two_sides_of_the_split_is_refused(tmp_path, code):
     arrays = make_arrays()

@@ -110,6 +110,34 @@ def test_without_validation_folders_an_eighth_of_training_is_taken(tmp_path):
     assert "an eighth of the training patients" in text
 
 
+def test_the_eighth_leaves_patients_with_unlabelled_images_in_training_and_ties_equal_pictures(tmp_path):
+    root, same = tmp_path / "scans", {}
+    lines = ["file,label,patient,fold"]
+    for number in range(160):
+        fold = "test" if number >= 128 else "unlabelled" if number % 4 == 3 else "train"
+        patient = number // 4 if number < 64 else number  # of the first half, each has an unlabelled image
+        fold = "train" if fold == "unlabelled" and number >= 64 else fold
+        pixels = same.setdefault(number // 2, noise()) if 64 <= number < 128 else noise()
+        save(root / f"{number}.png", pixels)
+        lines.append(f"{number}.png,{number // 2 % 2},P{patient},{fold}")
+    (root / "table.csv").write_text("\n".join(lines))
+    data, text = prepared(root, "--label", "label", "--patient", "patient", "--split", "fold")
+    assert "an eighth of the training patients" in text
+    assert [len(data.rows(s)) for s in ("val", "test", "unlabelled")] == [8, 32, 16]
+    assert "0 copies of pictures in another split are left out" in text and len(data.images) == 160
+
+
+def test_a_patient_that_the_table_tears_is_named_without_a_wrong_remedy(table):
+    text = (table / "table.csv").read_text(encoding="utf-8").replace("P0,train", "P0,test", 1)
+    (table / "table.csv").write_text(text, encoding="utf-8")
+    error = refused(table, "--label", "opacity", "--patient", "patient", "--split", "fold")
+    assert "two sides of the split, for example 'P0'" in error and "SCRIPT.py" not in error
+
+
+def test_three_classes_are_no_binary_task(table):
+    assert "--task binary wants two classes, found 3: 0, 1, 2" in refused(table, "--label", "grade", "--task", "binary")
+
+
 def test_a_folder_of_images_beside_split_folders_is_named(tmp_path):
     for name in ("train", "val", "test", "extra"):
         class_folders(tmp_path / "scans" / name, "no", "yes", count=8)

@@ -27,11 +27,11 @@ MAY_IMPORT = {
 SMALL = ("recipe", "runtime", "__main__", "data", "method", "training", "evaluation")
 # The lines a room was meant to have; those that it has, and those without blank ones, comments and docstrings.
 LINES = {
-    "the small module": (2300, 3446, 2227, SMALL),
-    "labs": (900, 1082, 741, ("labs",)),
+    "the small module": (2300, 3446, 2225, SMALL),
+    "labs": (900, 1082, 737, ("labs",)),
     "notebook": (450, 781, 557, ("notebook",)),
-    "study": (850, 1315, 831, ("study",)),
-    "data_scripts": (1900, 2592, 1930, ("data_scripts",)),
+    "study": (850, 1311, 826, ("study",)),
+    "data_scripts": (1900, 2590, 1926, ("data_scripts",)),
 }
 PICTURES = ("matplotlib", "IPython", "ipywidgets")
 NUMBERS = [name for name in MODULES if "figures" not in name and not name.endswith("__main__")]

@@ -239,7 +239,7 @@ def _read(place: Path, verify: bool) -> MedicalImages:
         if verify:
             raise DatasetError(f"{place / name}.npy: its sha256 is not the card's. {rebuild}")
         say_once(f"{place / name}.npy was changed after it was prepared: what is made from it is kept apart")
-    _check_arrays(place.name, arrays, card)
+    _check_arrays(place.name, arrays, card, f". {rebuild}")
     card |= {"counts": _counts(arrays["split"]), "sha256": prepared | found}
     return MedicalImages(place.name, card, **arrays)
 
@@ -251,18 +251,18 @@ def _counts(split: np.ndarray) -> dict[str, int]:
 say_once = functools.cache(print)  # a line that a sweep would otherwise repeat for every arm
 
 
-def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict) -> None:
+def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict, remedy: str = "") -> None:
     def fail(what: str) -> None:
-        raise DatasetError(f"{name}: {what}. Make it again: {_remedy(name)}")
+        raise DatasetError(f"{name}: {what}{remedy}")
 
-    missing = {"title", "modality", "task", "classes", "source", "licence"} - set(card)
-    if missing:
+    if missing := {"title", "modality", "task", "classes", "source", "licence"} - set(card):
         fail(f"card.json lacks {', '.join(sorted(missing))}")
     task, images, labels = card["task"], arrays["images"], arrays["labels"]
     if task not in TASKS:
         fail(f"card.json: task {task!r} is not one of {', '.join(TASKS)}")
-    if not isinstance(card["classes"], list):
-        fail(f"card.json: classes are {card['classes']!r}, expected a list of names")
+    classes, most = card["classes"], 2 if task == "binary" else np.inf
+    if not isinstance(classes, list) or not 2 <= len(classes) <= most:
+        fail(f"card.json: classes are {classes!r}, expected a list of two names or more, two for a binary task")
     height, width, channels = images.shape[1:] if images.ndim == 4 else (0, 1, 0)
     if images.dtype != np.uint8 or height != width or channels not in (1, 3):
         fail(f"images.npy is {images.dtype} {images.shape}, expected uint8 (N, side, side, 1 or 3)")
@@ -270,10 +270,10 @@ def _check_arrays(name: str, arrays: dict[str, np.ndarray], card: dict) -> None:
     if len(set(lengths.values())) != 1:
         fail(f"the arrays differ in length: {lengths}")
     several = task == "multilabel"
-    wanted = (len(images), len(card["classes"])) if several else (len(images),)
+    wanted = (len(images), len(classes)) if several else (len(images),)
     if labels.shape != wanted or labels.dtype.kind not in "iub":
         fail(f"labels.npy is {labels.dtype} {labels.shape}, expected integers {wanted} for a {task} task")
-    top = 1 if several else len(card["classes"]) - 1
+    top = 1 if several else len(classes) - 1
     if labels.size and not (labels.min() >= 0 and labels.max() <= top):
         fail(f"labels.npy holds {labels.min()}..{labels.max()}, expected 0..{top}")
     if arrays["split"].dtype.kind not in "iu" or not np.isin(arrays["split"], list(SPLITS.values())).all():
