@@ -6,7 +6,7 @@ import numpy as np
 from common import add_available, arguments, finish, read_images, run, splits
 from conversion import Picture, to_rgb
 from PIL import Image
-from sources import open_source, visible
+from sources import ENDINGS, open_source, visible
 
 from mocolayers.runtime import DatasetError
 
@@ -14,7 +14,7 @@ PATCH = 50
 PUBLISHED = 277_524  # patches
 PATIENTS = 279
 KAGGLE = "paultimothymooney/breast-histopathology-images"
-FILE = re.compile(r"(?P<patient>\d+)_idx\d+_x\d+_y\d+_class(?P<label>[01])\.png$")
+FILE = re.compile(r"(?P<patient>\d+)_idx\d+_x\d+_y\d+_class(?P<label>[01])\.\w+$")
 CARD = {
     "title": "Breast histopathology patches (IDC)",
     "modality": "histology",
@@ -33,7 +33,7 @@ def find(source) -> list[Picture]:
     """Every patch as PATIENT/0|1/PATIENT_idx5_xX_yY_classC.png; folder and file name must agree."""
     pictures = []
     # The full archive holds a second copy of everything in a folder of the archive's own name.
-    for path in visible(source, "*/[01]/*.png"):
+    for path in (path for path in visible(source, "*/[01]/*") if path.suffix.lower() in ENDINGS):
         match = FILE.search(path.name)
         if not match or match["label"] != path.parent.name or match["patient"] != path.parent.parent.name:
             raise DatasetError(f"{path}: name and folder disagree; expected PATIENT/C/PATIENT_idx5_xX_yY_classC.png")

@@ -123,7 +123,8 @@ def present(pictures: list[Picture], available: bool) -> tuple[list[Picture], di
     missing = {picture.path: picture.patient for picture in pictures if not picture.path.is_file()}
     if missing and not (available and there):
         what = f"{next(iter(missing))} does not exist: {len(missing)} of {len(pictures)} images in the table"
-        raise DatasetError(f"{what} are not there. Complete the source, or pass --available to take the part that is")
+        remedy = ", or pass --available to take the part that is" if there else ""
+        raise DatasetError(f"{what} are not there. Complete the source{remedy}")
     lost, left = set(missing.values()), {picture.patient for picture in there}
     counts = {"there": len(there), "of": len(pictures), "patients_lost_some": len(lost & left)}
     return there, counts | {"patients_lost_all": len(lost - left)}
@@ -182,7 +183,10 @@ def finish(args: argparse.Namespace, read: Converted, labels, given: np.ndarray,
     split, labels = arrays["split"], arrays["labels"]
     report = read.report | {"copies_left_out": len(given) - len(keep)}
     for name in (name for name, code in SPLITS.items() if code in set(given) - set(split)):
-        print(f"warning: no {name} image is left: all were copies of pictures in another split")
+        lost = f"no {name} image is left: all were copies of pictures in another split"
+        if SPLITS[name] != UNLABELLED:
+            raise DatasetError(lost)
+        print(f"warning: {lost}")
     near = near_pairs(arrays["images"])
     report |= {"duplicate_images": len(keep) - len(np.unique(hashes[keep]))}
     report |= {"near_copies": count_pairs(near, split), "patients": {}, "classes": {}}

@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
@@ -33,6 +34,8 @@ EXAMPLES = """  python data_scripts/folder.py --source ~/scans --name scans --mo
 
 def from_classes(source: Path, pattern: str | None) -> tuple[list[Picture], list[str]]:
     """One folder per class, perhaps inside folders named as splits; labels are places in the class list."""
+    if linked := [path for path in visible(source) if path.is_symlink() and path.is_dir()]:
+        raise DatasetError(f"{linked[0]} is a link to a folder, which is not followed; put the folder itself there")
     folders = _folders(source)
     while len(folders) == 1 and folders[0].name.lower() not in SPLIT_NAMES and _folders(folders[0]):
         source = folders[0]  # an archive often has one folder on top
@@ -84,8 +87,10 @@ def _dicom_ids(path: Path) -> tuple[str | None, str | None]:
     from pydicom import dcmread
 
     names = ["PatientID", "StudyInstanceUID"]
-    file = dcmread(path, True, True, specific_tags=names)
-    return tuple(str(file.get(name) or "").strip() or None for name in names)
+    with suppress(Exception):  # a damaged file is told when its image is read
+        file = dcmread(path, stop_before_pixels=True, force=True, specific_tags=names)
+        return tuple(str(file.get(name) or "").strip() or None for name in names)
+    return None, None
 
 
 def check_studies(paths: list[Path]) -> None:

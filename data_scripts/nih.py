@@ -56,11 +56,11 @@ def given_splits(source: Path, told: Path | None, pictures: list[Picture], seed:
     the sizes of the paper's lists have it.
     """
     folder, positive = told or source, [any(picture.label) for picture in pictures]
+    if all((folder / name).is_file() for name in LISTS):
+        return _from_lists(folder, LISTS, pictures)
     if all((folder / name).is_file() for name in OFFICIAL_LISTS):
         given = [TEST if code else None for code in _from_lists(folder, OFFICIAL_LISTS, pictures)]
         return splits(pictures, positive, seed, EIGHTH, given)
-    if all((folder / name).is_file() for name in LISTS):
-        return _from_lists(folder, LISTS, pictures)
     if told:
         raise DatasetError(f"{folder} holds neither {' and '.join(OFFICIAL_LISTS)} nor {', '.join(LISTS)}")
     return splits(pictures, positive, seed)
@@ -70,7 +70,7 @@ def _from_lists(folder: Path, lists: tuple[str, ...], pictures: list[Picture]) -
     """For every picture the number of the list that names it."""
     code = {}
     for number, name in enumerate(lists):
-        for line in (folder / name).read_text(encoding="utf-8").split("\n"):
+        for line in (folder / name).read_text(encoding="utf-8-sig", errors="replace").split("\n"):
             if line.strip():
                 code[line.split()[0]] = number
     missing = [picture.path.name for picture in pictures if picture.path.name not in code]
@@ -109,7 +109,8 @@ def main(args) -> None:
 if __name__ == "__main__":
     parser = arguments(__doc__, "nih", 28, EXAMPLES)
     parser.add_argument("--task", choices=("labels", "finding"), default="labels", help="14 labels, or finding or none")
-    parser.add_argument("--splits", type=Path, help=f"folder with {', '.join(LISTS)}; else the source, else by seed")
+    lists = f"folder with {', '.join(LISTS)}, or else {' and '.join(OFFICIAL_LISTS)}; else the source, else by seed"
+    parser.add_argument("--splits", type=Path, help=lists)
     parser.add_argument("--unlabelled", type=Path, help="a second NIH tree, used for pretraining only")
     add_available(parser)
     run(main, parser)

@@ -29,16 +29,18 @@ class Deep(NamedTuple):
     """An image of more than eight bits.
 
     Attributes:
-        values: (H, W) or (H, W, 3) float64, dark to bright.
+        values: (H, W) or (H, W, 3) float64, as in the file.
         kind: what the file is, for the note.
         info: as Pillow has it, with the orientation and our notes.
         limits: what is black and white, where the file says so.
+        dark_is_high: the highest value is black.
     """
 
     values: np.ndarray
     kind: str
     info: dict
     limits: tuple[float, float] | None = None
+    dark_is_high: bool = False
 
 
 def is_dicom(path: Path) -> bool:
@@ -114,15 +116,14 @@ def _tiff(path: Path) -> Deep | None:
     if colours == 1 and alpha.size and extra not in (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA):
         raise ValueError(f"it has {values.shape[2]} channels that are no colours; save the one you mean")
     whole = 1.0 if sort == SAMPLEFORMAT.IEEEFP else 2.0**bits - 1
-    if kind == PHOTOMETRIC.MINISWHITE:
-        shown = whole - shown
+    dark_is_high = kind == PHOTOMETRIC.MINISWHITE
     if alpha.size and extra in (None, EXTRASAMPLE.UNASSALPHA):
-        shown = shown * (alpha / whole)
+        shown = whole - (whole - shown) * (alpha / whole) if dark_is_high else shown * (alpha / whole)
     exif = Image.Exif()
     exif[ORIENTATION] = turned
     name = "RGB" if colours == 3 else "F" if sort == SAMPLEFORMAT.IEEEFP else "I"
     info = {"exif": exif.tobytes(), "notes": [PAGES] * several}
-    return Deep(shown if colours == 3 else shown[..., 0], f"{name};{bits}", info)
+    return Deep(shown if colours == 3 else shown[..., 0], f"{name};{bits}", info, None, dark_is_high)
 
 
 def _deep_png(path: Path, image: Image.Image) -> Deep:
@@ -136,7 +137,7 @@ def _deep_png(path: Path, image: Image.Image) -> Deep:
 
 
 def _dicom(path: Path, deep_only: bool, windowed: bool) -> Image.Image | Deep | None:
-    """One DICOM image as a viewer shows it: modality and VOI tables or windows applied, MONOCHROME1 turned round."""
+    """One DICOM image as a viewer shows it: modality and VOI tables or windows applied."""
     from pydicom import dcmread
     from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 
@@ -146,7 +147,8 @@ def _dicom(path: Path, deep_only: bool, windowed: bool) -> Image.Image | Deep | 
     if int(file.get("NumberOfFrames") or 1) > 1:
         advice = "save the one you mean as a file of its own, for example with DCMTK (dcmj2pnm --frame N --write-png)"
         raise ValueError(f"it holds {file.NumberOfFrames} frames; {advice}")
-    table, window = file.get("VOILUTSequence"), file.get("WindowCenter") not in (None, "")
+    table = file.get("VOILUTSequence")
+    window = all(file.get(name) not in (None, "") for name in ("WindowCenter", "WindowWidth"))
     gray = file.PhotometricInterpretation.startswith("MONOCHROME")
     if deep_only and (not gray or table or window):
         return None
@@ -170,9 +172,8 @@ def _dicom(path: Path, deep_only: bool, windowed: bool) -> Image.Image | Deep | 
         values = apply_voi_lut(values.clip(None, first + (entries or 2**16) - 1).astype(np.int32), file)
     elif windowed and window:
         values, own = apply_voi_lut(values, file), True
-    if file.PhotometricInterpretation == "MONOCHROME1":
-        values = sum(limits) - values.astype(np.float64)
-    return Deep(values.astype(np.float64), "DICOM", {}, limits if own else None)
+    dark_is_high = file.PhotometricInterpretation == "MONOCHROME1"
+    return Deep(values.astype(np.float64), "DICOM", {}, limits if own else None, dark_is_high)
 
 
 def extremes(path: Path) -> tuple[float, float] | None:
@@ -204,6 +205,7 @@ def eight_bits(path: Path, intensity: list | str | None, windowed: bool) -> tupl
     low, high = np.percentile(finite, PERCENTILES) if each else windowed and image.limits or intensity
     values = np.nan_to_num(image.values, nan=low)
     pixels = (255 * ((values - low) / (high - low or 1)).clip(0, 1)).round().astype(np.uint8)
+    pixels = 255 - pixels if image.dark_is_high else pixels
     said = "their percentiles" if each else f"{low:g}..{high:g}"
     said = "their own window" if windowed and image.limits else said
     notes = [*notes, f"{image.kind} images scaled to 8 bits from {said}"]

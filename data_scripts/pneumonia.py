@@ -10,7 +10,7 @@ import nih
 import numpy as np
 from common import FRACTIONS, VALIDATION, add_available, arguments, finish, read_images, run, splits
 from conversion import Picture, gray
-from sources import open_source, visible
+from sources import open_source, pictures_in
 
 from mocolayers.data.prepared import TEST, UNLABELLED
 from mocolayers.runtime import DatasetError
@@ -44,9 +44,9 @@ def find(source: Path, task: str, seeded: bool = False) -> list[Picture]:
     """
     root = source / "chest_xray" if (source / "chest_xray").is_dir() else source
     pictures = []
-    for path in visible(root, "*/*/*.jp*g"):
+    for path in pictures_in(root):
         part, group = path.parts[-3:-1]
-        if part not in PARTS or group not in ("NORMAL", "PNEUMONIA"):
+        if part not in PARTS or group not in ("NORMAL", "PNEUMONIA") or path.parent.parent.parent != root:
             continue
         match = FILE.match(path.name)
         if not match or (match["kind"] is None) != (group == "NORMAL"):

@@ -42,16 +42,16 @@ def open_source(source: Path | None, what: str, out: Path, kaggle: str) -> Path:
         raise DatasetError(f"{source} does not exist; --source wants the folder or archive with {what}")
     source = source.resolve()
     if source.is_file():
-        if not source.name.endswith(ARCHIVES):
+        if not source.name.lower().endswith(ARCHIVES):
             raise DatasetError(f"{source} is neither a folder nor one of {', '.join(ARCHIVES)}; it should hold {what}")
         return unpack([source], out)
-    archives = [p for p in visible(source) if p.name.endswith((*ARCHIVES, ".zip.001"))]
+    archives = [p for p in visible(source) if p.name.lower().endswith((*ARCHIVES, ".zip.001"))]
     if not archives or pictures_in(source):
         return source  # unpacked by its owner, whatever archives stand beside
     # Publishers give the images as archives beside the tables.
     target = unpack(archives, out)
     for table in visible(source, "*.csv") + visible(source, "*.txt"):
-        shutil.copy2(table, target / table.name)
+        shutil.copyfile(table, target / table.name)  # without its mode, which may be read-only
     return target
 
 
@@ -77,24 +77,28 @@ def unpack(archives: list[Path], out: Path) -> Path:
             for archive in archives:
                 done = partial / f".{archive.name}.done"
                 if not done.is_file():
-                    _unpack_one(archive, partial)
-                    done.touch()
+                    before = {name for file in partial.glob(".*.done") for name in file.read_text("utf-8").split("\0")}
+                    names = {os.path.normpath(name) for name in _unpack_one(archive, partial)}
+                    if twice := [name for name in names & before if name.lower().endswith(tuple(ENDINGS))]:
+                        remedy = "unpack each into a folder of its own name, and pass the folder that holds these"
+                        raise DatasetError(f"{archive} and another archive both hold {min(twice)}; {remedy}")
+                    done.write_text("\0".join(names), "utf-8")
             partial.rename(target)
     return target
 
 
-def _unpack_one(archive: Path, target: Path) -> None:
+def _unpack_one(archive: Path, target: Path) -> list[str]:
+    """Unpack one archive; returns the names of its members."""
     try:
-        if archive.name.endswith(".zip"):
-            _unzip(archive, target)
-        elif archive.name.endswith(".zip.001"):  # one zip, cut into pieces
+        if archive.suffix.lower() == ".zip":
+            return _unzip(archive, target)
+        if archive.name.endswith(".zip.001"):  # one zip, cut into pieces
             with tempfile.TemporaryFile(dir=target) as whole:
                 for piece in sorted(archive.parent.glob(archive.name.removesuffix("001") + "*")):
                     with open(piece, "rb") as file:
                         shutil.copyfileobj(file, whole)
-                _unzip(whole, target)
-        else:
-            _untar(archive, target)
+                return _unzip(whole, target)
+        return _untar(archive, target)
     except DatasetError as error:
         raise DatasetError(f"{archive} is not unpacked: {error}") from None
     except (*DAMAGED, RuntimeError, UnicodeError) as error:  # also a password, or a name in no encoding
@@ -113,7 +117,7 @@ def check_size(size: int, left: int, packed: int, target: Path) -> None:
         )
 
 
-def _unzip(archive, target: Path) -> None:
+def _unzip(archive, target: Path) -> list[str]:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         there = [m.file_size for m in members if (target / m.filename).is_file()]  # before an interruption
@@ -122,9 +126,10 @@ def _unzip(archive, target: Path) -> None:
         for member in tqdm(members, desc="unpacking", unit="file"):
             inside(target, member.filename, "the archive")
             file.extract(member, target)
+        return file.namelist()
 
 
-def _untar(archive: Path, target: Path) -> None:
+def _untar(archive: Path, target: Path) -> list[str]:
     size, packed = 0, archive.stat().st_size
     with tarfile.open(archive) as file:
         for member in tqdm(file, desc=f"unpacking {archive.name}", unit="file"):
@@ -138,6 +143,7 @@ def _untar(archive: Path, target: Path) -> None:
             raise tarfile.ReadError("it is damaged or cut short")
         while file.fileobj.read(2**20):
             pass
+        return file.getnames()
 
 
 def _download(kaggle: str, what: str) -> Path:
@@ -186,8 +192,8 @@ def pictures_in(root: Path) -> list[Path]:
 
 def inside(root: Path, name: str, source: object = "the table") -> Path:
     """`root / name`, refused if it would leave `root`; backslashes, as Windows writes them, are understood."""
-    path = (root / (name if (root / name).exists() else name.replace("\\", "/"))).resolve()
-    if not path.is_relative_to(root.resolve()):
+    path = Path(os.path.abspath(root / (name if (root / name).exists() else name.replace("\\", "/"))))
+    if not path.is_relative_to(os.path.abspath(root)):
         raise DatasetError(f"{source}: {name!r} leads out of {root}; remove it")
     return path
 
@@ -202,7 +208,8 @@ def read_table(path: Path, columns: list[str]) -> pd.DataFrame:
         raise DatasetError(f"{path} does not exist; pass the folder or file that holds it") from None
     except pd.errors.ParserError as error:
         first = str(error).split(": ")[-1].strip()
-        raise DatasetError(f"{path}: {first}; put cells that hold a comma in quotes, and remove empty ones") from None
+        remedy = "put cells that hold a comma in quotes, and remove empty ones; the first line should name the columns"
+        raise DatasetError(f"{path}: {first}; {remedy}") from None
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path}: {error}") from None
     cells = cells.fillna("").apply(lambda column: column.str.strip())

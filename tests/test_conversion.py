@@ -362,6 +362,27 @@ def test_what_is_unpacked_already_needs_no_room_again(tmp_path, form, monkeypatc
     assert len(list(partial.iterdir())) == 4
 
 
+def test_two_archives_that_hold_pictures_of_one_name_are_refused(tmp_path):
+    for part in ("train", "test"):
+        with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as file:
+            file.writestr("README.txt", part)
+            file.writestr("a/1.png", part)
+    for _ in range(2):  # also when it is tried again
+        with pytest.raises(DatasetError, match="train.zip and another archive both hold a/1.png; unpack each into"):
+            sources.open_source(tmp_path, "anything", tmp_path / "out", "")
+    assert not list((tmp_path / "out").glob("*.unpacked"))
+
+
+def test_a_read_only_table_beside_archives_is_copied_as_often_as_it_takes(tmp_path):
+    (tmp_path / "table.csv").write_text("file,label")
+    (tmp_path / "table.csv").chmod(0o444)
+    with zipfile.ZipFile(tmp_path / "SCANS.ZIP", "w") as file:
+        file.writestr("a/1.png", "x")
+    for _ in range(2):
+        target = sources.open_source(tmp_path, "anything", tmp_path / "out", "")
+        assert (target / "a/1.png").is_file() and (target / "table.csv").stat().st_mode & 0o200
+
+
 def test_a_damaged_archive_and_a_file_that_is_none_are_clear_errors(tmp_path):
     for name, said in (("broken.zip", "cannot be unpacked"), ("notes.txt", "neither a folder")):
         (tmp_path / name).write_bytes(b"PK\x03\x04 broken")

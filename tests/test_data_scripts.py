@@ -87,6 +87,14 @@ def test_medmnist_offers_no_option_that_it_does_not_use():
     assert f"unrecognized arguments: {words}" in run_script("medmnist_sets", "pneumoniamnist", *words.split()).stderr
 
 
+def test_breast_patches_with_another_ending_are_read_too(breast, tmp_path):
+    before, _ = prepare("breast_histology", breast, tmp_path / "before")
+    for path in breast.rglob("*.png"):
+        path.rename(path.with_suffix(".PNG"))
+    after, _ = prepare("breast_histology", breast, tmp_path / "after")
+    assert before.card["sha256"] == after.card["sha256"]
+
+
 def test_breast_folder_and_file_name_must_agree(breast, tmp_path):
     save(breast / "100" / "0" / "100_idx5_x9_y9_class1.png", noise(50, 50))
     assert "name and folder disagree" in fails("breast_histology", breast, tmp_path / "out")
@@ -150,6 +158,10 @@ def test_nih_follows_given_lists(tmp_path):
         (tree / f"{part}_list.txt").write_text("\n".join(chosen))
     data, _ = prepare("nih", tree, tmp_path / "out")
     assert [len(data.rows(s)) for s in ("train", "val", "test")] == [6, 2, 4]
+    (tree / "train_list.txt").write_text("\n".join(names[:6]), encoding="utf-8-sig")
+    (tree / "train_val_list.txt").write_text("\n".join(names[:8]))
+    again, _ = prepare("nih", tree, tmp_path / "again")
+    assert np.array_equal(again.split, data.split), "a list of validation is not passed over"
     (tree / "test_list.txt").write_text("")
     assert "stands in none of" in fails("nih", tree, tmp_path / "other")
 
@@ -243,7 +255,8 @@ def test_of_a_publishers_set_the_part_that_is_there_is_taken_when_asked_and_coun
     assert "there 45, of 48, patients lost some 1, patients lost all 1" in text
     for path in (tree / "train").iterdir():
         path.unlink()
-    assert "48 of 48" in fails("retina", tree, tmp_path / "none", "--available")
+    message = fails("retina", tree, tmp_path / "none", "--available")
+    assert "48 of 48" in message and message.endswith("Complete the source")
 
 
 def test_nih_without_some_of_its_archives_keeps_the_split_of_the_rest(tmp_path):
@@ -417,6 +430,8 @@ def children(tmp_path):
 
 
 def test_kermany_normal_images_are_for_pretraining_and_the_publishers_test_part_is_kept(children, tmp_path):
+    for path in (children / "chest_xray" / "test").rglob("person*.jpeg"):
+        path.rename(path.with_suffix(".JPG"))
     data, _ = prepare("pneumonia", children, tmp_path / "out")
     assert_split_by_patient(data)
     assert data.classes == ["virus", "bacteria"] and len(data.rows("unlabelled")) == 38

@@ -348,6 +348,38 @@ def test_dicom_in_colour_or_eight_bits_is_as_it_is_and_a_range_takes_the_place_o
     root = dicom_classes(tmp_path / "window", TWELVE, WindowCenter=40, WindowWidth=80)
     data, _ = made(root, "--gray", "--range", 0, 4095, name="window")
     assert abs(data.images[0, 40, :, 0] - WHOLE).max() <= 1
+    half = dicom_classes(tmp_path / "half", TWELVE, WindowCenter=40)
+    data, _ = made(half, "--gray", name="half")
+    assert data.card["intensity"] == [0, 4095], "a window without a width is none"
+
+
+@pytest.mark.parametrize("kind", ["dcm", "tif"])
+@pytest.mark.parametrize("words", [(), ("--range", 0, 4000), ("--window", "percentile")])
+def test_where_dark_is_high_a_range_is_of_the_values_in_the_file(tmp_path, kind, words):
+    """Half of the files count the other way round, in 16 bits of which 4,000 are used."""
+    pixels = (RAMP * 4000).round().astype(np.uint16)
+
+    def write(number, path):
+        dark_is_high = number % 4 > 1
+        shown = one_pixel(4000 - pixels if dark_is_high else pixels, number)
+        if kind == "tif":
+            tifffile.imwrite(path, shown, photometric="miniswhite" if dark_is_high else "minisblack")
+        else:
+            dicom(path, shown, f"P{number}", PhotometricInterpretation=f"MONOCHROME{1 if dark_is_high else 2}")
+
+    data, said = made(classes(tmp_path / "scans", write, kind), "--gray", *words)
+    assert len(data.images) == 20 and "under 32 grey levels" not in said
+    assert abs(data.images[:, 40, :, 0].astype(float) - WHOLE).max() <= (5 if "percentile" in words else 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", bytes(range(256)) * 4, "cut"])
+def test_a_dicom_file_that_is_none_is_skipped_or_named(tmp_path, content):
+    root = dicom_classes(tmp_path / "scans", TWELVE)
+    whole = (root / "a" / "00.dcm").read_bytes()
+    (root / "a" / "bad.dcm").write_bytes(whole[:100] if content == "cut" else content)
+    assert "a/bad.dcm" in refused(root, "--gray")
+    data, said = made(root, "--gray", "--skip-bad")
+    assert len(data.images) == 20 and "skipped" in said and "a/bad.dcm" in said
 
 
 @pytest.mark.parametrize("name", ["IM{:04d}", "1.2.840.{}"])
@@ -431,7 +463,7 @@ def test_folders_that_are_not_looked_into_are_counted(tmp_path, monkeypatch):
     found = {"links to folders": 1, "folders without permission to read": 1}
     assert folder.left_out(root, [], None) == found | {".png": 20}
     (root / "c").symlink_to(root / "b", target_is_directory=True)
-    assert "no readable image shows 'c'" in refused(root)
+    assert "scans/c is a link to a folder, which is not followed; put the folder itself there" in refused(root)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "tif", "webp"])
@@ -834,13 +866,11 @@ def test_what_is_transparent_is_black_in_gray_as_in_colour(tmp_path, mode, words
     assert (data.images[:, 20:30, 20:30] == 0).all() and (data.images[:, 40:60, 40:] == 240).all()
 
 
-def test_a_split_of_nothing_but_copies_is_said(tmp_path):
+def test_a_split_of_nothing_but_copies_is_refused(tmp_path):
     root = split_tree(tmp_path / "scans")
     for path in (root / "val").rglob("*.png"):
         path.write_bytes((root / "test" / path.parent.name / f"test{path.stem[3:]}.png").read_bytes())
-    data, said = made(root)
-    assert "warning: no val image is left: all were copies of pictures in another split" in said
-    assert not len(data.rows("val")) and len(data.rows("test")) == 8
+    assert "error: no val image is left: all were copies of pictures in another split" in refused(root)
 
 
 def test_of_a_stack_the_first_page_is_taken_and_that_is_said(tmp_path):
