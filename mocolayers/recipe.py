@@ -294,10 +294,11 @@ def loss_name(loss: type) -> str:
     return f"{loss.__name__}-{hashlib.sha256(''.join(source).encode()).hexdigest()[:8]}"
 
 
-def _released(data, batch: int | None) -> dict:
-    batch = batch or RELEASED_BATCH.get(data.modality, 32)  # with another one, still as many epochs
-    steps = RELEASED_EPOCHS * max(1, len(data.pretraining_rows()) // batch)
-    return RELEASED | {"batch": batch, "steps": steps, "views": _views(RELEASED_VIEWS, data)}
+def _released(data, batch: object) -> dict:
+    released = RELEASED_BATCH.get(data.modality, 32)
+    per_step = batch if isinstance(batch, int) and batch > 0 else released  # with another one, still as many epochs
+    steps = RELEASED_EPOCHS * max(1, len(data.pretraining_rows()) // per_step)
+    return RELEASED | {"batch": released, "steps": steps, "views": _views(RELEASED_VIEWS, data)}
 
 
 def _views(table: dict[str, Views], data) -> Views:

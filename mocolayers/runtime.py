@@ -20,8 +20,6 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-DAY = 24 * 3600  # seconds
-
 
 class DatasetError(Exception):
     """A prepared data set is missing, damaged or unfit for what was asked."""
@@ -64,7 +62,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     ours = re.compile(rf"\.{re.escape(path.name)}\.\d+-\d+")  # the form of the temporary name
     for left in [beside for beside in path.parent.iterdir() if ours.fullmatch(beside.name)]:
         with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > DAY:  # of a killed process; no lock here can be sure of that
+            if time.time() - left.stat().st_mtime > 24 * 3600:  # of a killed process; no lock here can be sure of that
                 left.unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:

@@ -47,6 +47,12 @@ def test_an_arm_of_ones_own_is_drawn_in_a_colour_that_no_arm_has():
     assert line.get_color() not in figures.ARM_COLOURS.values()
 
 
+@pytest.mark.parametrize("first", ["moco", "cosine"])
+def test_twelve_names_have_looks_of_their_own(first):
+    found = figures.looks([first, *(f"mse x{n}" for n in range(11))]).values()
+    assert len({(look["color"], look["marker"]) for look in found}) == 12
+
+
 def test_each_panel_shows_its_own_rows_and_the_legend_names_the_arms_of_all():
     table = STAGES.assign(panel=np.where(STAGES["arm"] == "moco", "right", "left"))
     figure = figures.panels(table, "stage", "auc")
@@ -98,6 +104,12 @@ def test_whiskers_end_at_low_and_high_and_do_not_cover_one_another(sideways):
     middle = [whisker.get_transform().transform([0, 0]) for whisker in whiskers]
     assert np.abs(middle[0] - middle[1])[1 - value] > 5  # pixels
     assert np.abs(middle[0] - middle[1])[value] < 1e-6
+
+
+def test_an_interval_beside_its_value_is_drawn():
+    table = STAGES.assign(low=STAGES["auc"] + 0.01, high=STAGES["auc"] + 0.02)
+    for x, y in (("stage", "auc"), ("auc", "arm")):
+        assert figures.panels(table, x, y, join=False).axes
 
 
 def test_log_axes_work_with_whiskers_that_are_moved_apart():

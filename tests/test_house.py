@@ -27,8 +27,8 @@ MAY_IMPORT = {
 SMALL = ("recipe", "runtime", "__main__", "data", "method", "training", "evaluation")
 # The lines a room was meant to have; those that it has, and those without blank ones, comments and docstrings.
 LINES = {
-    "the small module": (2300, 3446, 2225, SMALL),
-    "labs": (900, 1082, 737, ("labs",)),
+    "the small module": (2300, 3445, 2227, SMALL),
+    "labs": (900, 1081, 737, ("labs",)),
     "notebook": (450, 781, 557, ("notebook",)),
     "study": (850, 1311, 826, ("study",)),
     "data_scripts": (1900, 2609, 1943, ("data_scripts",)),

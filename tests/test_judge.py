@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -202,6 +203,14 @@ def test_a_data_set_corrected_by_hand_is_judged_anew(pretrained, tmp_path):
     again = load("tiny", tmp_path / "data")
     assert judge(run, again, PLAN, 1.0)["auc"] != first["auc"]
     assert json.dumps(judge(run, data, PLAN, 1.0)) == json.dumps(first)
+
+
+def test_the_same_images_under_another_name_are_judged_on_under_that_name(pretrained, tmp_path):
+    data, run = pretrained()
+    first = judge(run, data, PLAN, 1.0)
+    shutil.copytree(tmp_path / "data" / "tiny", tmp_path / "data" / "site_b")
+    other = judge(run, load("site_b", tmp_path / "data"), PLAN, 1.0)
+    assert json.dumps(other) == json.dumps(first | {"judged_on": "site_b"})
 
 
 @pytest.mark.parametrize("way", [ALL_WAYS[0], ALL_WAYS[1], ALL_WAYS[3]], ids=str)

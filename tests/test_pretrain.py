@@ -24,7 +24,16 @@ from mocolayers.runtime import RunError, step_generator
 from mocolayers.training import pretrain as module
 from mocolayers.training.monitors import knn_monitor
 from mocolayers.training.pretrain import Trainer, learning_rate, pretrain
-from mocolayers.training.runs import Run, about_weights, initial_weights, save_weights, transform, write_file
+from mocolayers.training.runs import (
+    Run,
+    about_weights,
+    initial_weights,
+    read_kept,
+    save_kept,
+    save_weights,
+    transform,
+    write_file,
+)
 
 CPU = torch.device("cpu")
 SMALL = {"batch": 16, "queue": 40, "log_every": 2, "monitor_every": 5, "steps": 12}
@@ -104,6 +113,18 @@ def test_every_arm_trains_and_is_watched(make_data, tmp_path, arm):
         assert np.allclose(shares.sum(axis=1), 1)
     assert wanted <= set(history)
     assert history["step"].iloc[-1] == SMALL["steps"] and history["loss"].notna().all()
+
+
+def test_a_collapsed_network_finds_no_own_key(make_data):
+    data = make_data()
+    trainer = Trainer(preset("smoke", "moco", data, **SMALL | {"log_every": 1}), data, CPU)
+    with torch.no_grad():
+        for head in (trainer.model.head_q, trainer.model.head_k):
+            head[2].weight.zero_()
+            head[2].bias.fill_(1.0)
+    for _ in range(2):
+        trainer.train_step()
+    assert trainer.history[1]["contrastive_accuracy"] == 0, "every key of the queue is as near as the own one"
 
 
 def test_training_reads_no_validation_or_test_image_except_for_the_knn_monitor(
@@ -441,7 +462,34 @@ def test_an_encoder_says_which_images_it_wants_and_the_transform_makes_them(make
     x = transform(run.recipe)(Image.fromarray(data.images[0]))
     assert torch.allclose(x, to_float(torch.tensor(data.images[:1]))[0], atol=1e-6)
     gray = preset("smoke", "random", make_data("gray"))
-    assert transform(gray)(Image.fromarray(data.images[0]).resize((40, 30))).shape == (1, 16, 16)
+    large = Image.fromarray(data.images[0]).resize((40, 40))
+    x = transform(gray)(large)
+    assert x.shape == (1, 16, 16)
+    for mode in ("RGBA", "LA", "P"):
+        same = large.convert("L").convert(mode)
+        assert (transform(gray)(same) - transform(gray)(large.convert("L"))).abs().max() < 0.02, mode
+    for wrong in (large.crop((0, 0, 40, 30)), large.convert("I"), large.convert("F")):
+        with pytest.raises(ValueError, match="make it square and of eight bits"):
+            transform(gray)(wrong)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that numpy cannot read before it is copied to the processor, as one on a GPU."""
+
+    def numpy(self, **_):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_what_is_kept_may_come_from_another_device(tmp_path):
+    kept = {"weight": torch.ones(3).as_subclass(Elsewhere), "own": torch.zeros(2)}
+    with pytest.raises(TypeError):
+        kept["weight"].numpy()
+    save_kept(tmp_path / "kept.safetensors", kept, "said")
+    said, found = read_kept(tmp_path / "kept.safetensors")
+    assert said == "said" and found["weight"].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("shape", [{"stem": "imagenet", "width": 16}, {"width": 8}])

@@ -108,6 +108,9 @@ def test_the_released_recipe_has_as_many_epochs_with_any_batch(make_data):
     steps = {batch: preset("paper", "moco", data, batch=batch).steps for batch in (2, 4)}
     assert steps == {batch: 100 * (rows // batch) for batch in (2, 4)}
     assert preset("paper", "moco", data, batch=2, steps=7).steps == 7
+    for wrong in ("abc", 0, -8, 2.5):
+        with pytest.raises(ValueError, match="^batch=.* cannot be trained; give a whole number"):
+            preset("paper", "moco", data, batch=wrong)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def judge(
         raise DatasetError(f"{data.name} has no {empty[0]} images, which judging needs; prepare it with another split")
     place = _place(run, data, plan, settings)
     if kept := from_first(lambda: read_kept(place)[0]):
-        return json.loads(kept)
+        return json.loads(kept) | {"judged_on": data.name}  # the same images may have another name
     started, seed = time.perf_counter(), run.recipe.seed
     rows, test, weights = label_subset(data, fraction, subset_seed(seed, subset)), data.rows("test"), {}
     if protocol == "finetune":

@@ -107,7 +107,7 @@ def distribution_lab(
         if np.isnan(gap["auc"]).any():
             numbers["AUC of both models"] = "not defined: these test images are all of one kind"
         alt = f"Two cumulative distributions of the probability of {column} with a threshold and the largest gap."
-        return draw_gap(gap, threshold, ("fewer labels", "all labels"), column), alt, numbers
+        return draw_gap(gap, threshold, ("first model", "second model"), column), alt, numbers
 
     controls = {
         "pair": Dropdown(options=list(outputs), description="models"),

@@ -24,7 +24,7 @@ def label_draws(features: dict[str, np.ndarray], data: MedicalImages, plan: Eval
     Args:
         features: (n, D) of "train", "val" and "test" each.
         data, plan: see `linear_evaluation`.
-        seeds: label subsets of each fraction.
+        seeds: label subsets of each fraction, two or more.
     Returns:
         By fraction and seed: `rows`, the labelled ones; `probabilities` (m, L) on test; and their macro `auc` with its
         95% interval `low`, `high` over test patients.

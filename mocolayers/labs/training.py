@@ -36,7 +36,7 @@ def watch(
         beside: name and history of other runs.
     """
     shown, drawn = DisplayHandle(), 0.0
-    shown.display({"text/plain": "the curves come with the first steps"}, raw=True)
+    shown.display({"text/plain": "the curves come with the first steps; an untrained arm has none"}, raw=True)
 
     def draw(history: pd.DataFrame) -> None:
         title = f"{recipe.arm}: step {history['step'].max():.0f} of {recipe.steps}"

@@ -28,7 +28,7 @@ ARM_COLOURS = {
 }
 ARM_MARKERS = dict(zip(ARM_COLOURS, "XPos^Dv*", strict=True))
 OTHER_COLOURS = ("#7B4A12", "#6A3D9A", "#8A9A00", "#AA0044")  # of what is no arm of the package
-OTHER_MARKERS = "<>hp"
+OTHER_MARKERS = "<>hpd"  # one more than colours: a colour that returns has another marker
 STAGE_COLOURS = ("#fcbba1", "#fb6a4a", "#cb181d", "#67000d")
 
 matplotlib.rc("axes", titlesize=12, titleweight="bold", titlelocation="left", grid=True, axisbelow=True)
@@ -84,7 +84,7 @@ def looks(names: Iterable[str]) -> dict[str, dict]:
     arms = [arm for arm in ARM_COLOURS if arm in names]
     found = {arm: {"color": ARM_COLOURS[arm], "marker": ARM_MARKERS[arm]} for arm in arms}
     colours = cycle(OTHER_COLOURS if arms else list(ARM_COLOURS.values())[2:])
-    markers = cycle(OTHER_MARKERS if arms else list(ARM_MARKERS.values())[2:])
+    markers = cycle(OTHER_MARKERS if arms else [*ARM_MARKERS.values()][2:] + ["<"])
     return found | {name: {"color": next(colours), "marker": next(markers)} for name in names if name not in found}
 
 
@@ -115,8 +115,8 @@ def panels(
 ) -> Figure:
     """The points of a table: one panel per value of its column "panel", one colour and marker per value of `by`.
 
-    Columns "low" and "high" become whiskers. If y holds names, they are listed downwards and whiskers go sideways.
-    A row without x, or without a name, is a dashed line across its panel, such as chance.
+    Columns "low" and "high" become whiskers; if both are on one side of a point, they begin at it. If y holds names,
+    they are listed downwards and whiskers go sideways. A row without x or a name is a dashed line across its panel.
 
     Args:
         table: a pandas table with one row per point.
@@ -157,7 +157,7 @@ def panels(
             part = part.dropna(subset=[place, value])
             if part.empty:
                 continue
-            ends = [part[value] - part["low"], part["high"] - part[value]] if whiskers else None
+            ends = [(part[value] - part["low"]).clip(0), (part["high"] - part[value]).clip(0)] if whiskers else None
             look = look | {"xerr" if names else "yerr": ends, "label": None if named else name}
             look |= {"linestyle": "-" if join else "none", "markevery": max(1, len(part) // 40)}
             drawn = axis.errorbar(part[x], part[y], **look, ms=5 if len(part) < 12 else 3, capsize=2).get_children()

@@ -119,7 +119,7 @@ def _run(notebook: Path, values: dict, folder: Path, force: bool) -> dict:
 def _executed(notebook: Path, values: dict, folder: Path, force: bool) -> dict:
     target, stamp = folder / notebook.name, folder / f"{notebook.stem}.json"
     code, before = code_fingerprint(notebook, values), _read(stamp)
-    if not force and target.is_file() and before.get("fingerprint") == code + data_fingerprint(values["DATASET"]):
+    if not force and target.is_file() and before.get("fingerprint") == code + data_fingerprint():
         return before | {"status": "skipped"}
     folder.mkdir(parents=True, exist_ok=True)
     row = {"dataset": values["DATASET"], "preset": values["PRESET"], "seed": values["SEED"], "notebook": notebook.stem}
@@ -132,7 +132,7 @@ def _executed(notebook: Path, values: dict, folder: Path, force: bool) -> dict:
     row |= {"seconds": round(time.perf_counter() - started, 1), "status": "failed" if row["error"] else "done"}
     print("  {notebook}: {status} in {seconds:.0f} s, {megabytes} MB  {error}".format(**row).rstrip(), flush=True)
     # The code as it was when the notebook started; the data as they are now, for the notebook may have made them.
-    row["fingerprint"] = "" if row["error"] else code + data_fingerprint(values["DATASET"])
+    row["fingerprint"] = "" if row["error"] else code + data_fingerprint()
     for name, path in (("written", target), ("failed", failed)):
         row[name] = _digest(path.read_bytes()) if path.is_file() else ""
     atomic_write(stamp, lambda path: path.write_text(json.dumps(row, indent=1)))
@@ -227,11 +227,11 @@ def code_fingerprint(notebook: Path, values: dict) -> str:
     return _digest(about.encode(), *(path.read_bytes() for path in sorted(read)))
 
 
-def data_fingerprint(dataset: str) -> str:
-    """Changes with the prepared data set; for "auto" with any of them, since another one may be chosen."""
+def data_fingerprint() -> str:
+    """Changes with any prepared data set: "auto" may choose another one, and a notebook may read several."""
     folders = sorted(card.parent for card in data_folder().glob("*/card.json"))
     small = ("card.json", "labels.npy", "patients.npy", "split.npy")  # labels may have been corrected by hand
-    files = [folder / name for folder in folders if dataset in ("auto", folder.name) for name in small]
+    files = [folder / name for folder in folders for name in small]
     return _digest(*(file.read_bytes() for file in files if file.is_file()))
 
 

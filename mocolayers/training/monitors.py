@@ -23,11 +23,12 @@ def measurements(output: MoCoOutput) -> dict[str, Tensor]:
         `embedding_std` and `effective_rank` of the queries, which say whether they have collapsed: the rank is exp of
         the entropy of the normalised singular values of centred queries (Roy and Vetterli 2007), 1 at worst; and per
         stage, on averages over its map, raw MSE, scale-free distance, feature norm, and mean cross-correlations.
+        (The loss's `pool` averages it first; places that two of its cells share count twice.)
     """
     values = torch.linalg.svdvals(output.q - output.q.mean(dim=0))
     share = values / values.sum().clamp_min(1e-12)
     row = {"loss": output.loss, **output.terms}
-    row["contrastive_accuracy"] = (output.logits.argmax(dim=1) == 0).float().mean()
+    row["contrastive_accuracy"] = (output.logits[:, 1:] < output.logits[:, :1]).all(dim=1).float().mean()
     row["embedding_std"] = output.q.std(dim=0).mean()
     row["effective_rank"] = torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
     for number, (u, v) in enumerate(zip(output.query_stages, output.key_stages, strict=True), start=1):

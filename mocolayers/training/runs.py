@@ -156,24 +156,24 @@ def unfilled(build: Callable[[], Module]) -> Module:
 
 def save_weights(model: Module, path: Path, recipe: Recipe | None = None) -> None:
     """Write a model's state as safetensors; an encoder's says with the recipe which images it wants."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    about = {"sha256": _digest(state)}
+    about = {}
     if recipe:
         names = ("layout", "width", "stem", "channels", "side", "arm", "dataset", "seed", "key")
         about |= {name: getattr(recipe, name) for name in names}
         about["input"] = "pixels from 0 to 1, without mean and standard deviation"
-    _save(path, state, about)
+    _save(path, model.state_dict(), about)
 
 
-def _save(path: Path, state: dict[str, Tensor], about: dict) -> None:
+def _save(path: Path, tensors: dict[str, Tensor], about: dict, said: str | None = None) -> None:
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    about = about | {"sha256": _digest(state, said)}
     # One entry: safetensors writes several in a random order, and equal weights would be unequal files.
     write_file(path, lambda temporary: save_file(state, temporary, {"about": json.dumps(about, sort_keys=True)}))
 
 
 def save_kept(path: Path, tensors: dict[str, Tensor], said: str = "") -> None:
     """Write tensors that can be made again, and a text about them, with a checksum of both."""
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    _save(path, tensors, {"said": said, "sha256": _digest(tensors, said)})
+    _save(path, tensors, {"said": said}, said)
 
 
 def read_kept(path: Path) -> tuple[str, dict[str, Tensor]]:
@@ -206,11 +206,15 @@ def _digest(state: dict[str, Tensor], said: str | None = None) -> str:
 
 
 def transform(recipe: Recipe):
-    """What turns a PIL image into the (C, side, side) in [0, 1] that an encoder of this recipe wants."""
+    """What turns a square PIL image of 8 bits into the (C, side, side) in [0, 1] that the recipe's encoder wants."""
     from torchvision.transforms import v2
 
-    colours = v2.RGB() if recipe.channels == 3 else v2.Grayscale()
-    return v2.Compose([v2.ToImage(), colours, v2.Resize([recipe.side] * 2), v2.ToDtype(torch.float32, scale=True)])
+    def plain(image):
+        if image.width != image.height or image.mode[0] in "IF":
+            raise ValueError(f"{image}: make it square and of eight bits, as the images of the training were made")
+        return image.convert("RGB" if recipe.channels == 3 else "L")
+
+    return v2.Compose([plain, v2.ToImage(), v2.Resize([recipe.side] * 2), v2.ToDtype(torch.float32, scale=True)])
 
 
 def initial_weights(path: Path) -> tuple[dict[str, Tensor], str, str]:
