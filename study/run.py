@@ -250,7 +250,7 @@ def planned(series: str, scores: pd.DataFrame, datasets=(), arms=(), seeds=(), s
         return _gate(make, scores, datasets, seeds or size.tuning)
     # A choice from half a series would be another one when it is whole.
     if missing(planned("gate", scores, datasets, scale=scale), scores):
-        raise ValueError("the series gate is not complete; run it first, with the other options as they are: --series gate")
+        raise ValueError("the series gate is not complete; run it first, with these options and --series gate")
     shared = {name: setting_of(name, scores) for name in datasets}
     if series == "weights":
         tried = {arm: protocol.WEIGHTS.get(arm, (1.0,)) for arm in arms or protocol.WEIGHTS}
