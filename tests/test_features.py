@@ -15,7 +15,7 @@ from mocolayers.training.monitors import knn_monitor
 def test_global_averages_of_stage_four_are_the_embedding(pretrained):
     data, run = pretrained()
     encoder, rows = run.load_encoder(), data.rows("test")
-    features = stage_features(encoder, data, rows)
+    features = stage_features(encoder, data, rows, device="cpu")
     assert [f.shape[1] for f in features] == encoder.stage_channels
     with torch.no_grad():
         whole = torch.cat([encoder(x).embedding for x in batches(data, rows, torch.device("cpu"), 250)])
@@ -108,7 +108,7 @@ def test_out_of_memory_is_one_line_with_batch_and_side(pretrained, monkeypatch):
 
     monkeypatch.setattr(type(run.load_encoder()), "forward", fails)
     with pytest.raises(RunError, match="out of memory: a batch of 250 images of 16 px.*--side.*--device cpu") as caught:
-        run_features(run, data)
+        run_features(run, data, device="cpu")
     assert "\n" not in str(caught.value)
 
 

@@ -227,8 +227,8 @@ def test_the_device_is_the_one_asked_for(pretrained, way, monkeypatch):
 
 def test_a_kept_classifier_predicts_what_its_row_was_scored_on(pretrained):
     data, run = pretrained(task="multiclass")
-    made, probabilities = fine_tuned(run, data, 0.1, 0, PLAN)
-    read, again = fine_tuned(run, data, 0.1, 0, PLAN)
+    made, probabilities = fine_tuned(run, data, 0.1, 0, PLAN, "cpu")
+    read, again = fine_tuned(run, data, 0.1, 0, PLAN, "cpu")
     for model, p in ((made, probabilities), (read, again)):
         assert np.allclose(model.predict(data, data.rows("test")), p, atol=1e-6) and not model.training
     assert probabilities.shape == (len(data.rows("test")), 3)
