@@ -77,12 +77,13 @@ def unpack(archives: list[Path], out: Path) -> Path:
             for archive in archives:
                 done = partial / f".{archive.name}.done"
                 if not done.is_file():
-                    before = {name for file in partial.glob(".*.done") for name in file.read_text("utf-8").split("\0")}
+                    told = [os.fsdecode(file.read_bytes()) for file in partial.glob(".*.done")]
+                    before = set("\0".join(told).split("\0"))
                     names = {os.path.normpath(name) for name in _unpack_one(archive, partial)}
                     if twice := [name for name in names & before if name.lower().endswith(tuple(ENDINGS))]:
                         remedy = "unpack each into a folder of its own name, and pass the folder that holds these"
                         raise DatasetError(f"{archive} and another archive both hold {min(twice)}; {remedy}")
-                    done.write_text("\0".join(names), "utf-8")
+                    done.write_bytes(os.fsencode("\0".join(names)))
             partial.rename(target)
     return target
 

@@ -367,6 +367,8 @@ def test_two_archives_that_hold_pictures_of_one_name_are_refused(tmp_path):
         with zipfile.ZipFile(tmp_path / f"{part}.zip", "w") as file:
             file.writestr("README.txt", part)
             file.writestr("a/1.png", part)
+    with tarfile.open(tmp_path / "first.tar", "w") as file:
+        file.addfile(tarfile.TarInfo("b/\udcff.png"))  # a name in no encoding
     for _ in range(2):  # also when it is tried again
         with pytest.raises(DatasetError, match="train.zip and another archive both hold a/1.png; unpack each into"):
             sources.open_source(tmp_path, "anything", tmp_path / "out", "")

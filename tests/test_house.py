@@ -31,7 +31,7 @@ LINES = {
     "labs": (900, 1081, 737, ("labs",)),
     "notebook": (450, 781, 557, ("notebook",)),
     "study": (850, 1311, 826, ("study",)),
-    "data_scripts": (1900, 2609, 1943, ("data_scripts",)),
+    "data_scripts": (1900, 2610, 1944, ("data_scripts",)),
 }
 PICTURES = ("matplotlib", "IPython", "ipywidgets")
 NUMBERS = [name for name in MODULES if "figures" not in name and not name.endswith("__main__")]
