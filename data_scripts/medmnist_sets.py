@@ -89,7 +89,7 @@ def main(args) -> None:
     name, info = args.set, INFO[args.set]
     with tempfile.TemporaryDirectory() as folder:
         if args.source and not args.source.is_file():
-            raise DatasetError(f"{args.source} is no file; --source wants the .npz file of {name}")
+            raise DatasetError(f"{args.source} does not exist, or is a folder; --source wants the .npz file of {name}")
         path = args.source or fetch(name, args.side, Path(folder))
         sure = verified(path, name, args.side, args.allow_unverified)
         images, labels, split = read(path)
